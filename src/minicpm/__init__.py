@@ -1,0 +1,25 @@
+"""MiniCPM on end-side devices: run, serve, shrink, tune, measure and ship.
+
+Importing this loads neither torch nor transformers; the names below are fetched when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minicpm.engine.llm import LLM as LLM
+    from minicpm.sampling import SamplingParams as SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+_HOMES = {"LLM": "minicpm.engine.llm", "SamplingParams": "minicpm.sampling"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minicpm' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

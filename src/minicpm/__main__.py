@@ -1,0 +1,7 @@
+"""`python -m minicpm` is the `minicpm` command."""
+
+import sys
+
+from minicpm.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,73 @@
+"""`minicpm VERB ...`: finds the verb's file, prints errors as one sentence, sets the exit code.
+
+Exit codes: 0 done, 1 failed with a message, 2 wrong usage, 130 interrupted.
+Each verb is a module here with `add_arguments(parser)` and `run(args) -> int`; only the chosen one is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from minicpm import __version__
+from minicpm.errors import MiniCPMError
+
+# verb -> (module, one line of help), in the order of a user's day.
+VERBS: dict[str, tuple[str, str]] = {
+    "chat": ("chat", "talk with a model"),
+    "run": ("run", "complete prompts from arguments, a file or stdin"),
+    "pull": ("pull", "download a model"),
+    "list": ("list", "list the models on this machine"),
+    "rm": ("rm", "remove a downloaded model"),
+    "info": ("info", "show what a model folder holds and what it needs"),
+    "convert": ("convert", "write a model in another format"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parse(argv)
+        module = import_module(f"minicpm.cli.{VERBS[args.verb][0]}")
+        return int(module.run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`| head`); point stdout elsewhere so that the interpreter's exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (MiniCPMError, ValueError, OSError) as error:
+        if os.environ.get("MINICPM_TRACEBACK") == "1":
+            raise
+        print(f"minicpm: {_one_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="minicpm",
+        description="MiniCPM on end-side devices. 'minicpm VERB --help' tells more.",
+    )
+    parser.add_argument("--version", action="version", version=f"minicpm {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for verb, (module, summary) in VERBS.items():
+        verb_parser = verbs.add_parser(verb, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if verb == chosen:
+            import_module(f"minicpm.cli.{module}").add_arguments(verb_parser)
+    return parser.parse_args(argv)
+
+
+def _one_sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

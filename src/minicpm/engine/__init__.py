@@ -1,0 +1,1 @@
+"""From requests to text: the public LLM and the backends that compute for it."""

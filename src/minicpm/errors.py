@@ -1,0 +1,40 @@
+"""Every error a user of the package may want to catch.
+
+A message says what was wrong, what was expected and what to do next. The command line prints it and
+exits with 1. A bad argument of a Python call is a plain ValueError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MiniCPMError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+
+class ModelError(MiniCPMError):
+    """A model cannot be used: unknown family, impossible configuration, not enough memory."""
+
+
+class FormatError(MiniCPMError):
+    """A file is damaged, hostile or not what its name says. `path` names the file."""
+
+    def __init__(self, path: str | Path, problem: str):
+        self.path = Path(path)
+        super().__init__(f"{path}: {problem}")
+
+
+class GenerationError(MiniCPMError):
+    """A request cannot be answered, e.g. the prompt is longer than the model's context."""
+
+
+class HubError(MiniCPMError):
+    """A model cannot be found, fetched or verified."""
+
+
+class MissingExtra(MiniCPMError):
+    """A part of the package needs a library that is not installed."""
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(f"{what} needs the '{extra}' extra; install it with: pip install 'minicpm[{extra}]'")

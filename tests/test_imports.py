@@ -1,0 +1,104 @@
+"""The house's rules: imports point down, torch stays in its rooms, importing is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "minicpm"
+
+# Rooms from the ground up; a room may import its own level's lower neighbours only through a smaller number.
+LEVELS: dict[str, int] = {
+    "errors": 0, "progress": 0,
+    "native": 1, "chat": 1, "tokenizer": 1, "sampling": 1, "hub": 1,
+    "vision": 2, "formats": 2,
+    "quant": 3,
+    "models": 4,
+    "engine": 5, "train": 5,
+    "eval": 6,
+    "cli": 7, "server": 7, "demo": 7, "compat": 7,
+}  # fmt: skip
+# The root holds __version__ and lazy names; anybody may read it.
+TORCH_ROOMS = ("models", "train", "compat", "engine.torch")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module a file imports, at the top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the room's name"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+SOURCES = sorted(
+    path
+    for path in SOURCE.rglob("*.py")
+    if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_name(path))
+def test_imports_point_down(path: Path):
+    room = module_name(path).split(".")[0]
+    for module in imported_modules(path):
+        if module.startswith("minicpm.") and (other := module.split(".")[1]) in LEVELS and other != room:
+            assert LEVELS[other] <= LEVELS[room], f"{room} may not import {other}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_name(path))
+def test_torch_stays_in_its_rooms(path: Path):
+    name = module_name(path)
+    if not name.startswith(TORCH_ROOMS):
+        heavy = {m.split(".")[0] for m in imported_modules(path)} & {
+            "torch",
+            "transformers",
+            "accelerate",
+            "peft",
+            "trl",
+        }
+        assert not heavy, f"{name} imports {heavy}"
+
+
+def test_no_cycle_between_rooms_of_one_level():
+    edges: dict[str, set[str]] = {}
+    for path in SOURCES:
+        room = module_name(path).split(".")[0]
+        others = {m.split(".")[1] for m in imported_modules(path) if m.startswith("minicpm.")}
+        edges.setdefault(room, set()).update(o for o in others if o in LEVELS and o != room)
+    for room, others in edges.items():
+        for other in others:
+            assert room not in edges.get(other, ()), f"{room} and {other} import each other"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-c", "import minicpm"], ["-m", "minicpm", "--help"]], ids=["import", "help"]
+)
+def test_starting_loads_nothing_heavy(arguments: list[str]):
+    code = (
+        "import runpy, sys\n"
+        f"arguments = {arguments!r}\n"
+        "if arguments[0] == '-c': exec(arguments[1])\n"
+        "else:\n"
+        "    sys.argv = ['minicpm', *arguments[2:]]\n"
+        "    try: runpy.run_module(arguments[1], run_name='__main__')\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'tokenizers', 'jinja2', 'prompt_toolkit', 'gradio'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)), len(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = next(line for line in done.stdout.splitlines() if line.startswith("LOADED"))
+    assert loaded.startswith("LOADED []"), loaded
