@@ -45,9 +45,7 @@ def module_name(path: Path) -> str:
 
 
 SOURCES = sorted(
-    path
-    for path in SOURCE.rglob("*.py")
-    if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
+    path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
 )
 
 
@@ -84,9 +82,7 @@ def test_no_cycle_between_rooms_of_one_level():
             assert room not in edges.get(other, ()), f"{room} and {other} import each other"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-c", "import minicpm"], ["-m", "minicpm", "--help"]], ids=["import", "help"]
-)
+@pytest.mark.parametrize("arguments", [["-c", "import minicpm"], ["-m", "minicpm", "--help"]], ids=["import", "help"])
 def test_starting_loads_nothing_heavy(arguments: list[str]):
     code = (
         "import runpy, sys\n"

@@ -47,9 +47,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.type not in ("linear", "dynamic"):
-            raise ModelError(
-                f"rope_scaling type {self.type!r} is not supported; MiniCPM has 'linear' and 'dynamic'"
-            )
+            raise ModelError(f"rope_scaling type {self.type!r} is not supported; MiniCPM has 'linear' and 'dynamic'")
         if not (_is_number(self.factor) and 1.0 < self.factor <= 1024.0):
             raise ModelError(f"rope_scaling factor must be a number above 1, got {self.factor!r}")
 
@@ -224,9 +222,7 @@ class DecoderConfig:
         config = cls(**known)
         head_dim = raw.get("head_dim")
         if head_dim is not None and head_dim != config.head_dim:
-            raise ModelError(
-                f"head_dim {head_dim} differs from hidden_size / num_attention_heads = {config.head_dim}"
-            )
+            raise ModelError(f"head_dim {head_dim} differs from hidden_size / num_attention_heads = {config.head_dim}")
         return config
 
 
@@ -270,9 +266,7 @@ def _require_minicpm_decoder(raw: dict[str, Any]) -> None:
     if model_type is None and "MiniCPMForCausalLM" in names and all(key in raw for key in MUP_KEYS):
         return
     found = f"model_type {model_type!r}, architectures {list(names)}"
-    raise ModelError(
-        f"not a MiniCPM configuration ({found}); expected MiniCPMForCausalLM with {', '.join(MUP_KEYS)}"
-    )
+    raise ModelError(f"not a MiniCPM configuration ({found}); expected MiniCPMForCausalLM with {', '.join(MUP_KEYS)}")
 
 
 def _rope_scaling(raw: object) -> RopeScaling | None:
@@ -305,7 +299,5 @@ def _check_positive(name: str, value: object) -> None:
 
 
 def _check_token_id(name: str, value: object) -> None:
-    if value is not None and (
-        not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31
-    ):
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31):
         raise ModelError(f"{name} must be a token id or null, got {value!r}")

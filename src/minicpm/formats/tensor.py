@@ -55,9 +55,7 @@ class TensorView:
             raise ValueError(f"{self.name}: dtype {self.dtype} is none of {', '.join(STORAGE_DTYPES)}")
         have = self.buffer.nbytes
         if have != self.info.nbytes:
-            raise ValueError(
-                f"{self.name}: {self.dtype}{list(self.shape)} takes {self.info.nbytes} bytes, got {have}"
-            )
+            raise ValueError(f"{self.name}: {self.dtype}{list(self.shape)} takes {self.info.nbytes} bytes, got {have}")
 
     @property
     def info(self) -> TensorInfo:
