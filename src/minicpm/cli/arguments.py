@@ -1,0 +1,80 @@
+"""Arguments that several verbs share, and what they mean: the model, its backend, the sampling."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minicpm.engine.llm import LLM
+    from minicpm.sampling import SamplingParams
+
+# Option -> type and help; defaults are SamplingParams' own.
+_SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
+    "max_tokens": (int, "longest answer in tokens (default: what the context leaves)"),
+    "temperature": (float, "0 always takes the likeliest token; higher is more varied"),
+    "top_p": (float, "keep the likeliest tokens that add up to this probability"),
+    "top_k": (int, "keep only this many likeliest tokens; 0 keeps all"),
+    "min_p": (float, "drop tokens below this fraction of the likeliest one's probability"),
+    "repetition_penalty": (float, "above 1 discourages tokens that were there before"),
+    "presence_penalty": (float, "subtracted from every token the answer already holds"),
+    "frequency_penalty": (float, "the same, times how often it holds it"),
+    "seed": (int, "same seed, same answer; random when left out"),
+}
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", help="folder, or name to look up and download (see 'minicpm list')")
+    parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model and how it is run."""
+    add_model_argument(parser)
+    group = parser.add_argument_group("engine")
+    group.add_argument("--backend", default="auto", help="what computes: auto or torch (default: auto)")
+    group.add_argument("--dtype", default="auto", help="auto (the model's own), float32, bfloat16 or float16")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--context", type=int, metavar="TOKENS", help="longest conversation (default: the model's own)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per physical core)")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    from minicpm.sampling import SamplingParams
+
+    defaults = SamplingParams()
+    group = parser.add_argument_group("sampling")
+    for name, (kind, explanation) in _SAMPLING_OPTIONS.items():
+        default = getattr(defaults, name)
+        shown = "" if default is None else f" (default: {default:g})"
+        metavar = "N" if kind is int else "X"
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=explanation + shown)
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text (repeatable)")
+
+
+def sampling_from(args: argparse.Namespace) -> SamplingParams:
+    """SamplingParams of the given flags; ValueError when a value is out of range."""
+    from minicpm.sampling import SamplingParams
+
+    given: dict[str, Any] = {name: getattr(args, name) for name in _SAMPLING_OPTIONS if getattr(args, name) is not None}
+    if args.stop:
+        given["stop"] = tuple(args.stop)
+    return SamplingParams(**given)
+
+
+def load_llm(args: argparse.Namespace, *, max_batch: int = 1) -> LLM:
+    """Load the model the arguments name; progress of a download goes to stderr."""
+    from minicpm.cli.progress import TerminalProgress
+    from minicpm.engine.llm import LLM
+
+    return LLM(
+        args.model,
+        backend=args.backend,
+        dtype=args.dtype,
+        device=args.device,
+        context=args.context,
+        threads=args.threads,
+        max_batch=max_batch,
+        offline=args.offline,
+        progress=TerminalProgress(),
+    )

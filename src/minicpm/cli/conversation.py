@@ -1,0 +1,78 @@
+"""A conversation as the terminal keeps it: its messages, undo, and its file (JSON Lines, one message a line)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from minicpm.chat import Message, validate_messages
+from minicpm.errors import FormatError
+
+MAX_CONVERSATION_BYTES = 64 << 20
+
+
+class Conversation:
+    """Messages from the system text on; user and assistant take turns."""
+
+    def __init__(self, messages: list[Message] | None = None):
+        self.messages: list[Message] = list(messages or [])
+
+    @property
+    def system(self) -> str:
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else ""
+
+    @system.setter
+    def system(self, text: str) -> None:
+        rest = self.messages[1:] if self.system else self.messages
+        self.messages = ([{"role": "system", "content": text}] if text else []) + rest
+
+    @property
+    def turns(self) -> int:
+        return sum(message["role"] == "user" for message in self.messages)
+
+    def add(self, role: str, content: str) -> None:
+        self.messages.append({"role": role, "content": content})
+
+    def clear(self) -> None:
+        """Forget all turns; the system text stays."""
+        self.messages = self.messages[:1] if self.system else []
+
+    def undo(self) -> str | None:
+        """Take back the last question and its answer; returns the question, None if there is none."""
+        for i in range(len(self.messages) - 1, -1, -1):
+            if self.messages[i]["role"] == "user":
+                question = self.messages[i]["content"]
+                self.messages = self.messages[:i]
+                return question
+        return None
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, readable by its owner alone; a crash leaves the old file or the new one, whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as f:
+                f.writelines(json.dumps(message, ensure_ascii=False) + "\n" for message in self.messages)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Conversation:
+        """Read a saved conversation; FormatError names the line that is wrong."""
+        if path.stat().st_size > MAX_CONVERSATION_BYTES:
+            raise FormatError(path, f"more than {MAX_CONVERSATION_BYTES >> 20} MiB is no conversation")
+        messages: list[Message] = []
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                message = json.loads(line)
+                validate_messages([message])
+            except (ValueError, RecursionError) as error:
+                raise FormatError(path, f"line {number}: {error}") from error
+            messages.append(message)
+        return cls(messages)

@@ -1,0 +1,180 @@
+"""One request and what comes of it: the pieces it streams and the completion they join to."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from minicpm.chat import StopMatcher
+from minicpm.engine.backend import KVSequence
+from minicpm.sampling import SampledToken, Sampler, SamplingParams
+from minicpm.tokenizer import Detokenizer, Tokenizer
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts; `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds and rates of one request, as its user felt them."""
+
+    first_token_s: float
+    total_s: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer. `seed` reproduces it on the same backend and weights."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[SampledToken, ...] | None
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that became final; the last piece of a request carries the whole completion."""
+
+    index: int
+    text: str
+    completion: Completion | None = None
+
+
+class Request:
+    """A prompt on its way to a completion: what was computed, sampled and said so far."""
+
+    def __init__(
+        self,
+        index: int,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        max_new_tokens: int,
+        rope_length: int,
+        eos_token_ids: frozenset[int],
+    ):
+        self.index = index
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.seed = seed
+        self.max_new_tokens = max_new_tokens
+        self.rope_length = rope_length
+        self.new_ids: list[int] = []
+        self.sequence: KVSequence | None = None
+        self.cached_tokens = 0
+        self.is_cancelled = False
+        self.finish_reason: FinishReason | None = None
+        self._sampler = Sampler(params, seed, prompt_ids)
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop_matcher = StopMatcher(params.stop)
+        self._ending_ids = frozenset() if params.ignore_eos else eos_token_ids
+        self._stop_ids = frozenset(params.stop_token_ids)
+        self._sampled: list[SampledToken] = []
+        self._text: list[str] = []
+        self._clock = _Clock()
+
+    @property
+    def tokens_to_compute(self) -> list[int]:
+        """Prompt and answer tokens whose keys and values are not in the sequence yet."""
+        assert self.sequence is not None
+        held = self.sequence.length
+        if held >= len(self.prompt_ids):
+            return self.new_ids[held - len(self.prompt_ids) :]
+        return self.prompt_ids[held:] + self.new_ids
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.prompt_ids + self.new_ids
+
+    def admit(self, sequence: KVSequence) -> None:
+        """Take a sequence that may already hold the first tokens of the prompt."""
+        self.sequence = sequence
+        self.cached_tokens = sequence.length
+        self._clock.admitted()
+
+    def accept(self, logits: object) -> Piece:
+        """Sample the next token from `logits` (vocab,) float32 and return the text it made final."""
+        sampled = self._sampler.sample(logits, len(self.prompt_ids) + len(self.new_ids))
+        self._clock.sampled()
+        token_id = sampled.token_id
+        if token_id in self._ending_ids or token_id in self._stop_ids:
+            return self._finish("stop")
+        self.new_ids.append(token_id)
+        if self.params.logprobs is not None:
+            self._sampled.append(sampled)
+        text, is_stopped = self._stop_matcher.push(self._detokenizer.push(token_id))
+        self._text.append(text)
+        if is_stopped:
+            return self._finish("stop", said=text)
+        if len(self.new_ids) >= self.max_new_tokens:
+            return self._finish("length", said=text)
+        return Piece(self.index, text)
+
+    def cancel(self) -> Piece:
+        return self._finish("cancelled")
+
+    def _finish(self, reason: FinishReason, said: str = "") -> Piece:
+        rest = ""
+        if not self._stop_matcher.is_stopped:
+            rest, is_stopped = self._stop_matcher.push(self._detokenizer.flush())
+            rest += self._stop_matcher.flush()
+            if is_stopped:
+                reason = "stop"
+            self._text.append(rest)
+        self.finish_reason = reason
+        completion = Completion(
+            text="".join(self._text),
+            token_ids=tuple(self.new_ids),
+            logprobs=tuple(self._sampled) if self.params.logprobs is not None else None,
+            finish_reason=reason,
+            usage=Usage(len(self.prompt_ids), len(self.new_ids), self.cached_tokens),
+            timings=self._clock.timings(len(self.prompt_ids) - self.cached_tokens),
+            seed=self.seed,
+        )
+        return Piece(self.index, said + rest, completion)
+
+
+@dataclass
+class _Clock:
+    """Times of one request; the first sampled token ends its prefill."""
+
+    created: float = field(default_factory=time.perf_counter)
+    start: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    count: int = 0
+
+    def admitted(self) -> None:
+        self.start = time.perf_counter()
+
+    def sampled(self) -> None:
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        self.count += 1
+
+    def timings(self, prefilled_tokens: int) -> Timings:
+        prefill_s = self.first - self.start
+        decode_s = self.last - self.first
+        return Timings(
+            first_token_s=max(0.0, self.first - self.created),
+            total_s=time.perf_counter() - self.created,
+            prefill_tokens_per_s=prefilled_tokens / prefill_s if prefill_s > 0 else 0.0,
+            decode_tokens_per_s=(self.count - 1) / decode_s if decode_s > 0 else 0.0,
+        )

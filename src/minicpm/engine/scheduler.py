@@ -1,0 +1,80 @@
+"""Which tokens go into the next forward pass: running answers first, then prompts in chunks.
+
+Requests join and leave between any two steps. A long prompt is computed in chunks beside the running
+answers, so it delays each of their tokens by one chunk at most. The scheduler never touches text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from minicpm.engine.backend import Backend, Row
+from minicpm.engine.kv_cache import PrefixCache
+from minicpm.engine.request import Piece, Request
+
+PREFILL_CHUNK_TOKENS = 512  # bounds activation memory: 512 x 5760 x 4 B is 12 MB per MLP tensor of MiniCPM-2B
+
+
+class Scheduler:
+    """Runs requests on a backend, at most `max_batch` at a time, first come first served."""
+
+    def __init__(self, backend: Backend, prefixes: PrefixCache, max_batch: int):
+        self._backend = backend
+        self._prefixes = prefixes
+        self._max_batch = max_batch
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request)
+
+    def run(self) -> Iterator[Piece]:
+        """Yield pieces of all requests until each has finished; closing the iterator cancels what is left."""
+        try:
+            while self._waiting or self._running:
+                yield from self._step()
+        finally:
+            for request in self._running:
+                self._retire(request)
+            self._running.clear()
+            self._waiting.clear()
+
+    def _step(self) -> Iterator[Piece]:
+        self._admit()
+        rows, requests = self._next_batch()
+        pieces = []
+        for request, logits in zip(requests, self._backend.forward(rows)):
+            if len(logits):
+                pieces.append(request.accept(logits[-1]))
+        for piece in pieces:
+            yield piece
+        for request in [r for r in self._running if r.finish_reason is not None]:
+            self._running.remove(request)
+            self._retire(request)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._max_batch:
+            request = self._waiting.popleft()
+            request.admit(self._prefixes.take(request.prompt_ids, request.rope_length))
+            self._running.append(request)
+
+    def _next_batch(self) -> tuple[list[Row], list[Request]]:
+        rows: list[Row] = []
+        requests: list[Request] = []
+        budget = PREFILL_CHUNK_TOKENS
+        for request in sorted(self._running, key=lambda r: len(r.tokens_to_compute) > 1):
+            assert request.sequence is not None
+            tokens = request.tokens_to_compute
+            chunk = tokens if len(tokens) == 1 else tokens[:budget]
+            if not chunk:
+                continue
+            budget -= len(chunk) if len(tokens) > 1 else 0
+            is_last_chunk = len(chunk) == len(tokens)
+            rows.append(Row(request.sequence, chunk, "last" if is_last_chunk else "none"))
+            requests.append(request)
+        return rows, requests
+
+    def _retire(self, request: Request) -> None:
+        assert request.sequence is not None
+        self._prefixes.put(request.token_ids, request.sequence)

@@ -1,0 +1,193 @@
+"""The torch backend: transformers' model classes driven by one flattened ragged batch.
+
+All rows' tokens lie behind each other in a batch of one, so every projection is one matrix product over all of
+them and nothing is padded. Each row keeps its own keys and values; the cache object below files them per row
+and the attention function below attends per row. Floating point: the same request may differ in the last bits
+with what it shares a batch with; the integer backends are the ones that promise equal bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AttentionInterface, Cache
+
+from minicpm.engine.backend import Row
+from minicpm.errors import ModelError
+from minicpm.formats.config import DecoderConfig
+from minicpm.models import MiniCPMForCausalLM, load_model
+
+ATTENTION = "minicpm_ragged"
+_INITIAL_CAPACITY = 256
+
+
+class TorchSequence:
+    """Keys and values of one text: per layer (2, H_kv, capacity, D), grown by doubling.
+
+    A forward pass writes behind `length` and moves `length` only when all layers are done, so an interrupted
+    pass leaves the sequence as it was.
+    """
+
+    def __init__(self, config: DecoderConfig, rope_length: int, dtype: torch.dtype, device: torch.device):
+        self.length = 0
+        self.rope_length = rope_length
+        self._shape = (2, config.num_key_value_heads, config.head_dim)
+        self._layers: list[torch.Tensor | None] = [None] * config.num_hidden_layers
+        self._dtype, self._device = dtype, device
+        self._limit = config.context_length
+
+    def truncate(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (H_kv, T, D) keys and values behind the held ones; return all of them, (H_kv, length + T, D)."""
+        end = self.length + keys.shape[1]
+        store = self._layers[layer]
+        if store is None or store.shape[2] < end:
+            store = self._grow(layer, store, end)
+        store[0, :, self.length : end] = keys
+        store[1, :, self.length : end] = values
+        return store[0, :, :end], store[1, :, :end]
+
+    def _grow(self, layer: int, store: torch.Tensor | None, end: int) -> torch.Tensor:
+        two, heads, dim = self._shape
+        capacity = max(_INITIAL_CAPACITY, end) if store is None else max(end, min(2 * store.shape[2], self._limit))
+        grown = torch.empty((two, heads, capacity, dim), dtype=self._dtype, device=self._device)
+        if store is not None:
+            grown[:, :, : self.length] = store[:, :, : self.length]
+        self._layers[layer] = grown
+        return grown
+
+
+class _RaggedCache(Cache):
+    """Hands the model's new keys and values to the rows' sequences; attention reads them from there."""
+
+    def __init__(self, sequences: list[TorchSequence], lengths: list[int]):
+        super().__init__(layers=[])
+        self.sequences = sequences
+        self.lengths = lengths
+        self.rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):  # (1, H_kv, total_T, D)
+        keys = key_states[0].split(self.lengths, dim=1)
+        values = value_states[0].split(self.lengths, dim=1)
+        self.rows = [s.append(layer_idx, k, v) for s, k, v in zip(self.sequences, keys, values)]
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+
+def _ragged_attention(module, query, key, value, attention_mask, *, scaling, ragged, **kwargs):
+    """Attend row by row; query (1, H, total_T, D) gives (1, total_T, H, D)."""
+    cache, masks = ragged
+    outputs = []
+    for row_query, (keys, values), mask in zip(query[0].split(cache.lengths, dim=1), cache.rows, masks):
+        T, S = row_query.shape[1], keys.shape[1]
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                row_query[None],
+                keys[None],
+                values[None],
+                attn_mask=mask,
+                is_causal=mask is None and T > 1 and T == S,
+                scale=scaling,
+                enable_gqa=keys.shape[0] != row_query.shape[0],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _ragged_attention)
+
+
+class TorchBackend:
+    """Runs a MiniCPM folder with torch on a CPU or GPU, in the checkpoint's dtype or another."""
+
+    name = "torch"
+
+    def __init__(self, folder: Path, *, dtype: str = "auto", device: str = "auto", threads: int | None = None):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = torch.device(_choose_device(device))
+        self._model: MiniCPMForCausalLM = load_model(folder, dtype=dtype, device=str(self._device))
+        self._model.set_attn_implementation(ATTENTION)
+        self._model.eval()
+        self.config: DecoderConfig = self._model.config.to_decoder_config()
+        self._dtype = next(self._model.parameters()).dtype
+        self.vocab_size = self.config.vocab_size
+        self.context_length = self.config.context_length
+        self.trained_length = self.config.max_position_embeddings
+        self.eos_token_ids = self.config.eos_token_ids
+        kv_values = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
+        self.cache_bytes_per_token = kv_values * self._dtype.itemsize
+
+    def new_sequence(self, rope_length: int) -> TorchSequence:
+        return TorchSequence(self.config, rope_length, self._dtype, self._device)
+
+    def rope_key(self, length: int) -> float:
+        return self._model.model.rope_base(length)
+
+    @torch.inference_mode()
+    def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        sequences = [row.sequence for row in rows]
+        lengths = [len(row.token_ids) for row in rows]
+        token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=self._device)
+        positions = torch.cat([torch.arange(s.length, s.length + n) for s, n in zip(sequences, lengths)])
+        cache = _RaggedCache(sequences, lengths)
+        masks = [_chunk_mask(s.length, n, self._device) for s, n in zip(sequences, lengths)]
+        wanted, counts = _wanted_positions(rows)
+        logits = self._model(
+            input_ids=token_ids[None],
+            position_ids=positions[None].to(self._device),
+            past_key_values=cache,
+            logits_to_keep=torch.tensor(wanted, device=self._device),
+            rope_lengths=[s.rope_length for s in sequences],
+            ragged=(cache, masks),
+        ).logits[0]
+        for sequence, n in zip(sequences, lengths):
+            sequence.length += n
+        values = logits.float().cpu().numpy()
+        return np.split(values, np.cumsum(counts)[:-1])
+
+
+def _wanted_positions(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Flat indices whose logits are wanted, and how many of them each row has."""
+    wanted: list[int] = []
+    counts: list[int] = []
+    start = 0
+    for row in rows:
+        end = start + len(row.token_ids)
+        chosen = {"last": range(end - 1, end), "all": range(start, end), "none": range(0)}[row.logits]
+        wanted += chosen
+        counts.append(len(chosen))
+        start = end
+    return wanted, counts
+
+
+def _chunk_mask(past: int, T: int, device: torch.device) -> torch.Tensor | None:
+    """(T, past + T) booleans for a chunk behind held tokens; None where the plain causal rule says it all."""
+    if T == 1 or past == 0:
+        return None
+    return torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
+
+
+def _choose_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device 'cuda' was asked for, but this machine's torch sees no CUDA device; use device 'cpu'")
+    return device
