@@ -1,0 +1,220 @@
+"""Opening tokenizer files: what is let through, and how the pipeline is rebuilt where only tokenizer.model exists.
+
+Everything is checked before the `tokenizers` library sees it: a damaged or hostile file costs a sentence, not a crash.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minicpm.errors import FormatError
+from minicpm.tokenizer.sentencepiece import PieceType, SentencePieceModel, bpe_merges, read_sentencepiece
+
+# The real file has 6,202,715 bytes, 122,753 pieces and 171,540 merges; these are room for bigger kin, not for bombs.
+MAX_FILE_BYTES = 64 << 20
+MAX_JSON_ITEMS = 3_000_000
+MAX_VOCAB_SIZE = 1 << 19
+MAX_MERGES = 1 << 20
+MAX_ADDED_TOKENS = 1 << 14
+MAX_ADDED_TOKEN_CHARACTERS = 256
+MAX_CONFIG_BYTES = 4 << 20
+
+SPACE_MARK = "▁"
+
+
+def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, Path]:
+    """The `tokenizers.Tokenizer` of a folder and the file it came from. Raises FormatError naming the file."""
+    if (folder / "tokenizer.json").is_file():
+        source = folder / "tokenizer.json"
+        library_tokenizer = _load_json(source)
+    elif (folder / "tokenizer.model").is_file():
+        source = folder / "tokenizer.model"
+        library_tokenizer = _build_from_sentencepiece(read_sentencepiece(source))
+    else:
+        raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
+    _add_configured_tokens(library_tokenizer, config, folder / "tokenizer_config.json")
+    return library_tokenizer, source
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json as a plain object, {} where there is none. Raises FormatError if it is no JSON object."""
+    path = folder / "tokenizer_config.json"
+    return _read_json(path, MAX_CONFIG_BYTES)[0] if path.is_file() else {}
+
+
+def _read_json(path: Path, max_bytes: int) -> tuple[dict[str, Any], bytes]:
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise FormatError(path, f"{size:,} bytes, expected at most {max_bytes:,}")
+    data = path.read_bytes()
+    items = data.count(b",")
+    if items > MAX_JSON_ITEMS:
+        raise FormatError(path, f"about {items:,} JSON items, expected at most {MAX_JSON_ITEMS:,}")
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise FormatError(path, f"holds a JSON {type(raw).__name__}, expected an object")
+    return raw, data
+
+
+def _load_json(path: Path) -> Any:
+    raw, data = _read_json(path, MAX_FILE_BYTES)
+    _check_pipeline(raw, path)
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:
+        raise FormatError(path, f"the tokenizers library refuses it: {str(error)[:200]}") from error
+    except BaseException as error:
+        # A Rust panic arrives as a BaseException of a class that cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(path, "the tokenizers library cannot read it") from error
+
+
+def _check_pipeline(raw: dict[str, Any], path: Path) -> None:
+    """Let through what a SentencePiece BPE tokenizer consists of, and nothing that costs or changes more.
+
+    Regular expressions are refused: the library backtracks, so a file could make one prompt take for ever.
+    """
+    model = raw.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise FormatError(path, f"model type is {kind!r}, expected 'BPE'")
+    _check_vocab(model.get("vocab"), model.get("merges"), path)
+    if model.get("dropout"):
+        raise FormatError(path, f"model.dropout is {model['dropout']!r}: ids would be random; expected null")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise FormatError(path, f"model.{key} is {model[key]!r}, expected null")
+    _check_added_tokens(raw.get("added_tokens"), path)
+    _check_parts(raw.get("normalizer"), "normalizer", {"Prepend", "Replace"}, path)
+    _check_parts(raw.get("pre_tokenizer"), "pre_tokenizer", {"Metaspace"}, path)
+    _check_parts(raw.get("post_processor"), "post_processor", {"TemplateProcessing"}, path)
+
+
+def _check_vocab(vocab: object, merges: object, path: Path) -> None:
+    if not isinstance(vocab, dict) or not vocab:
+        raise FormatError(path, "model.vocab is not an object of pieces")
+    if len(vocab) > MAX_VOCAB_SIZE:
+        raise FormatError(path, f"model.vocab has {len(vocab):,} pieces, expected at most {MAX_VOCAB_SIZE:,}")
+    if not isinstance(merges, list):
+        raise FormatError(path, "model.merges is not a list")
+    if len(merges) > MAX_MERGES:
+        raise FormatError(path, f"model.merges has {len(merges):,} entries, expected at most {MAX_MERGES:,}")
+    ids = set(vocab.values()) if all(type(i) is int for i in vocab.values()) else set()
+    if len(ids) != len(vocab) or min(ids) < 0 or max(ids) >= 2 * MAX_VOCAB_SIZE:
+        raise FormatError(path, "model.vocab must give every piece its own id, counted from 0")
+
+
+def _check_added_tokens(added: object, path: Path) -> None:
+    if added is None:
+        return
+    if not isinstance(added, list) or len(added) > MAX_ADDED_TOKENS:
+        raise FormatError(path, f"added_tokens must be a list of at most {MAX_ADDED_TOKENS:,} tokens")
+    for token in added:
+        content = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(content, str) or not 0 < len(content) <= MAX_ADDED_TOKEN_CHARACTERS:
+            raise FormatError(path, f"added_tokens holds {str(token)[:80]!r}, which is no token")
+
+
+def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> None:
+    parts: Any = [] if part is None else [part]
+    if isinstance(part, dict) and part.get("type") == "Sequence":
+        parts = part.get(f"{field}s", part.get("processors", part.get("pretokenizers")))  # the library's three words
+    if not isinstance(parts, list) or len(parts) > 16:
+        raise FormatError(path, f"{field} is not a short list of steps")
+    for step in parts:
+        kind = step.get("type") if isinstance(step, dict) else step
+        if not isinstance(kind, str) or kind not in allowed:
+            known = ", ".join(sorted(allowed))
+            raise FormatError(path, f"{field} has the step {str(kind)[:40]!r}; MiniCPM's tokenizers have {known} only")
+        pattern = step.get("pattern")
+        if pattern is not None and not (isinstance(pattern, dict) and isinstance(pattern.get("String"), str)):
+            raise FormatError(path, f"{field} has a regular expression; expected a plain string to replace")
+
+
+def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:
+    """Whether decoding takes one leading blank away; FormatError for a decoder other than SentencePiece's."""
+    decoder = library_tokenizer.decoder
+    raw = {} if decoder is None else json.loads(decoder.__getstate__())
+    steps = raw.get("decoders", [])
+    expected: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    if steps not in (expected, [*expected, strip]):
+        kinds = [step.get("type") for step in steps] or raw.get("type")
+        raise FormatError(path, f"decoder is {kinds}, expected SentencePiece's Replace, ByteFallback, Fuse and Strip")
+    return len(steps) == 4
+
+
+def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path: Path) -> None:
+    """Honour tokenizer_config.json's added_tokens_decoder, which may know special tokens that the other file lacks."""
+    declared = config.get("added_tokens_decoder") or {}
+    if not isinstance(declared, dict) or len(declared) > MAX_ADDED_TOKENS:
+        raise FormatError(path, f"added_tokens_decoder must be an object of at most {MAX_ADDED_TOKENS:,} tokens")
+    for key in declared:
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise FormatError(path, f"added_tokens_decoder has the key {key[:40]!r}, expected a token id")
+    _check_added_tokens(list(declared.values()), path)
+    from tokenizers import AddedToken
+
+    known = library_tokenizer.get_added_tokens_decoder()
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    for token_id, raw in sorted((int(key), value) for key, value in declared.items()):
+        content = raw["content"]
+        if token_id in known and known[token_id].content == content:
+            continue
+        token = AddedToken(content, special=bool(raw.get("special")), **{f: bool(raw.get(f)) for f in flags})
+        add = library_tokenizer.add_special_tokens if token.special else library_tokenizer.add_tokens
+        add([token])
+        if library_tokenizer.token_to_id(content) != token_id:
+            raise FormatError(
+                path,
+                f"added_tokens_decoder gives {content!r} the id {token_id}, but the vocabulary gives it "
+                f"{library_tokenizer.token_to_id(content)}",
+            )
+
+
+def _build_from_sentencepiece(model: SentencePieceModel) -> Any:
+    """The pipeline of the official tokenizer.json, from tokenizer.model alone; a test proves the two equal."""
+    from tokenizers import AddedToken, decoders, models, normalizers, processors
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+    pieces = model.pieces
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = LibraryTokenizer(
+        models.BPE(
+            vocab,
+            bpe_merges(model),
+            unk_token=pieces[model.unk_id],
+            fuse_unk=True,
+            byte_fallback=model.byte_fallback,
+        )
+    )
+    # In front of every text, whatever the model's add_dummy_prefix says: so do all 2024 callers.
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)])
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE_MARK, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    special = [i for i, kind in enumerate(model.types) if kind in (PieceType.UNKNOWN, PieceType.CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(pieces[i], normalized=False, special=True) for i in special])
+    if 0 <= model.bos_id < len(pieces):
+        bos = pieces[model.bos_id]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, model.bos_id)]
+        )
+    return tokenizer

@@ -1,0 +1,195 @@
+"""Text <-> token ids, whole or one token at a time.
+
+`tokenizer.json` is loaded verbatim by the `tokenizers` library: that pipeline is the one MiniCPM was trained and served
+with, and transformers 5 rebuilds another one from the same file (docs/chat-and-sampling.md). Where a folder holds only
+`tokenizer.model`, the same pipeline is built from it. This file knows nothing of chats, models or sampling.
+
+Decoding is ours: every token is a fixed string of bytes, so a text decodes in one join and a stream decodes token by
+token to the very same characters.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from minicpm.errors import FormatError
+from minicpm.tokenizer.loading import load_library_tokenizer, read_tokenizer_config, strips_first_blank
+
+# Twice the longest context in English letters. Merging a text is slightly worse than linear: 2 s at this length.
+MAX_TEXT_CHARACTERS = 1 << 21
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE_MARK = "▁"
+
+
+class Tokenizer:
+    """A MiniCPM tokenizer; make one with `Tokenizer.from_folder(path)`. Safe to share between threads."""
+
+    def __init__(self, library_tokenizer: Any, config: dict[str, Any], source: Path):
+        self._library = library_tokenizer
+        self._source = source
+        # A file may carry the truncation of somebody's training run; ids must not depend on it.
+        self._library.no_truncation()
+        self._library.no_padding()
+        self.vocab_size: int = self._library.get_vocab_size(with_added_tokens=True)
+        self.bos_token_id = self._special_id(config, "bos_token", "<s>")
+        self.eos_token_id = self._special_id(config, "eos_token", "</s>")
+        self.adds_bos = _flag(config, "add_bos_token", True, source) and self.bos_token_id is not None
+        self._strips_first_blank = strips_first_blank(self._library, source)
+        self.special_token_ids = frozenset(
+            token_id for token_id, token in self._library.get_added_tokens_decoder().items() if token.special
+        )
+        self._bytes_by_id: dict[int, bytes] = {}
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer of a model folder: tokenizer.json, or tokenizer.model where that is all there is.
+
+        Raises FormatError naming the file when it is missing, damaged, hostile or of another kind.
+        """
+        folder = Path(path)
+        config = read_tokenizer_config(folder)
+        library_tokenizer, source = load_library_tokenizer(folder, config)
+        return cls(library_tokenizer, config, source)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a text by the tokenizer's word; a model's generation_config may name more."""
+        return () if self.eos_token_id is None else (self.eos_token_id,)
+
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """Ids of `text`, with `<s>` in front if `add_bos` and the tokenizer's configuration asks for it.
+
+        Special tokens written in the text (`</s>`) become their ids, as in every 2024 caller.
+        Raises ValueError for what is no text: another type, lone surrogates, more than MAX_TEXT_CHARACTERS.
+        """
+        _check_text(text)
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return self._with_bos(ids) if add_bos else ids
+
+    def encode_batch(self, texts: Sequence[str], *, add_bos: bool = True) -> list[list[int]]:
+        """`encode` of every text, on all cores."""
+        for text in texts:
+            _check_text(text)
+        batch = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._with_bos(encoding.ids) if add_bos else encoding.ids for encoding in batch]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`. Bytes that are no UTF-8 become one U+FFFD each; ids beyond the vocabulary are nothing.
+
+        The blank that encoding puts in front of a text is taken away again, once, at the very start.
+        """
+        data = b"".join(self.token_bytes(i, skip_special_tokens=skip_special_tokens) for i in ids)
+        text = data.decode("utf-8", _ONE_PER_BYTE)
+        return text[1:] if self._strips_first_blank and text.startswith(" ") else text
+
+    def token_bytes(self, token_id: int, *, skip_special_tokens: bool = False) -> bytes:
+        """What a token adds to the text, in UTF-8: possibly a part of a character, possibly nothing."""
+        if skip_special_tokens and token_id in self.special_token_ids:
+            return b""
+        try:
+            return self._bytes_by_id[token_id]
+        except KeyError:
+            data = self._bytes_by_id[token_id] = self._piece_bytes(token_id)
+            return data
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The piece as the vocabulary spells it (`▁the`, `<0x0A>`), or None."""
+        token: str | None = self._library.id_to_token(_checked_id(token_id))
+        return token
+
+    def token_to_id(self, token: str) -> int | None:
+        token_id: int | None = self._library.token_to_id(token)
+        return token_id
+
+    def _piece_bytes(self, token_id: int) -> bytes:
+        piece = self.id_to_token(token_id)
+        if piece is None:
+            return b""  # a head padded beyond the vocabulary (MiniCPM-2B-128k has 122,760 rows)
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace(_SPACE_MARK, " ").encode()
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        return [self.bos_token_id, *ids] if self.adds_bos else ids  # type: ignore[list-item]
+
+    def _special_id(self, config: dict[str, Any], key: str, default: str) -> int | None:
+        named = config.get(key, default)
+        if isinstance(named, dict):
+            named = named.get("content")
+        if named is None:
+            return None
+        token_id = self.token_to_id(named) if isinstance(named, str) else None
+        if token_id is None and key in config:
+            raise FormatError(self._source, f"has no token {named!r}, which tokenizer_config.json names as {key}")
+        return token_id
+
+
+class Detokenizer:
+    """Turns a stream of ids into text that never needs to be taken back.
+
+    All pieces of `push` and the last one of `flush` join to exactly `tokenizer.decode(ids)`; each costs the same,
+    however long the text already is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True):
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(_ONE_PER_BYTE)
+        self._at_start = tokenizer._strips_first_blank
+
+    def push(self, token_id: int) -> str:
+        """Text that is final once this token is known; empty while a character is incomplete."""
+        data = self._tokenizer.token_bytes(token_id, skip_special_tokens=self._skip_special_tokens)
+        return self._without_first_blank(self._utf8.decode(data))
+
+    def flush(self) -> str:
+        """What is left when no more tokens come: U+FFFD for each byte of a character that never ended."""
+        return self._without_first_blank(self._utf8.decode(b"", final=True))
+
+    def _without_first_blank(self, text: str) -> str:
+        if self._at_start and text:
+            self._at_start = False
+            return text.removeprefix(" ")
+        return text
+
+
+def _replace_malformed_bytes(error: UnicodeError) -> tuple[str, int]:
+    """One U+FFFD for every malformed byte, as SentencePiece decodes; Python's own 'replace' merges some."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+_ONE_PER_BYTE = "minicpm.one-per-byte"
+codecs.register_error(_ONE_PER_BYTE, _replace_malformed_bytes)
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a str, got {type(text).__name__}")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise ValueError(f"text has {len(text):,} characters, at most {MAX_TEXT_CHARACTERS:,} are encoded at once")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text holds half of a surrogate pair ({text[error.start]!r} at character {error.start}), "
+            "which is no Unicode character; decode the input as UTF-8 first"
+        ) from None
+
+
+def _checked_id(token_id: int) -> int:
+    token_id = int(token_id)
+    if not 0 <= token_id < 1 << 31:
+        raise ValueError(f"a token id must be from 0 to 2**31 - 1, got {token_id}")
+    return token_id
+
+
+def _flag(config: dict[str, Any], key: str, default: bool, source: Path) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise FormatError(source.with_name("tokenizer_config.json"), f"{key} must be true or false, got {value!r}")
+    return value
