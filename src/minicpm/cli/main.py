@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _parse(argv)
+        args = parse(argv)
         module = import_module(f"minicpm.cli.{VERBS[args.verb][0]}")
         return int(module.run(args))
     except KeyboardInterrupt:
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of one command; leaves with exit code 2 when they are wrong."""
     parser = argparse.ArgumentParser(
         prog="minicpm",
         description="MiniCPM on end-side devices. 'minicpm VERB --help' tells more.",

@@ -135,7 +135,7 @@ class TorchBackend:
         return TorchSequence(self.config, rope_length, self._dtype, self._device)
 
     def rope_key(self, length: int) -> float:
-        return self._model.model.rope_base(length)
+        return self.config.rope_base(length)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
@@ -151,7 +151,7 @@ class TorchBackend:
             position_ids=positions[None].to(self._device),
             past_key_values=cache,
             logits_to_keep=torch.tensor(wanted, device=self._device),
-            rope_lengths=[s.rope_length for s in sequences],
+            rope_length=torch.tensor([[s.rope_length for s, n in zip(sequences, lengths) for _ in range(n)]]),
             ragged=(cache, masks),
         ).logits[0]
         for sequence, n in zip(sequences, lengths):

@@ -103,6 +103,8 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ModelError(f"head_dim {self.head_dim} is odd; rotary position embedding needs an even one")
+        if self.head_dim == 2 and self.rope_scaling is not None and self.rope_scaling.type == "dynamic":
+            raise ModelError("dynamic rope_scaling is undefined for head_dim 2")
         if not isinstance(self.tie_word_embeddings, bool):
             raise ModelError(f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}")
         if self.dtype not in ("float32", "float16", "bfloat16"):
@@ -136,6 +138,14 @@ class DecoderConfig:
         if self.rope_scaling is None:
             return self.max_position_embeddings
         return int(self.max_position_embeddings * self.rope_scaling.factor)
+
+    def rope_base(self, length: int) -> float:
+        """Rotary base of a text of `length` tokens; only dynamic scaling past the trained positions changes it."""
+        scaling = self.rope_scaling
+        if scaling is None or scaling.type != "dynamic":
+            return self.rope_theta
+        stretch = max(1.0, scaling.factor * length / self.max_position_embeddings - (scaling.factor - 1))
+        return float(self.rope_theta * stretch ** (self.head_dim / (self.head_dim - 2)))
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Published tensor name -> shape of every stored parameter, in the order of the forward pass."""

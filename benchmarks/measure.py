@@ -1,0 +1,116 @@
+"""Run a command as a whole process and record what it cost; write results with the machine they came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("minicpm", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+SAMPLE_INTERVAL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one process: wall-clock, CPU of it and its children, and the two kinds of memory at their peaks.
+
+    File pages (memory-mapped weights) are shared with every other process and can be dropped by the system;
+    private memory cannot.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_rss_bytes: int
+    peak_private_bytes: int
+    stdout: str
+
+
+def measure(command: list[str], *, stdin: str = "", timeout_s: float = 3600) -> Cost:
+    """Run `command` to its end; raises RuntimeError with its last words if it fails."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        peaks = {"VmHWM": 0, "RssAnon": 0}
+        sampler = threading.Thread(target=_sample, args=(process, peaks), daemon=True)
+        sampler.start()
+        before = os.times()
+        out, err = process.communicate(stdin, timeout=timeout_s)
+    sampler.join()
+    after = os.times()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {err[-2000:]}")
+    cpu_s = (after.children_user + after.children_system) - (before.children_user + before.children_system)
+    return Cost(time.perf_counter() - start, cpu_s, peaks["VmHWM"], peaks["RssAnon"], out)
+
+
+def _sample(process: subprocess.Popen[str], peaks: dict[str, int]) -> None:
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name in peaks:
+                peaks[name] = max(peaks[name], int(value.split()[0]) * 1024)
+        time.sleep(SAMPLE_INTERVAL_S)
+
+
+def machine() -> dict[str, object]:
+    """What a number depends on besides our code."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_results(name: str, rows: list[dict[str, object]], note: str) -> Path:
+    """Write benchmarks/results/NAME.json, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {
+        "benchmark": name,
+        "command": " ".join(["python", *[Path(sys.argv[0]).as_posix(), *sys.argv[1:]]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "note": note,
+        "rows": rows,
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def row(what: str, cost: Cost, **more: object) -> dict[str, object]:
+    """A result row of `cost` without what the process printed."""
+    numbers = asdict(cost)
+    del numbers["stdout"]
+    return {"what": what, **{name: round(value, 2) for name, value in numbers.items()}, **more}

@@ -1,0 +1,113 @@
+"""`minicpm run` from arguments, stdin and files, in text and JSON, and its refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+GREEDY = ("--temperature", "0", "--max-tokens", "6")
+
+
+def test_one_prompt_streams_its_answer_to_stdout(minicpm, toy):
+    outcome = minicpm("run", "-m", toy, *GREEDY, "Which is higher?")
+    assert outcome.code == 0
+    assert outcome.out.strip()
+    assert outcome.err == ""
+
+
+def test_arguments_stdin_and_file_give_the_same_answer(minicpm, toy, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Which is higher?\n", encoding="utf-8")
+    by_argument = minicpm("run", "-m", toy, *GREEDY, "Which is higher?").out
+    assert minicpm("run", "-m", toy, *GREEDY, stdin="Which is higher?\n").out == by_argument
+    assert minicpm("run", "-m", toy, *GREEDY, "-f", prompts).out == by_argument
+    assert minicpm("run", "-m", toy, *GREEDY, "-f", "-", stdin="Which is higher?\n").out == by_argument
+
+
+def test_a_prompt_file_prints_the_blocks_of_the_2024_example(minicpm, toy, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("hello\n\nWhich is higher?\n", encoding="utf-8")
+    lines = minicpm("run", "-m", toy, *GREEDY, "-f", prompts).out.split("\n")
+    assert lines[:3] == ["================", "<用户>: hello", "<AI>:"]
+    assert [line for line in lines if line.startswith("<用户>: ")] == ["<用户>: hello", "<用户>: Which is higher?"]
+
+
+def test_jsonl_records_keep_their_fields_and_their_order(minicpm, toy, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    turns = [
+        {"role": "user", "content": "Mount Tai or Mount Huang"},
+        {"role": "assistant", "content": "Mount Huang."},
+        {"role": "user", "content": "Why?"},
+    ]
+    records = [{"idx": 7, "prompt": "hello"}, {"idx": 8, "messages": turns}, {"idx": 9, "prompt": "a"}]
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    answers = [json.loads(line) for line in minicpm("run", "-m", toy, *GREEDY, "--json", "-f", prompts).out.splitlines()]
+    assert [answer["idx"] for answer in answers] == [7, 8, 9]
+    assert all(answer["finish_reason"] in ("length", "stop") for answer in answers)
+    assert answers[1]["usage"]["prompt_tokens"] > answers[0]["usage"]["prompt_tokens"]
+
+
+def test_raw_continues_the_text_without_a_template(minicpm, toy):
+    raw = json.loads(minicpm("run", "-m", toy, *GREEDY, "--raw", "--json", "hello").out)
+    templated = json.loads(minicpm("run", "-m", toy, *GREEDY, "--json", "hello").out)
+    assert raw["usage"]["prompt_tokens"] < templated["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "expected"),
+    [
+        (("--temperature", "-1", "hi"), "", "temperature"),
+        (("--top-p", "1.5", "hi"), "", "top_p"),
+        (("--top-k", "-3", "hi"), "", "top_k"),
+        (("--max-tokens", "0", "hi"), "", "max_tokens"),
+        (("--repetition-penalty", "nan", "hi"), "", "repetition_penalty"),
+        (("",), "", "the prompt is empty"),
+        ((), "", "the prompt is empty"),
+        ((), b"\xff\xfe", "not UTF-8"),
+        (("x" * 9000,), "", "the context holds 2048"),
+        (("--context", "0", "hi"), "", "context must be 1 or more"),
+        (("--backend", "gpu", "hi"), "", "backend must be one of"),
+        (("--dtype", "int7", "hi"), "", "dtype must be one of"),
+        (("-f", "missing.txt"), "", "missing.txt: No such file"),
+        (("-f", "-"), "\n\n", "holds no prompt"),
+        (("-f", "-", "hi"), "", "not both"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_1(minicpm, toy, arguments, stdin, expected):
+    outcome = minicpm("run", "-m", toy, *arguments, stdin=stdin)
+    assert outcome.code == 1
+    assert expected in outcome.err
+    assert outcome.err.startswith("minicpm: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{", "line 2"),
+        ('{"text": "a"}', "line 2: expected an object with either 'prompt' or 'messages'"),
+        ('{"prompt": 3}', "line 2"),
+        ('{"messages": []}', "line 2"),
+        ('{"messages": [{"role": "robot", "content": "a"}]}', "line 2"),
+    ],
+)
+def test_a_wrong_record_is_named_by_its_line(minicpm, toy, tmp_path, line, expected):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n' + line + "\n", encoding="utf-8")
+    outcome = minicpm("run", "-m", toy, "-f", prompts)
+    assert outcome.code == 1
+    assert expected in outcome.err
+
+
+def test_wrong_usage_is_exit_code_2(minicpm, toy):
+    assert minicpm("run", "-m", toy, "--temperature", "warm", "hi").code == 2
+    assert minicpm("run", "--no-such-flag").code == 2
+    assert minicpm("dance").code == 2
+
+
+def test_a_missing_model_is_named(minicpm, tmp_path):
+    outcome = minicpm("run", "-m", tmp_path / "nowhere", "hi")
+    assert outcome.code == 1
+    assert "nowhere" in outcome.err
