@@ -1,0 +1,214 @@
+"""A model on disk, whatever form it has: its configuration and its tensors under the published names.
+
+    with open_checkpoint("MiniCPM-2B-dpo-bf16") as checkpoint:
+        view = checkpoint.read("model.norm.weight")
+
+Opening reads headers and checks names and shapes; the weights themselves are mapped and read when touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from minicpm.errors import FormatError, ModelError
+from minicpm.formats import granite, hf, llama, vllmcpm
+from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
+from minicpm.formats.folder import ModelFolder
+from minicpm.formats.mapped import TensorFile, brief
+from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# Tables that old checkpoints store although they follow from the configuration.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+# How much of a stored head is compared with the embedding that it must repeat.
+TIE_SAMPLES, TIE_SAMPLE_BYTES = 64, 1 << 16
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one format says what it is and where its weights are."""
+
+    architecture: str
+    model_type: str
+    read_config: Callable[[dict[str, Any]], DecoderConfig]
+    open_weights: Callable[[ModelFolder], dict[str, TensorFile]] = hf.open_weights
+
+
+FORMS = {
+    "vllmcpm": _Form("CPMDragonflyForCausalLM", "cpm_dragonfly", vllmcpm.read_config, vllmcpm.open_weights),
+    "granite": _Form("GraniteForCausalLM", "granite", granite.read_config),
+    "llama": _Form("LlamaForCausalLM", "llama", llama.read_config),
+    "hf": _Form("MiniCPMForCausalLM", "minicpm", hf.read_config),
+}
+
+
+class Checkpoint:
+    """An opened model folder; a context manager. Make it with `open_checkpoint`."""
+
+    path: Path
+    format: str  # "hf", "llama", "granite" or "vllmcpm"
+    config: DecoderConfig  # its dtype is that of the stored embedding
+    tensors: dict[str, TensorInfo]  # published name -> what is stored, in the order of config.parameter_shapes()
+    tokenizer_files: tuple[Path, ...]
+    folded_scales: llama.FoldedScales | None  # constants that a llama-format folder says it has folded in
+
+    def __init__(self, folder: ModelFolder, form: str, raw: dict[str, Any]):
+        self.path, self.format = folder.path, form
+        config_path = folder.path / "config.json"
+        try:
+            hf.require_no_quantization(raw)
+            config = FORMS[form].read_config(raw)
+            self.folded_scales = llama.kept_scales(raw) if form == "llama" else None
+        except ModelError as error:
+            raise ModelError(f"{config_path}: {error}") from error
+        self.tokenizer_files = tuple(folder.file(name) for name in TOKENIZER_FILES if folder.has(name))
+        stored = FORMS[form].open_weights(folder)
+        self._files = set(stored.values())
+        try:
+            self._stored = _published(folder.path, stored) if form == "vllmcpm" else {name: name for name in stored}
+            self._sources = {published: stored[name] for published, name in self._stored.items()}
+            _require_parameters(folder.path, config, self._infos())
+            if config.tie_word_embeddings and llama.HEAD in self._stored:
+                self._require_tied_head()
+            infos = self._infos()
+            self.tensors = {name: infos[name] for name in config.parameter_shapes()}
+            self.config = config.with_dtype(self.tensors[llama.EMBEDDING].dtype)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters as stored."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        return tuple(sorted(file.path for file in self._files))
+
+    def read(self, name: str) -> TensorView:
+        """The tensor of a published name, over the file's own pages; KeyError for a name not in `tensors`."""
+        self.tensors[name]
+        return self._read(name)
+
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back when it has been used; whatever was written into its view is lost."""
+        self._sources[name].release(self._stored[name])
+
+    def close(self) -> None:
+        """Close the files; views already read stay valid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _infos(self) -> dict[str, TensorInfo]:
+        stored = {name: source.tensors[self._stored[name]] for name, source in self._sources.items()}
+        return {name: TensorInfo(name, info.dtype, info.shape) for name, info in stored.items()}
+
+    def _read(self, name: str) -> TensorView:
+        return self._sources[name].read(self._stored[name]).renamed(name)
+
+    def _require_tied_head(self) -> None:
+        """A head stored beside a tied configuration must be the embedding, or the file contradicts its config."""
+        head, embedding = self._read(llama.HEAD), self._read(llama.EMBEDDING)
+        if head.dtype == embedding.dtype and _same_bytes(head.buffer, embedding.buffer):
+            return
+        raise FormatError(
+            self.path,
+            "lm_head.weight differs from model.embed_tokens.weight although the configuration ties them; "
+            "if the head is its own, set tie_word_embeddings to false in config.json",
+        )
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a model folder of any known form and check it against its configuration.
+
+    Raises ModelError for a model that is no MiniCPM (or not a folder), FormatError for damaged or hostile files.
+    """
+    folder = ModelFolder(path)
+    raw = read_config_json(folder.file("config.json"))
+    return Checkpoint(folder, recognise(raw), raw)
+
+
+def recognise(raw: dict[str, Any]) -> str:
+    """The form that a config.json belongs to; "hf" when it says nothing else, and its reader judges then."""
+    names, model_type = architecture_names(raw), raw.get("model_type")
+    for form, traits in FORMS.items():
+        if model_type == traits.model_type or (model_type is None and traits.architecture in names):
+            return form
+    return "hf"
+
+
+def _published(path: Path, stored: Mapping[str, TensorFile]) -> dict[str, str]:
+    """Published name -> stored name of a vLLM-CPM file."""
+    names: dict[str, str] = {}
+    for name in stored:
+        published = vllmcpm.published_name(name)
+        if published in names:
+            raise FormatError(path, f"{brief(name)} and {brief(names[published])} are the same tensor")
+        names[published] = name
+    return names
+
+
+def _require_parameters(path: Path, config: DecoderConfig, infos: dict[str, TensorInfo]) -> None:
+    """Every parameter is there, with its shape, in a float dtype, and nothing else is."""
+    shapes = config.parameter_shapes()
+    missing = [name for name in shapes if name not in infos]
+    if missing:
+        raise FormatError(path, f"{_some(missing)} missing from the weights; download or convert the model again")
+    optional = {llama.HEAD: (config.vocab_size, config.hidden_size)}  # beside a tied head
+    for name, info in infos.items():
+        if name.endswith(IGNORED_SUFFIXES):
+            continue
+        shape = shapes.get(name) or optional.get(name)
+        if shape is None:
+            problem = "the configuration has no such tensor (wrong number of layers, or a quantized model?)"
+            raise FormatError(path, f"{_some([n for n in infos if n not in shapes])} unexpected: {problem}")
+        if info.shape != shape:
+            raise FormatError(path, f"{name} has shape {list(info.shape)}, the configuration says {list(shape)}")
+        if info.dtype not in FLOAT_DTYPES:
+            raise FormatError(path, f"{name} is {info.dtype}; expected {', '.join(FLOAT_DTYPES)}")
+
+
+def _some(names: list[str]) -> str:
+    listed = ", ".join(brief(name).strip("'") for name in names[:3])
+    return (
+        f"{listed} and {len(names) - 3} more are"
+        if len(names) > 3
+        else f"{listed} {'is' if len(names) == 1 else 'are'}"
+    )
+
+
+def _same_bytes(one: memoryview, other: memoryview) -> bool:
+    """True when two buffers of one size are the same memory, or agree in samples spread over them.
+
+    Sampling keeps opening cheap: a head trained apart from the embedding differs everywhere.
+    """
+    first, second = np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)
+    if first.ctypes.data == second.ctypes.data:
+        return True
+    starts = np.linspace(0, max(0, first.size - TIE_SAMPLE_BYTES), TIE_SAMPLES).astype(int)
+    return all(
+        np.array_equal(first[start : start + TIE_SAMPLE_BYTES], second[start : start + TIE_SAMPLE_BYTES])
+        for start in starts
+    )

@@ -1,0 +1,207 @@
+"""A model folder: which file of it may be read, and how a new one comes into being all at once.
+
+Nothing outside the folder is read, except through the symbolic links of a Hugging Face cache, whose snapshots
+point into the `blobs` folder of the same model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from minicpm.errors import FormatError, ModelError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+class ModelFolder:
+    """An existing folder whose files are looked up by plain name."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ModelError(f"{path}: no such folder; give the folder of a model, or the name of one to pull")
+        if not self.path.is_dir():
+            raise ModelError(f"{path}: not a folder; give the folder that holds config.json and the weights")
+        self._root = self.path.resolve()
+
+    def has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
+
+    def file(self, name: str) -> Path:
+        """Path of the regular file `name`; FormatError when it is missing, special, or lies outside the folder."""
+        if not is_plain_name(name):
+            raise FormatError(self.path, f"{ascii(name)[:80]} is not a plain file name inside the model folder")
+        path = self.path / name
+        try:
+            target = path.resolve(strict=True)
+        except FileNotFoundError:
+            dangling = " (a symbolic link to nothing)" if path.is_symlink() else ""
+            raise FormatError(path, f"no such file{dangling}; the model folder is incomplete") from None
+        except (OSError, RuntimeError) as error:  # RuntimeError: Python 3.11's word for a loop of links.
+            raise FormatError(path, "cannot be resolved; it is a loop of symbolic links") from error
+        if not any(target.is_relative_to(root) for root in self._readable_roots()):
+            raise FormatError(path, f"is a symbolic link out of the model folder, to {target}; copy the file instead")
+        if not stat.S_ISREG(target.stat().st_mode):
+            raise FormatError(path, "not a regular file")
+        return path
+
+    def _readable_roots(self) -> Iterator[Path]:
+        yield self._root
+        snapshots = self._root.parent
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            model = snapshots.parent
+            yield model / "blobs"
+            # huggingface_hub 2 can share equal files among all models of a cache.
+            if (model.parent / "blobs" / ".huggingface-shared-blobs").is_file():
+                yield model.parent / "blobs"
+
+
+def is_plain_name(name: object) -> bool:
+    """True for a name that cannot leave its folder, on any platform."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 255
+        and name not in (".", "..")
+        and not any(character in name for character in "/\\\0:")
+        and name.isprintable()
+    )
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a hidden folder beside `destination`; when the block ends well it becomes `destination` in one step.
+
+    After an error nothing is left. After kill -9 the hidden folder stays, and the next run for the same destination
+    empties and reuses it; a lock tells a killed run from a running one. Raises ValueError when the destination cannot
+    be used, ModelError when another process is writing it.
+    """
+    check_destination(destination, overwrite)
+    destination = destination.resolve()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.parent / f".{destination.name}.partial"
+    descriptor = _lock_folder(partial)
+    try:
+        _clear(partial)
+        try:
+            yield partial
+            check_destination(destination, overwrite)
+            sync_folder(partial)
+            _move_into_place(partial, destination)
+            sync_folder(destination.parent)
+        finally:
+            # Still there after a failure, or holding what --force replaced.
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def check_destination(destination: Path, overwrite: bool = False) -> None:
+    """ValueError unless a new model folder may come to stand at `destination`."""
+    if destination.is_symlink() and not destination.exists():
+        raise ValueError(f"{destination}: a symbolic link to nothing; remove it or choose another destination")
+    if Path.cwd().is_relative_to(destination.resolve()):
+        raise ValueError(f"{destination}: the destination is the current folder or holds it; name a new folder")
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise ValueError(f"{destination}: exists and is not a folder; choose another destination")
+    content = list(destination.iterdir())
+    if not content:
+        return
+    if not overwrite:
+        raise ValueError(f"{destination}: already exists; choose another destination or pass --force to replace it")
+    if not (destination / "config.json").is_file() or any(path.is_dir() for path in content):
+        raise ValueError(f"{destination}: --force replaces model folders only, and this is not one; remove it yourself")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy content durably, sharing blocks where the file system can; never a hard link.
+
+    Programs that save in place would write through a hard link into the source model.
+    """
+    with source.open("rb") as reader, destination.open("xb") as writer:
+        if not _copy_in_kernel(reader.fileno(), writer.fileno()):
+            shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def _copy_in_kernel(reader: int, writer: int) -> bool:
+    if not hasattr(os, "copy_file_range"):
+        return False
+    copied = 0
+    try:
+        while step := os.copy_file_range(reader, writer, 1 << 26):
+            copied += step
+    except OSError as error:
+        if copied or error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return False
+    return copied == os.fstat(reader).st_size
+
+
+def _lock_folder(partial: Path) -> int:
+    """Create the hidden folder if need be and lock it; the lock dies with the process."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            partial.mkdir()
+        if partial.is_symlink() or not partial.is_dir():
+            raise ValueError(f"{partial}: in the way and not a folder; remove it")
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ModelError(f"{partial}: another process is writing this model; wait for it") from None
+        except OSError:
+            # Some network file systems cannot lock a folder; two runs to one destination are then the user's to avoid.
+            return descriptor
+        # Between opening and locking, another run may have finished and moved this very folder into place.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), partial.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _move_into_place(partial: Path, destination: Path) -> None:
+    if not destination.exists() or not any(destination.iterdir()):
+        partial.rename(destination)
+    elif not _exchange(partial, destination):
+        # Without an atomic exchange there is a moment in which neither stands at the destination; never a half one.
+        replaced = destination.parent / f".{destination.name}.replaced"
+        destination.rename(replaced)
+        partial.rename(destination)
+        shutil.rmtree(replaced)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return bool(renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)

@@ -1,0 +1,210 @@
+"""The Hugging Face folder: config.json beside model.safetensors or pytorch_model.bin, whole or in shards.
+
+Finds and checks the files of weights of a folder, and plans and writes them. Knows names of files, not of tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minicpm.errors import FormatError, ModelError
+from minicpm.formats.config import DecoderConfig
+from minicpm.formats.folder import ModelFolder, is_plain_name
+from minicpm.formats.mapped import TensorFile, brief
+from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
+from minicpm.formats.tensor import TensorInfo
+from minicpm.formats.torch_bin import TorchFile, TorchWriter
+
+MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 4096
+DEFAULT_SHARD_BYTES = 5 * 10**9  # huggingface_hub's and transformers' own
+
+# What to open, in the order in which transformers looks.
+WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def read_config(raw: dict[str, Any]) -> DecoderConfig:
+    return DecoderConfig.from_dict(raw)
+
+
+def write_config(config: DecoderConfig) -> dict[str, Any]:
+    return config.to_dict()
+
+
+def open_weights(folder: ModelFolder) -> dict[str, TensorFile]:
+    """Stored tensor name -> the opened file that holds it; whoever calls closes the files."""
+    for whole, index in zip(WHOLE_FILES, INDEX_FILES):
+        if folder.has(whole):
+            file = open_weight_file(folder.file(whole))
+            return dict.fromkeys(file.tensors, file)
+        if folder.has(index):
+            return _open_shards(folder, folder.file(index))
+    raise FormatError(folder.path, f"no weights; expected one of {', '.join(WHOLE_FILES + INDEX_FILES)}{_hint(folder)}")
+
+
+def open_weight_file(path: Path) -> TensorFile:
+    """Open one file by the format that its suffix names."""
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+
+
+def _hint(folder: ModelFolder) -> str:
+    found = sorted(
+        {path.suffix for path in folder.path.iterdir()} & {".gguf", ".pt", ".pth", ".h5", ".msgpack", ".part"}
+    )
+    return f" (found {', '.join(found)} files, which this form of a model does not use)" if found else ""
+
+
+def _open_shards(folder: ModelFolder, index_path: Path) -> dict[str, TensorFile]:
+    weight_map = _read_weight_map(index_path)
+    names = sorted(set(weight_map.values()))
+    if len(names) > MAX_SHARDS:
+        raise FormatError(index_path, f"names {len(names)} files, more than any model's ({MAX_SHARDS})")
+    paths = {name: folder.file(name) for name in names}  # every path is checked before a file is opened
+    files: dict[str, TensorFile] = {}
+    try:
+        for name, path in paths.items():
+            files[name] = open_weight_file(path)
+        for name, file in files.items():
+            _require_listed(index_path, weight_map, name, file)
+        for tensor, name in weight_map.items():
+            if tensor not in files[name].tensors:
+                raise FormatError(index_path, f"{brief(tensor)} should be in {name}, which does not hold it")
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return {tensor: files[name] for tensor, name in weight_map.items()}
+
+
+def _read_weight_map(path: Path) -> dict[str, str]:
+    size = path.stat().st_size
+    if size > MAX_INDEX_BYTES:
+        raise FormatError(path, f"{size} bytes is no index of shards (at most {MAX_INDEX_BYTES})")
+    try:
+        raw = json.loads(path.read_bytes(), object_pairs_hook=_unique_object)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"not valid JSON: {brief(str(error))}") from error
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(path, "weight_map must be an object from tensor names to files")
+    suffix = ".safetensors" if path.name.startswith("model.safetensors") else ".bin"
+    for tensor, name in weight_map.items():
+        if not is_plain_name(name) or not name.endswith(suffix):
+            problem = (
+                f"weight_map[{brief(tensor)}] is {brief(name)}, expected the name of a {suffix} file in this folder"
+            )
+            raise FormatError(path, problem)
+    return weight_map
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key appears twice")
+    return made
+
+
+def _require_listed(index_path: Path, weight_map: dict[str, str], name: str, file: TensorFile) -> None:
+    for tensor in file.tensors:
+        listed = weight_map.get(tensor)
+        if listed is None:
+            raise FormatError(index_path, f"{brief(tensor)} is in {name} but not in weight_map")
+        if listed != name:
+            raise FormatError(index_path, f"{brief(tensor)} is in {name} as well as in {listed}")
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of weights to be written, and the tensors it will hold in order."""
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+
+
+def plan_files(tensors: Sequence[TensorInfo], max_shard_bytes: int, as_bin: bool = False) -> list[PlannedFile]:
+    """Divide tensors into files of at most `max_shard_bytes` (a larger tensor gets a file of its own)."""
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be positive, got {max_shard_bytes}")
+    shards: list[list[TensorInfo]] = [[]]
+    filled = 0
+    for info in tensors:
+        if shards[-1] and filled + info.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(info)
+        filled += info.nbytes
+    stem, suffix = ("pytorch_model", ".bin") if as_bin else ("model", ".safetensors")
+    if len(shards) == 1:
+        return [PlannedFile(stem + suffix, _ordered(shards[0], as_bin))]
+    total = len(shards)
+    return [
+        PlannedFile(f"{stem}-{number:05d}-of-{total:05d}{suffix}", _ordered(shard, as_bin))
+        for number, shard in enumerate(shards, start=1)
+    ]
+
+
+def _ordered(shard: list[TensorInfo], as_bin: bool) -> tuple[TensorInfo, ...]:
+    return tuple(shard if as_bin else write_order(shard))
+
+
+def write_weights(
+    folder: Path, files: Sequence[PlannedFile], content: Callable[[str], Iterable[memoryview]]
+) -> Iterator[tuple[str, int]]:
+    """Write every planned file durably, yielding (tensor name, CRC-32) after each tensor.
+
+    `content(name)` gives a tensor's bytes in chunks.
+    """
+    for planned in files:
+        path = folder / planned.name
+        is_safe = path.suffix == ".safetensors"
+        writer = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
+        try:
+            for info in planned.tensors:
+                yield info.name, writer.write(info.name, content(info.name))
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+
+
+def index_of(files: Sequence[PlannedFile]) -> tuple[str, dict[str, Any]] | None:
+    """File name and content of the index that shards need; None for a single file."""
+    if len(files) == 1:
+        return None
+    weight_map = {info.name: planned.name for planned in files for info in planned.tensors}
+    total = sum(info.nbytes for planned in files for info in planned.tensors)
+    name = INDEX_FILES[0] if files[0].name.endswith(".safetensors") else INDEX_FILES[1]
+    return name, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as Hugging Face writes it: 5GB, 500MB, 2GiB, 1000000; ValueError otherwise."""
+    units = {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
+    upper = text.strip().upper()
+    unit = next(unit for unit in units if upper.endswith(unit))
+    number = upper.removesuffix(unit).strip()
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ValueError(f"a size is a number with KB, MB, GB or KiB, MiB, GiB, got {text!r}")
+    return size
+
+
+def require_no_quantization(raw: dict[str, Any]) -> None:
+    """ModelError for weights in a form that this version cannot read."""
+    quantization = raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise ModelError(
+            f"its weights are quantized ({brief(method or 'quantization_config is set')}); "
+            "this version reads float32, float16 and bfloat16 weights"
+        )
