@@ -1,0 +1,76 @@
+"""`minicpm list`: the MiniCPM models on this machine, whoever downloaded them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+
+from minicpm import hub
+from minicpm.cli.progress import format_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "List the MiniCPM models in the caches of Hugging Face and ModelScope on this machine."
+    parser.add_argument("--json", action="store_true", help="print a JSON array, one object per model and revision")
+
+
+def run(args: argparse.Namespace) -> int:
+    models = hub.list_models()
+    if args.json:
+        print(json.dumps([_record(model) for model in models], indent=2))
+        return 0
+    if not models:
+        print("no models here yet; try: minicpm pull minicpm-2b-dpo", file=sys.stderr)
+        return 0
+    now = datetime.now(UTC)
+    rows = [
+        (
+            model.name,
+            model.source,
+            model.revision,
+            format_bytes(model.nbytes),
+            "" if model.is_complete else "incomplete",
+            _age(now, model.last_used),
+        )
+        for model in models
+    ]
+    header = ("NAME", "SOURCE", "REVISION", "SIZE", "STATE", "USED")
+    # A header helps people; programs that read the table get its rows only.
+    for row in aligned([header, *rows])[0 if sys.stdout.isatty() else 1 :]:
+        print(row)
+    return 0
+
+
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines whose columns begin at the same place; columns empty in all rows but the first are left out."""
+    columns = [list(column) for column in zip(*rows, strict=True) if len(rows) == 1 or any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*columns, strict=True)
+    ]
+
+
+def _record(model: hub.LocalModel) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "source": model.source,
+        "revision": model.revision,
+        "path": str(model.path),
+        "bytes": model.nbytes,
+        "complete": model.is_complete,
+        "last_used": model.last_used.isoformat(timespec="seconds") if model.last_used else None,
+    }
+
+
+def _age(now: datetime, then: datetime | None) -> str:
+    """'3 hours ago': how people remember when."""
+    if then is None:
+        return "never"
+    seconds = (now - then).total_seconds()
+    for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if (count := int(seconds // size)) >= 1:
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"

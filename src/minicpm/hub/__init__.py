@@ -1,0 +1,250 @@
+"""A model's name becomes a folder on this machine: found in the hubs' caches, or downloaded there and verified.
+
+    path = hub.resolve("minicpm-2b-dpo")          # alias, org/name[@revision], hf:..., ms:..., address or path
+    path = hub.pull("minicpm-2b-dpo", source="modelscope")
+
+Listing, credentials and cache layout are huggingface_hub's (ModelScope: its REST calls and its SDK's folders); the
+bytes are ours (transfer.py). Never runs, loads or even reads what it downloads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from minicpm.errors import HubError, ModelError
+from minicpm.hub import cache, licences
+from minicpm.hub.cache import LocalModel, list_models, missing_parts
+from minicpm.hub.names import KNOWN_MODELS, KnownModel, Reference, Source, is_name, parse_name
+from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
+from minicpm.progress import Progress, Silent
+
+__all__ = [
+    "KNOWN_MODELS",
+    "KnownModel",
+    "LocalModel",
+    "Reference",
+    "Source",
+    "list_models",
+    "locate",
+    "parse_name",
+    "pull",
+    "remove",
+    "resolve",
+]
+
+
+def say(text: str) -> None:
+    """The default of `tell`: notices and waiting go to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def resolve(
+    model: str | Path | None,
+    *,
+    source: Source | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = say,
+) -> Path:
+    """The folder (or file) of a model: a path as it is, a name from the caches, downloaded when it is not there.
+
+    A complete download is used without asking the hub; `pull` asks for news. `offline` None obeys HF_HUB_OFFLINE.
+    `tell` gets the licence notice before a model's first use, and what a download waits for. Raises ModelError for a
+    path that does not exist and HubError for a model that cannot be had.
+    """
+    if model is None:
+        raise ModelError(
+            "no model was named, and this version has none built in yet; pass -m with a name such as minicpm-2b-dpo, "
+            "org/name or a folder"
+        )
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if isinstance(model, Path) or not is_name(model):
+        raise ModelError(f"{model} does not exist; pass a model's folder or file, or a name such as minicpm-2b-dpo")
+    found = locate(model, source=source, revision=revision)
+    if found is None:
+        return pull(model, source=source, revision=revision, offline=offline, progress=progress, tell=tell)
+    reference, folder = found
+    licences.show_once(reference, tell)
+    cache.mark_used(reference)
+    return folder
+
+
+def locate(name: str, *, source: Source | None = None, revision: str | None = None) -> tuple[Reference, Path] | None:
+    """The complete local folder of a name and what the name meant, without any network; None where there is none.
+
+    A model of the release is found in either hub's cache unless the name, `source` or a revision decides.
+    """
+    reference = parse_name(name, source=source, revision=revision)
+    references = [reference]
+    is_open = source is None and ":" not in name and reference.revision is None and "MINICPM_HUB" not in os.environ
+    if is_open and (known := reference.known) is not None:
+        other: Source = "modelscope" if reference.source == "huggingface" else "huggingface"
+        references.append(Reference(other, known.on(other)))
+    for candidate in references:
+        folder = cache.store(candidate).locate(candidate.revision)
+        if folder is not None and missing_parts(folder) is None:
+            return candidate, folder
+    return None
+
+
+def pull(
+    name: str,
+    *,
+    source: Source | None = None,
+    revision: str | None = None,
+    everything: bool = False,
+    verify: bool = False,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = say,
+) -> Path:
+    """Bring a model's newest files to this machine and return its folder; what is here already is not fetched again.
+
+    Fetches what loading takes (weights in one form, safetensors first; never code), or `everything`. `verify` reads
+    the files that are here and fetches wrong ones again. Interrupted at any point, the next call goes on where this
+    one stopped. `offline` only looks at what is here. Raises HubError with what to do.
+    """
+    reference = parse_name(name, source=source, revision=revision)
+    if is_offline(offline):
+        found = locate(name, source=source, revision=revision)
+        if found is None:
+            raise HubError(_absent_offline(reference, is_asked=bool(offline)))
+        return found[1]
+    licences.show_once(reference, tell)
+    list_files, _ = _hub(reference)
+    listing = list_files(reference, tell)
+    files = in_fetching_order(listing.files if everything else needed_files(listing))
+    place = cache.store(reference)
+    progress = progress or Silent()
+    with _locked(place.lock, f"another process is fetching {reference}", tell):
+        missing = _missing(place, files, verify=verify, tell=tell)
+        _fetch_all(reference, listing, files, missing, place, progress, tell)
+        folder = place.publish(listing, files, reference.revision)
+    cache.mark_used(reference)
+    return folder
+
+
+def remove(name: str, *, source: Source | None = None, revision: str | None = None) -> int:
+    """Delete a model from its hub's cache; returns the bytes freed. Files that another revision uses stay.
+
+    Only names are taken, never paths; HubError where the model is not here or is being fetched.
+    """
+    reference = parse_name(name, source=source, revision=revision)
+    place = cache.store(reference)
+    if source is None and not place.folder.exists() and (known := reference.known) is not None:
+        other: Source = "modelscope" if reference.source == "huggingface" else "huggingface"
+        alternative = Reference(other, known.on(other), reference.revision)
+        if cache.store(alternative).folder.exists():
+            reference, place = alternative, cache.store(alternative)
+    with _locked(place.lock, f"{reference} is being fetched by another process; stop that first", None):
+        return cache.remove(reference)
+
+
+def is_offline(offline: bool | None = None) -> bool:
+    """Whether no network may be used: as asked, else HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE as the library reads them."""
+    if offline is not None:
+        return offline
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _hub(reference: Reference):  # type: ignore[no-untyped-def]
+    """The two calls of the reference's hub: list_files and download."""
+    if reference.source == "huggingface":
+        from minicpm.hub import huggingface as hub
+    else:
+        from minicpm.hub import modelscope as hub
+    return hub.list_files, hub.download
+
+
+def _missing(
+    place: cache.Store, files: list[RemoteFile], *, verify: bool, tell: Callable[[str], None]
+) -> list[RemoteFile]:
+    """The files that are not here; with `verify` those too whose bytes are wrong, which are discarded."""
+    missing = []
+    for file in files:
+        if not place.has(file):
+            missing.append(file)
+        elif verify:
+            hasher = file.hasher()
+            with place.content(file).open("rb") as content:
+                while block := content.read(1 << 20):
+                    hasher.update(block)
+            if hasher.hexdigest() != file.digest:
+                tell(f"{file.path}: the file on this machine is damaged; fetching it again")
+                place.discard(file)
+                missing.append(file)
+    return missing
+
+
+def _fetch_all(
+    reference: Reference,
+    listing: Listing,
+    files: list[RemoteFile],
+    missing: list[RemoteFile],
+    place: cache.Store,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> None:
+    """Stage every missing file, one after the other."""
+    from minicpm.hub import transfer
+
+    _, download = _hub(reference)
+    distinct = list({file.digest: file for file in missing}.values())  # the same bytes under two names come once
+    started = {file.digest: _partial_bytes(place.partial(file), file) for file in distinct}
+    needed_bytes = sum(file.size - started[file.digest] for file in distinct)
+    transfer.require_free_space(place.folder, needed_bytes, str(reference))
+    if done := sum(started.values()):
+        tell(f"{reference}: going on after {done / 1e6:.1f} MB that an interrupted download left")
+    total = sum(file.size for file in files)
+    progress.begin(reference.repo_id, total, total - sum(file.size for file in missing) + done)
+    try:
+        for file in distinct:
+            partial = place.partial(file)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as held:
+                if isinstance(place, cache.HuggingFaceStore):
+                    waiting = f"another program is fetching {file.path}"
+                    held.enter_context(_locked(place.blob_lock(file), waiting, tell))
+                if not place.has(file):  # the other program may have brought it
+                    transfer.fetch(download(reference, listing, file), partial, progress, tell)
+                    place.stage(file)
+    finally:
+        progress.end()
+
+
+def _partial_bytes(partial: Path, file: RemoteFile) -> int:
+    """The bytes of a partial that a transfer goes on from; one that is too long counts nothing."""
+    size = partial.stat().st_size if partial.is_file() else 0
+    return size if size <= file.size else 0
+
+
+@contextmanager
+def _locked(path: Path, busy: str, tell: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold a lock file of huggingface_hub's kind. When it is held, `tell` and wait; without `tell`, HubError."""
+    from huggingface_hub.utils import WeakFileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(path, timeout=0.1))
+        except TimeoutError:
+            if tell is None:
+                raise HubError(busy) from None
+            tell(f"{busy}; waiting for it")
+            held.enter_context(WeakFileLock(path))
+        yield
+
+
+def _absent_offline(reference: Reference, *, is_asked: bool) -> str:
+    why = "--offline was given" if is_asked else "HF_HUB_OFFLINE is set"
+    folder = cache.store(reference).locate(reference.revision)
+    state = f"incomplete on this machine ({missing_parts(folder)} is missing)" if folder else "not on this machine"
+    return f"{reference} is {state}, and nothing is downloaded because {why}; pull it once with a network"

@@ -1,0 +1,218 @@
+"""What a model is called, and on which hub: the one table of the release's downloads, and how a name is read.
+
+Knows names only; never looks at a disk or a network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+from urllib.parse import unquote, urlsplit
+
+from minicpm.errors import HubError
+
+Source = Literal["huggingface", "modelscope"]
+
+_PREFIXES: dict[str, Source] = {
+    "hf": "huggingface",
+    "huggingface": "huggingface",
+    "ms": "modelscope",
+    "modelscope": "modelscope",
+}
+# The library's own rule for a repository's name, without the form that has no owner.
+_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A published model under all its names. The first alias is the one that messages use."""
+
+    huggingface: str
+    modelscope: str
+    aliases: tuple[str, ...]
+    wisemodel: str | None = None
+
+    def on(self, source: Source) -> str:
+        """The repository's name on that hub."""
+        return self.huggingface if source == "huggingface" else self.modelscope
+
+
+def _known(name: str, *aliases: str, modelscope: str | None = None, wisemodel: str | None = None) -> KnownModel:
+    aliases = (*aliases, name.lower()) if name.lower() not in aliases else aliases
+    return KnownModel(f"openbmb/{name}", f"OpenBMB/{modelscope or name}", aliases, wisemodel)
+
+
+# The download table of the 2024 README, then what the same authors published in the months after it.
+# WiseModel's odd names are as printed there: one repository stands for both sft-fp32 and dpo-fp32.
+KNOWN_MODELS: tuple[KnownModel, ...] = (
+    _known("MiniCPM-2B-sft-bf16", "minicpm-2b-sft", modelscope="miniCPM-bf16", wisemodel="OpenBMB/miniCPM-bf16"),
+    _known("MiniCPM-2B-sft-fp32", wisemodel="OpenBMB/miniCPM-dpo-fp32"),
+    _known("MiniCPM-2B-dpo-bf16", "minicpm-2b-dpo", "minicpm-2b", wisemodel="OpenBMB/MiniCPM-2B-dpo-bf16"),
+    _known("MiniCPM-2B-dpo-fp16", wisemodel="OpenBMB/MiniCPM-2B-dpo-fp16"),
+    _known("MiniCPM-2B-dpo-fp32", wisemodel="OpenBMB/miniCPM-dpo-fp32"),
+    _known("MiniCPM-V", wisemodel="OpenBMB/MiniCPM-V"),
+    _known("OmniLMM-12B", "omnilmm", wisemodel="OpenBMB/OmniLMM-12B"),
+    _known("MiniCPM-2B-128k"),
+    _known("MiniCPM-1B-sft-bf16", "minicpm-1b", "minicpm-1b-sft"),
+    _known("MiniCPM-V-2"),
+    _known("MiniCPM-2B-sft-bf16-llama-format"),
+    _known("MiniCPM-2B-dpo-bf16-llama-format"),
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model on a hub: which one, its repository there, and the revision (None: the hub's default branch)."""
+
+    source: Source
+    repo_id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        prefix = "" if self.source == "huggingface" else f"{self.source}:"
+        return prefix + self.repo_id + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def known(self) -> KnownModel | None:
+        """Its row of the table, if it is one of the release's models."""
+        return next((model for model in KNOWN_MODELS if model.on(self.source) == self.repo_id), None)
+
+
+def parse_name(name: str, *, source: Source | None = None, revision: str | None = None) -> Reference:
+    """Read `minicpm-2b-dpo`, `org/name`, `org/name@revision`, `hf:...`, `ms:...` or the address of a hub's page.
+
+    `source` and `revision` say what the name leaves open; saying something else than the name is a ValueError.
+    Where neither says the hub, MINICPM_HUB does, else Hugging Face. Unknown short names raise HubError with
+    the nearest ones.
+    """
+    if source is not None and source not in get_args(Source):
+        raise ValueError(f"unknown source '{source}'; expected one of {', '.join(get_args(Source))}")
+    text = name.strip()
+    if not text:
+        raise HubError("the model's name is empty; give an alias such as 'minicpm-2b-dpo', org/name, or a folder")
+    named_source: Source | None = None
+    if "://" in text:
+        named_source, text = _from_address(text)
+    elif ":" in text:
+        prefix, _, text = text.partition(":")
+        if prefix.lower() == "wisemodel":
+            raise HubError(_wisemodel_advice(text))
+        if prefix.lower() not in _PREFIXES:
+            raise HubError(f"unknown hub '{prefix}' in '{name}'; expected hf: or ms: before the name")
+        named_source = _PREFIXES[prefix.lower()]
+    if source is not None and named_source is not None and named_source != source:
+        raise ValueError(f"'{name}' names {named_source}, but the source asked for is {source}")
+    text, _, named_revision = text.rstrip("/").partition("@")
+    if revision is not None and named_revision and named_revision != revision:
+        raise ValueError(f"'{name}' names revision {named_revision}, but the revision asked for is {revision}")
+    wanted_revision = named_revision or revision or None
+    if wanted_revision is not None:
+        _check_revision(wanted_revision)
+    return replace(_find(text, named_source or source), revision=wanted_revision)
+
+
+def nearest_names(name: str) -> list[str]:
+    """Up to three known names that resemble `name`, best first."""
+    candidates: dict[str, str] = {}
+    for model in KNOWN_MODELS:
+        for alias in model.aliases:
+            candidates[alias] = model.aliases[0] if "/" not in name else model.huggingface
+        candidates[model.huggingface.lower()] = model.huggingface
+    found = difflib.get_close_matches(name.lower(), candidates, n=6, cutoff=0.6)
+    return list(dict.fromkeys(candidates[match] if "/" in name else match for match in found))[:3]
+
+
+def did_you_mean(name: str) -> str:
+    """'; did you mean a or b?', or nothing where no known name is near."""
+    near = [other for other in nearest_names(name) if other != name]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can only be a name (or address), not a path: prefixed, an alias, or one owner and one name."""
+    head = text.strip().rstrip("/")
+    if "://" in head or head.partition(":")[0].lower() in (*_PREFIXES, "wisemodel"):
+        return True
+    return not head.startswith((".", "/", "~")) and head.count("/") <= 1 and "\\" not in head
+
+
+def _find(text: str, source: Source | None) -> Reference:
+    """The reference that an alias or org/name means; `source` is what the user said about the hub, if anything."""
+    low = text.lower()
+    preferred = source or _preferred_source()
+    if "/" not in text:
+        for model in KNOWN_MODELS:
+            if low in model.aliases:
+                return Reference(preferred, model.on(preferred))
+        raise HubError(
+            f"unknown model '{text}'{did_you_mean(text) or '; give org/name, a folder, or one of: ' + _main_aliases()}"
+        )
+    if not _REPO_ID.fullmatch(text) or ".." in text or "--" in text or len(text) > 96:
+        raise HubError(f"'{text}' is neither a file nor a model's name; names look like openbmb/MiniCPM-2B-dpo-bf16")
+    for model in KNOWN_MODELS:
+        if low == model.huggingface.lower() or (low == model.modelscope.lower() and source == "modelscope"):
+            return Reference(preferred, model.on(preferred))
+    for model in KNOWN_MODELS:
+        if low == model.modelscope.lower():  # a name that only ModelScope has
+            return Reference(source or "modelscope", model.on(source or "modelscope"))
+    return Reference(preferred, text)
+
+
+def _preferred_source() -> Source:
+    value = os.environ.get("MINICPM_HUB", "")
+    if value and value not in _PREFIXES:
+        raise ValueError(f"MINICPM_HUB is '{value}'; expected huggingface or modelscope")
+    return _PREFIXES[value] if value else "huggingface"
+
+
+def _main_aliases() -> str:
+    return ", ".join(model.aliases[0] for model in KNOWN_MODELS)
+
+
+def _check_revision(revision: str) -> None:
+    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith(("/", ".lock")):
+        raise HubError(f"'{revision}' is not a revision; expected a branch, a tag or a commit such as main")
+
+
+def _from_address(address: str) -> tuple[Source, str]:
+    """The hub and `org/name[@revision]` of a page's address."""
+    parts = urlsplit(address)
+    host = (parts.hostname or "").removeprefix("www.")
+    path = [unquote(part) for part in parts.path.split("/") if part]
+    if host.endswith("wisemodel.cn"):
+        path = path[1:] if path[:1] == ["models"] else path
+        raise HubError(_wisemodel_advice("/".join(path[:2])))
+    hosts: dict[str, Source] = {
+        "huggingface.co": "huggingface",
+        "hf.co": "huggingface",
+        "modelscope.cn": "modelscope",
+        "modelscope.ai": "modelscope",
+    }
+    for variable, source in (("HF_ENDPOINT", "huggingface"), ("MODELSCOPE_ENDPOINT", "modelscope")):
+        if endpoint := urlsplit(os.environ.get(variable, "")).hostname:
+            hosts.setdefault(endpoint.removeprefix("www."), source)  # type: ignore[arg-type]
+    if parts.scheme not in ("http", "https") or host not in hosts:
+        raise HubError(f"{address} is not a page of a hub known here: huggingface.co, modelscope.cn, wisemodel.cn")
+    path = path[1:] if path[:1] == ["models"] else path
+    if len(path) < 2:
+        raise HubError(f"{address} names no model; expected .../org/name")
+    revision = f"@{'/'.join(path[3:])}" if len(path) > 3 and path[2] == "tree" else ""
+    return hosts[host], f"{path[0]}/{path[1].removesuffix('.git')}{revision}"
+
+
+def _wisemodel_advice(repo_id: str) -> str:
+    """WiseModel has no documented interface for programs but git: say how, and where the same weights are."""
+    same = [model for model in KNOWN_MODELS if model.wisemodel and model.wisemodel.lower() == repo_id.lower()]
+    advice = (
+        f"WiseModel serves files through git only: run 'git lfs install' and 'git clone "
+        f"https://www.wisemodel.cn/{repo_id}.git', then pass the folder with -m {repo_id.partition('/')[2] or 'FOLDER'}"
+    )
+    if len(same) > 1:
+        advice += f" (the release printed this one name for {' and '.join(m.aliases[0] for m in same)})"
+    if same:
+        advice += f"; the same weights come with: minicpm pull {' or '.join(model.aliases[0] for model in same)}"
+    return advice
