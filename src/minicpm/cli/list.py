@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
             model.source,
             model.revision,
             format_bytes(model.nbytes),
-            "" if model.is_complete else "incomplete",
+            "complete" if model.is_complete else "incomplete",
             _age(now, model.last_used),
         )
         for model in models
@@ -44,13 +44,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as lines whose columns begin at the same place; columns empty in all rows but the first are left out."""
-    columns = [list(column) for column in zip(*rows, strict=True) if len(rows) == 1 or any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*columns, strict=True)
-    ]
+    """Rows as lines whose columns begin at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _record(model: hub.LocalModel) -> dict[str, object]:

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from minicpm.errors import HubError, ModelError
-from minicpm.hub import cache, licences
+from minicpm.hub import cache, huggingface, licences, modelscope, transfer
 from minicpm.hub.cache import LocalModel, list_models, missing_parts
 from minicpm.hub.names import KNOWN_MODELS, KnownModel, Reference, Source, is_name, parse_name
 from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
@@ -35,6 +36,14 @@ __all__ = [
     "remove",
     "resolve",
 ]
+
+
+class Hub(Protocol):
+    """A hub's side of the wire, spoken by the modules `huggingface` and `modelscope`."""
+
+    def list_files(self, reference: Reference, tell: Callable[[str], None]) -> Listing: ...
+
+    def download(self, reference: Reference, listing: Listing, file: RemoteFile) -> transfer.Download: ...
 
 
 def say(text: str) -> None:
@@ -118,8 +127,7 @@ def pull(
             raise HubError(_absent_offline(reference, is_asked=bool(offline)))
         return found[1]
     licences.show_once(reference, tell)
-    list_files, _ = _hub(reference)
-    listing = list_files(reference, tell)
+    listing = _hub(reference.source).list_files(reference, tell)
     files = in_fetching_order(listing.files if everything else needed_files(listing))
     place = cache.store(reference)
     progress = progress or Silent()
@@ -148,20 +156,15 @@ def remove(name: str, *, source: Source | None = None, revision: str | None = No
 
 
 def is_offline(offline: bool | None = None) -> bool:
-    """Whether no network may be used: as asked, else HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE as the library reads them."""
+    """Whether no network may be used: as asked, else as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE say."""
     if offline is not None:
         return offline
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _hub(reference: Reference):  # type: ignore[no-untyped-def]
-    """The two calls of the reference's hub: list_files and download."""
-    if reference.source == "huggingface":
-        from minicpm.hub import huggingface as hub
-    else:
-        from minicpm.hub import modelscope as hub
-    return hub.list_files, hub.download
+def _hub(source: Source) -> Hub:
+    return huggingface if source == "huggingface" else modelscope
 
 
 def _missing(
@@ -194,9 +197,7 @@ def _fetch_all(
     tell: Callable[[str], None],
 ) -> None:
     """Stage every missing file, one after the other."""
-    from minicpm.hub import transfer
-
-    _, download = _hub(reference)
+    hub = _hub(reference.source)
     distinct = list({file.digest: file for file in missing}.values())  # the same bytes under two names come once
     started = {file.digest: _partial_bytes(place.partial(file), file) for file in distinct}
     needed_bytes = sum(file.size - started[file.digest] for file in distinct)
@@ -213,9 +214,11 @@ def _fetch_all(
                 if isinstance(place, cache.HuggingFaceStore):
                     waiting = f"another program is fetching {file.path}"
                     held.enter_context(_locked(place.blob_lock(file), waiting, tell))
-                if not place.has(file):  # the other program may have brought it
-                    transfer.fetch(download(reference, listing, file), partial, progress, tell)
-                    place.stage(file)
+                if place.has(file):  # the other program brought it
+                    progress.advance(file.size - started[file.digest])
+                    continue
+                transfer.fetch(hub.download(reference, listing, file), partial, progress, tell)
+                place.stage(file)
     finally:
         progress.end()
 
