@@ -1,0 +1,403 @@
+"""From logits to a token: the parameters, their defaults, the order of operations and the random numbers.
+
+The one place for sampling defaults. Everything here is defined so exactly that another language can give the same
+token (docs/chat-and-sampling.md): weights are integers, so sums do not depend on their order, and the random number of
+a token depends on (seed, choice, position) only. It knows logits and ids; text and models are elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.errors import GenerationError
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+# Ceilings of what a request may carry: each is far beyond use and keeps one token's work bounded.
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 32
+MAX_STOP_CHARACTERS = 256
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIASES = 1024
+MAX_SEED = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens and when to stop. Raises ValueError for a value out of range.
+
+    Defaults: temperature and top_p of the release's README example (0.8, 0.8); repetition_penalty 1.02, the low end
+    of the 1.02-1.05 its authors recommend; everything else is off. temperature 0 takes the most likely token.
+    """
+
+    max_tokens: int | None = None  # None: until the model stops or the context is full
+    temperature: float = 0.8
+    top_p: float = 0.8
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.02  # over prompt and answer; 1: off
+    presence_penalty: float = 0.0  # over the answer only, as in OpenAI's API
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None  # None: another one for every request
+    stop: tuple[str, ...] = ()  # also takes one string or a list
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # how many alternatives to report per token; 0: the chosen token's alone
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            self._set("max_tokens", _whole("max_tokens", self.max_tokens, 1, 1 << 31))
+        self._set("temperature", _temperature(self.temperature))
+        self._set("top_p", _number("top_p", self.top_p, 0.0, 1.0))
+        self._set("top_k", _whole("top_k", self.top_k, 0, 1 << 31, hint=" (0 turns it off)"))
+        self._set("min_p", _number("min_p", self.min_p, 0.0, 1.0))
+        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0.01, 10.0))
+        self._set("presence_penalty", _number("presence_penalty", self.presence_penalty, -2.0, 2.0))
+        self._set("frequency_penalty", _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
+        self._set("logit_bias", _logit_bias(self.logit_bias))
+        if self.seed is not None:
+            self._set("seed", _whole("seed", self.seed, 0, MAX_SEED))
+        self._set("stop", _stop_strings(self.stop))
+        self._set("stop_token_ids", _stop_token_ids(self.stop_token_ids))
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError(f"ignore_eos must be true or false, got {self.ignore_eos!r}")
+        if self.logprobs is not None:
+            self._set("logprobs", _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A chosen token; log-probabilities are of the model's raw distribution, before any penalty or temperature.
+
+    `logprob` is None unless SamplingParams.logprobs asked; `top_logprobs` are (id, logprob), best first.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one request, one after another, and remembers which ids it has seen."""
+
+    def __init__(self, params: SamplingParams, seed: int, prompt_ids: Iterable[int] = (), *, choice: int = 0):
+        self.params = params
+        self._key = (_whole("seed", seed, 0, MAX_SEED), _whole("choice", choice, 0, MAX_SEED))
+        self._context = _TokenCounts()
+        self._answer = _TokenCounts()
+        for token_id in prompt_ids:
+            self._context.add(int(token_id))
+        bias = params.logit_bias or {}
+        self._bias_ids = np.array(list(bias), np.int64)
+        self._biases = np.array(list(bias.values()), np.float32)
+
+    def sample(self, logits: Floats, position: int) -> SampledToken:
+        """Choose the token at `position` (its index in prompt + answer) from logits (V,) float32, and count it.
+
+        Raises GenerationError when the logits hold NaN or infinity, or leave nothing to choose.
+        """
+        logits = _checked_logits(logits)
+        scores = self._penalized(logits)
+        if self.params.temperature == 0:
+            token_id = int(scores.argmax())
+        else:
+            token_id = self._draw(scores / np.float32(self.params.temperature), position)
+        self.accept(token_id)
+        if self.params.logprobs is None:
+            return SampledToken(token_id)
+        return _with_logprobs(logits, token_id, self.params.logprobs)
+
+    def accept(self, token_id: int) -> None:
+        """Count a token of the answer that was chosen elsewhere; `sample` does this for its own."""
+        self._context.add(token_id)
+        self._answer.add(token_id)
+
+    def warped_scores(self, logits: Floats) -> Floats:
+        """Scores (V,) that the next token is drawn from: after all warpers, -inf where it cannot come from."""
+        scores = self._penalized(_checked_logits(logits))
+        if self.params.temperature == 0:
+            kept = np.zeros(len(scores), bool)
+            kept[scores.argmax()] = True
+        else:
+            scores = _top_k(scores / np.float32(self.params.temperature), self.params.top_k)
+            kept = scores > -np.inf
+            if self.params.top_p < 1.0 or self.params.min_p > 0.0:
+                ranking = _Ranking(scores)
+                kept = ranking.first(_kept_weight(ranking, self.params))
+        return np.where(kept, scores, np.float32(-np.inf))
+
+    def _penalized(self, logits: Floats) -> Floats:
+        """Scores (V,) after the penalties and biases, in Hugging Face's order."""
+        params = self.params
+        scores = logits.copy()
+        if params.repetition_penalty != 1.0:
+            ids = self._context.ids_below(len(scores))
+            seen = scores[ids]
+            penalty = np.float32(params.repetition_penalty)
+            scores[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            ids = self._answer.ids_below(len(scores))
+            per_occurrence = self._answer.counts * np.float32(params.frequency_penalty)
+            scores[ids] -= per_occurrence + np.float32(params.presence_penalty)
+        if len(self._bias_ids):
+            if self._bias_ids.max() >= len(scores):
+                raise ValueError(
+                    f"logit_bias names token {self._bias_ids.max()}, the vocabulary has {len(scores):,} tokens"
+                )
+            scores[self._bias_ids] += self._biases
+        return scores
+
+    def _draw(self, scores: Floats, position: int) -> int:
+        ranking = _Ranking(_top_k(scores, self.params.top_k))
+        kept_weight = _kept_weight(ranking, self.params)
+        return ranking.at((uniform53(*self._key, position) * kept_weight) >> 53)[0]
+
+
+def uniform53(seed: int, choice: int, position: int) -> int:
+    """The random number of one token: a whole number below 2**53; divided by 2**53 it is uniform in [0, 1).
+
+    Philox 4x64 with 10 rounds, key (seed, choice), counter (position, 0, 0, 0): the first of its four words,
+    without the low 11 bits.
+    """
+    # numpy counts up before it generates, so it is started one block earlier.
+    counter = (position - 1) & ((1 << 256) - 1)
+    word = np.random.Philox(key=seed | choice << 64, counter=counter).random_raw()
+    return int(word) >> 11
+
+
+# --- Weights and ranks ---------------------------------------------------------------------------------------
+
+# A token's weight is exp(score - best score) as a whole number of 2**-35 (below that it is 0: one in 3e10), so that
+# a vocabulary of up to 2**17 sums exactly in float64, which bincount adds in; larger ones are off by parts in 2**52.
+_ONE = 1 << 35
+_BUCKETS_PER_NAT = 64
+_BUCKETS = 25 * _BUCKETS_PER_NAT  # exp(-24.3) is the smallest weight of 1
+
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH = np.float32(0.693359375)  # 9 bits: its product with a whole number is exact
+_LN2_LOW = np.float32(-2.12194440e-4)
+# Minimax polynomial of exp on [-ln 2 / 2, ln 2 / 2] after 1 + r, highest power first (Cephes expf).
+_EXP_POLYNOMIAL = tuple(
+    map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
+)
+
+
+def _weights(scores: Floats, best: np.float32) -> Integers:
+    """exp(score - best) in units of 2**-35, rounded down, for scores (V,) <= best.
+
+    Single-precision multiplications and additions alone, each rounded by itself, so every machine gives these bits;
+    exp of the C library or of numpy does not.
+    """
+    x = np.maximum(scores - best, np.float32(-30.0))
+    n = np.rint(x * _LOG2_E)
+    r = x - n * _LN2_HIGH
+    r -= n * _LN2_LOW
+    series = np.full_like(r, _EXP_POLYNOMIAL[0])
+    for coefficient in _EXP_POLYNOMIAL[1:]:
+        series *= r
+        series += coefficient
+    series *= r * r
+    series += r
+    series += np.float32(1)
+    power_of_two = (n.astype(np.int32) + (127 + 35) << 23).view(np.float32)
+    weights: Integers = (series * power_of_two).astype(np.int64)
+    return np.minimum(weights, _ONE)
+
+
+class _Ranking:
+    """Scores (V,) as if sorted by (-score, id), answering by accumulated weight without sorting them all.
+
+    Buckets of equal width in score are summed; only the bucket where a question falls is sorted.
+    """
+
+    def __init__(self, scores: Floats):
+        self.scores = scores
+        best = scores.max()
+        self.weights = _weights(scores, best)
+        depth = np.minimum((best - scores) * np.float32(_BUCKETS_PER_NAT), np.float32(_BUCKETS - 1))
+        self._bucket_of = depth.astype(np.int64)
+        sums = np.bincount(self._bucket_of, weights=self.weights, minlength=_BUCKETS)
+        self._weight_up_to = np.cumsum(sums.astype(np.int64))
+
+    @property
+    def total(self) -> int:
+        return int(self._weight_up_to[-1])
+
+    def at(self, weight: int) -> tuple[int, int]:
+        """The first token whose accumulated weight is above `weight`, and that accumulated weight."""
+        bucket = int(np.searchsorted(self._weight_up_to, weight, side="right"))
+        ids = np.flatnonzero(self._bucket_of == bucket)
+        ids = ids[np.argsort(-self.scores[ids], kind="stable")]  # ids ascend already, so ties stay in their order
+        before = int(self._weight_up_to[bucket - 1]) if bucket else 0
+        weight_up_to = before + np.cumsum(self.weights[ids])
+        rank = int(np.searchsorted(weight_up_to, weight, side="right"))
+        return int(ids[rank]), int(weight_up_to[rank])
+
+    def first(self, weight: int) -> npt.NDArray[np.bool_]:
+        """Which tokens (V,) make up the first `weight`."""
+        last_id, _ = self.at(weight - 1)
+        last = self.scores[last_id]
+        belongs: npt.NDArray[np.bool_] = self.scores > last
+        belongs[: last_id + 1] |= self.scores[: last_id + 1] == last
+        return belongs
+
+
+def _top_k(scores: Floats, k: int) -> Floats:
+    """Scores below the k-th best become -inf; those equal to it stay, as in Hugging Face's warper."""
+    if k == 0 or k >= len(scores):
+        return scores
+    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return np.where(scores < kth, np.float32(-np.inf), scores)
+
+
+def _kept_weight(ranking: _Ranking, params: SamplingParams) -> int:
+    """Weight of the tokens that top_p and min_p leave: both keep a beginning of the ranking, so the shorter wins."""
+    kept = ranking.total
+    if params.top_p < 1.0:
+        nucleus = max(1, min(kept, math.ceil(params.top_p * kept)))
+        kept = ranking.at(nucleus - 1)[1]
+    if params.min_p > 0.0:
+        weights = ranking.weights
+        kept = min(kept, int(weights[weights >= params.min_p * _ONE].sum()))
+    return kept
+
+
+class _TokenCounts:
+    """How often each id occurred, as arrays, so that a token costs the same however long the text already is."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, int] = {}
+        self._ids = np.zeros(64, np.int64)
+        self._counts = np.zeros(64, np.float32)
+        self._largest_id = -1
+
+    @property
+    def counts(self) -> Floats:
+        """(n,), in the order of `ids_below`."""
+        return self._counts[: len(self._slots)]
+
+    def add(self, token_id: int) -> None:
+        slot = self._slots.get(token_id)
+        if slot is None:
+            slot = self._new_slot(token_id)
+        self._counts[slot] += 1
+
+    def ids_below(self, vocab_size: int) -> Integers:
+        """Ids (n,) seen so far; ValueError if one is no index into the logits."""
+        if self._largest_id >= vocab_size:
+            raise ValueError(f"token id {self._largest_id} of the prompt is beyond the {vocab_size:,} logits")
+        return self._ids[: len(self._slots)]
+
+    def _new_slot(self, token_id: int) -> int:
+        if token_id < 0:
+            raise ValueError(f"a token id must not be negative, got {token_id}")
+        slot = len(self._slots)
+        if slot == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._slots[token_id] = slot
+        self._ids[slot] = token_id
+        self._largest_id = max(self._largest_id, token_id)
+        return slot
+
+
+def _checked_logits(logits: Floats) -> Floats:
+    logits = np.asarray(logits, np.float32)
+    if logits.ndim != 1 or not len(logits):
+        raise ValueError(f"logits must have the shape (vocab,), got {logits.shape}")
+    best = logits.max()
+    if np.isnan(best):
+        first = int(np.isnan(logits).argmax())
+        raise GenerationError(
+            f"the model computed NaN for {int(np.isnan(logits).sum()):,} of {len(logits):,} logits (first: token "
+            f"{first}); its weights are damaged or its number format overflowed, try dtype float32"
+        )
+    if np.isinf(best):
+        what = "infinity for a logit" if best > 0 else "-inf for every logit, so there is no token to choose"
+        raise GenerationError(f"the model computed {what}; its weights are damaged or its number format overflowed")
+    return logits
+
+
+def _with_logprobs(logits: Floats, token_id: int, num_top: int) -> SampledToken:
+    best = logits.max()
+    log_sum = float(best) + math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
+    top: tuple[tuple[int, float], ...] = ()
+    if num_top:
+        candidates = np.flatnonzero(_top_k(logits, num_top) > -np.inf)
+        ordered = candidates[np.argsort(-logits[candidates], kind="stable")][:num_top]
+        top = tuple((int(i), float(logits[i]) - log_sum) for i in ordered)
+    return SampledToken(token_id, float(logits[token_id]) - log_sum, top)
+
+
+# --- Checks of parameters ------------------------------------------------------------------------------------
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r:.80}")
+    return float(value)
+
+
+def _temperature(value: object) -> float:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not (value == 0 or 0.001 <= float(value) <= 100):  # type: ignore[arg-type]
+        raise ValueError(f"temperature must be 0 (the most likely token) or from 0.001 to 100, got {value!r:.80}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _whole(name: str, value: object, low: int, high: int, *, hint: str = "") -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}{hint}, got {value!r:.80}")
+    return int(value)
+
+
+def _logit_bias(value: object) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or len(value) > MAX_LOGIT_BIASES:
+        raise ValueError(f"logit_bias must map at most {MAX_LOGIT_BIASES} token ids to numbers, got {value!r:.80}")
+    return {
+        _whole("a token id in logit_bias", token_id, 0, (1 << 31) - 1): _number("a logit_bias", bias, -100.0, 100.0)
+        for token_id, bias in value.items()
+    }
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else value
+    if not isinstance(stops, Sequence) or len(stops) > MAX_STOP_STRINGS:
+        raise ValueError(f"stop must be a string or at most {MAX_STOP_STRINGS} of them, got {value!r:.80}")
+    for stop in stops:
+        if not isinstance(stop, str) or not 0 < len(stop) <= MAX_STOP_CHARACTERS:
+            raise ValueError(f"a stop string must have 1 to {MAX_STOP_CHARACTERS} characters, got {stop!r:.80}")
+    return tuple(stops)
+
+
+def _stop_token_ids(value: object) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) > MAX_STOP_TOKEN_IDS:
+        raise ValueError(f"stop_token_ids must be a list of at most {MAX_STOP_TOKEN_IDS} ids, got {value!r:.80}")
+    return tuple(_whole("a stop token id", token_id, 0, (1 << 31) - 1) for token_id in value)
+
+
+# What the 2024 callers used, by the names of golden/sampling. None of them is our default.
+PRESETS_2024: Mapping[str, SamplingParams] = MappingProxyType(
+    {
+        # model.chat(): transformers' implicit top_k of 50 applied.
+        "minicpm_chat": SamplingParams(temperature=0.3, top_p=0.8, top_k=50, repetition_penalty=1.0),
+        "hf_demo": SamplingParams(temperature=0.5, top_p=0.8, repetition_penalty=1.02),
+        "minicpmv_sampling": SamplingParams(temperature=0.6, top_p=0.8, top_k=100, repetition_penalty=1.0),
+        "minicpmv2_sampling": SamplingParams(temperature=0.7, top_p=0.8, top_k=100, repetition_penalty=1.05),
+        "omnilmm": SamplingParams(temperature=0.6, top_p=0.9, top_k=30, repetition_penalty=1.1),
+    }
+)
