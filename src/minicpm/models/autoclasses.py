@@ -11,6 +11,8 @@ Most of it is registration. Two doors need more, each wrapped once:
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -23,6 +25,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerFast as MiniCPMTokenizerFast
 
+from minicpm.errors import ModelError
 from minicpm.formats.config import MUP_KEYS, architecture_names
 from minicpm.models.configuration import ARCHITECTURES, MiniCPMConfig
 from minicpm.models.modeling import MiniCPMForCausalLM, MiniCPMForSequenceClassification, MiniCPMModel
@@ -40,8 +43,8 @@ def register() -> None:
     AutoModelForCausalLM.register(MiniCPMConfig, MiniCPMForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(MiniCPMConfig, MiniCPMForSequenceClassification, exist_ok=True)
     AutoTokenizer.register(MiniCPMConfig, MiniCPMTokenizerFast, exist_ok=True)
-    _wrap_once(PreTrainedConfig, "get_config_dict", _get_config_dict)
-    _wrap_once(AutoTokenizer, "from_pretrained", _tokenizer_from_pretrained)
+    wrap_classmethod(PreTrainedConfig, "get_config_dict", _get_config_dict)
+    wrap_classmethod(AutoTokenizer, "from_pretrained", _tokenizer_from_pretrained)
 
 
 def is_minicpm(raw: dict[str, Any]) -> bool:
@@ -63,6 +66,8 @@ def _get_config_dict(original: Any, cls: type, *args: Any, **kwargs: Any) -> tup
 def _tokenizer_from_pretrained(original: Any, cls: type, name: Any, *args: Any, **kwargs: Any) -> Any:
     if _is_minicpm_folder(name, kwargs):
         kwargs = {key: value for key, value in kwargs.items() if key not in CHOICE_KEYWORDS}
+        if Path(name).is_dir() and not (Path(name) / kwargs.get("subfolder", "") / "tokenizer.json").is_file():
+            raise ModelError(f"{name} has no tokenizer.json; MiniCPM's tokenizer is read from that file")
         return MiniCPMTokenizerFast.from_pretrained(name, *args, **kwargs)
     return original(cls, name, *args, **kwargs)
 
@@ -78,14 +83,15 @@ def _is_minicpm_folder(name: Any, kwargs: dict[str, Any]) -> bool:
     return is_minicpm(raw)
 
 
-def _wrap_once(owner: type, name: str, wrapper: Any) -> None:
+def wrap_classmethod(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace owner.name by a class method that calls wrapper(original function, cls, ...); once per wrapper."""
     original = getattr(owner, name).__func__
-    if getattr(original, "wrapped_by_minicpm", False):
+    if wrapper in getattr(original, "minicpm_wrappers", ()):
         return
 
     @functools.wraps(original)
     def wrapped(cls: type, *args: Any, **kwargs: Any) -> Any:
         return wrapper(original, cls, *args, **kwargs)
 
-    wrapped.wrapped_by_minicpm = True
+    wrapped.minicpm_wrappers = (*getattr(original, "minicpm_wrappers", ()), wrapper)  # type: ignore[attr-defined]
     setattr(owner, name, classmethod(wrapped))

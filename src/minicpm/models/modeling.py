@@ -76,23 +76,22 @@ class MiniCPMRotaryEmbedding(nn.Module):
         """
         device = position_ids.device
         exponent = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim  # (D/2,)
-        base = self._base(position_ids, rope_length)
-        angles = position_ids[..., None].float() / (base**exponent)  # (B, T, D/2)
+        base: torch.Tensor | float = self.theta
+        if self.rope_type == "dynamic":
+            if rope_length is None:
+                rope_length = position_ids.amax(dim=-1, keepdim=True) + 1
+            base = self.stretched_base(torch.as_tensor(rope_length, device=device))[..., None]
+        positions = position_ids.float()
         if self.rope_type == "linear":
-            angles = angles / self.factor
+            positions = positions / self.factor
+        angles = positions[..., None] * (1.0 / (base**exponent))  # (B, T, D/2)
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
-    def _base(self, position_ids: torch.Tensor, rope_length: int | torch.Tensor | None) -> torch.Tensor | float:
-        """theta, or for dynamic NTK (B, T or 1, 1): theta * (f L / Lmax - (f - 1)) ** (D / (D - 2)) once L > Lmax."""
-        if self.rope_type != "dynamic":
-            return self.theta
-        if rope_length is None:
-            rope_length = position_ids.amax(dim=-1, keepdim=True) + 1
-        length = torch.as_tensor(rope_length, device=position_ids.device).float()
-        stretch = (self.factor * length / self.max_position_embeddings - (self.factor - 1)).clamp(min=1.0)
-        base = self.theta * stretch ** (self.head_dim / (self.head_dim - 2))
-        return base.expand(position_ids.shape[0], -1)[..., None] if base.ndim else base
+    def stretched_base(self, length: torch.Tensor) -> torch.Tensor:
+        """Dynamic NTK for sequences of `length`, any shape: theta (f L / Lmax - (f - 1)) ** (D / (D - 2)), L > Lmax."""
+        stretch = (self.factor * length.float() / self.max_position_embeddings - (self.factor - 1)).clamp(min=1.0)
+        return self.theta * stretch ** (self.head_dim / (self.head_dim - 2))
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -211,6 +210,11 @@ class MiniCPMModel(MiniCPMPreTrainedModel):
         self.rotary_emb = MiniCPMRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def rope_base(self, length: int) -> float:
+        """Base of the rotary embedding for a sequence that may grow to `length`; equal bases may share a cache."""
+        rope = self.rotary_emb
+        return rope.stretched_base(torch.tensor(length)).item() if rope.rope_type == "dynamic" else rope.theta
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
