@@ -31,8 +31,8 @@ from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo
 from minicpm.progress import Progress, Silent
 
 TARGETS = ("hf", "llama", "granite", "vllmcpm")
-# Small files that belong to the model; the licence travels with the weights.
-LICENCE_PREFIXES = ("LICENSE", "LICENCE", "NOTICE")
+# "LICENSE.txt", "MiniCPM Model License.md", "NOTICE": they travel with the weights.
+LICENCE_WORDS = ("license", "licence", "notice")
 MAX_SMALL_FILE_BYTES = 256 << 20
 # Room for directories and whatever the file system adds.
 DISK_RESERVE_BYTES = 16 << 20
@@ -188,16 +188,18 @@ def _copies(checkpoint: Checkpoint, to: str) -> list[Path]:
     """The small files that go along unchanged."""
     folder = ModelFolder(checkpoint.path)
     wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, "generation_config.json"}
-    names = sorted(
-        path.name
-        for path in checkpoint.path.iterdir()
-        if path.name in wanted or path.name.upper().startswith(LICENCE_PREFIXES)
-    )
+    names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
     copies = [folder.file(name) for name in names]
     for path in copies:
         if path.stat().st_size > MAX_SMALL_FILE_BYTES:
             raise FormatError(path, f"{path.stat().st_size} bytes are absurd for this file; nothing was converted")
     return copies
+
+
+def is_licence(name: str) -> bool:
+    """True for the name of a file with the terms of the weights."""
+    lower = name.lower()
+    return any(word in lower for word in LICENCE_WORDS) and not lower.endswith((".py", ".json"))
 
 
 def _unfolded(checkpoint: Checkpoint, kept: llama.FoldedScales) -> tuple[DecoderConfig, list[Derived]]:

@@ -128,6 +128,7 @@ class TorchWriter:
 
     def abandon(self) -> None:
         """Close without a claim that the file is whole."""
+        self._zip.fp = None  # its destructor would try to finish the archive
         self._file.close()
 
     def _entry(self, name: str, chunks: Iterable[memoryview], expected_bytes: int = 0) -> tuple[int, int]:
