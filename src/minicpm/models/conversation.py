@@ -6,17 +6,14 @@ always), the caller's history is left alone unless asked otherwise, and settings
 
 from __future__ import annotations
 
-import re
 from copy import deepcopy
 from typing import Any
 
 import torch
 
+from minicpm.chat import CURRENT_TEMPLATE, Message, extract_response
 from minicpm.errors import GenerationError
 
-Message = dict[str, str]
-# What a model says after a turn marker belongs to a turn nobody took.
-TURN_MARKER = re.compile("<用户>|<AI>")
 # The signature's defaults that belong to sampling; without sampling they give way silently, other values are errors.
 SAMPLING_DEFAULTS = {"top_p": 0.8, "temperature": 0.3}
 DEFAULT_MAX_LENGTH = 4096
@@ -47,8 +44,8 @@ def chat(
     GenerationError when the prompt leaves no room for an answer.
     """
     messages = history if update_history and history is not None else list(history or ())
-    question = {"role": role, "content": query}
-    prompt = tokenizer.apply_chat_template([*messages, question], tokenize=False, add_generation_prompt=False)
+    question: Message = {"role": role, "content": query}
+    prompt = _prompt(tokenizer, [*messages, question])
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     prompt_length = inputs["input_ids"].shape[1]
     if "max_new_tokens" in kwargs:
@@ -67,9 +64,17 @@ def chat(
     output = model.generate(**inputs, generation_config=generation_config, logits_processor=logits_processor, **rest)
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     answer_ids = without_end(sequences[0, prompt_length:].tolist(), generation_config.eos_token_id)
-    response = TURN_MARKER.split(tokenizer.decode(answer_ids), maxsplit=1)[0]
+    # What follows a turn marker belongs to a turn that nobody took.
+    response = extract_response(tokenizer.decode(answer_ids))
     messages += [question, {"role": "assistant", "content": response}]
     return response, messages
+
+
+def _prompt(tokenizer: Any, messages: list[Message]) -> str:
+    if tokenizer.chat_template is None:
+        return CURRENT_TEMPLATE.render(messages)
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    return text
 
 
 def without_end(token_ids: list[int], eos_token_id: int | list[int] | None) -> list[int]:
