@@ -1,0 +1,245 @@
+"""Chat templates: MiniCPM's own in Python, ChatML, and anybody else's through the sandbox.
+
+The two templates MiniCPM-2B was published with and the ChatML of its 128k sibling are plain functions here, used when a
+folder's template is one of them to the letter or in structure. Any other is a stranger's program: see sandbox.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from minicpm.chat.messages import ASSISTANT_MARKER, STOP_STRINGS, USER_MARKER, Message, validate_messages
+from minicpm.chat.sandbox import render_foreign
+from minicpm.errors import FormatError
+from minicpm.tokenizer import read_tokenizer_config
+
+MAX_TEMPLATE_CHARACTERS = 1 << 16
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a model wants its conversations written; make one with `template_for`.
+
+    `text` is the jinja2 source that other formats store; `stop_strings` end an answer besides the model's own end
+    token; `origin` tells the user where the template came from.
+    """
+
+    name: str
+    text: str
+    stop_strings: tuple[str, ...]
+    origin: str = "built in"
+    _render: Callable[[Sequence[Message], bool], str] = field(repr=False, compare=False, kw_only=True)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The prompt text, without the beginning-of-sequence token: that one is the tokenizer's.
+
+        MiniCPM's own templates end each user turn with `<AI>`, so `add_generation_prompt` changes nothing there.
+        Raises ValueError for what is no conversation, FormatError if a foreign template fails.
+        """
+        validate_messages(messages)
+        return self._render(messages, add_generation_prompt)
+
+
+def template_for(folder: str | Path) -> ChatTemplate:
+    """The chat template of a model folder: chat_template.jinja, else tokenizer_config.json's, else MiniCPM's own.
+
+    That none was found is logged once per folder. Raises FormatError for a template that is no text.
+    """
+    folder = Path(folder)
+    config = read_tokenizer_config(folder)
+    found = _template_text(folder, config)
+    if found is None:
+        _log_default(folder)
+        return CURRENT_TEMPLATE
+    text, path = found
+    if len(text) > MAX_TEMPLATE_CHARACTERS:
+        raise FormatError(
+            path, f"the chat template has {len(text):,} characters, expected at most {MAX_TEMPLATE_CHARACTERS:,}"
+        )
+    return _known_template(text, path.name) or _foreign_template(text, path, config)
+
+
+# --- The templates -------------------------------------------------------------------------------------------
+
+
+def _render_current(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    return "".join(_turn(m["role"], m["content"]) for m in messages)
+
+
+def _render_february_2024(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    return "".join(_turn(m["role"], m["content"].strip()) for m in messages)
+
+
+def _turn(role: str, content: str) -> str:
+    return f"{USER_MARKER}{content}{ASSISTANT_MARKER}" if role == "user" else content
+
+
+def _render_chatml(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return turns + "<|im_start|>assistant\n" if add_generation_prompt else turns
+
+
+# The official tokenizer_config.json of today; the text's sha256 begins with d9f25394.
+CURRENT_TEMPLATE = ChatTemplate(
+    "minicpm",
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{'<用户>' + message['content'] + '<AI>'}}"
+    "{% else %}{{message['content']}}{% endif %}{% endfor %}",
+    STOP_STRINGS,
+    _render=_render_current,
+)
+# The one published in February 2024; sha256 ae9b050c...
+FEBRUARY_2024_TEMPLATE = ChatTemplate(
+    "minicpm-2024-02",
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{'<用户>' + message['content'].strip() + '<AI>'}}"
+    "{% else %}{{message['content'].strip()}}{% endif %}{% endfor %}",
+    STOP_STRINGS,
+    _render=_render_february_2024,
+)
+CHATML_TEMPLATE = ChatTemplate(
+    "chatml",
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    ("<|im_end|>", "<|im_start|>"),
+    _render=_render_chatml,
+)
+KNOWN_TEMPLATES = (CURRENT_TEMPLATE, FEBRUARY_2024_TEMPLATE, CHATML_TEMPLATE)
+
+
+# --- Recognising a folder's template -------------------------------------------------------------------------
+
+
+def _template_text(folder: Path, config: dict[str, Any]) -> tuple[str, Path] | None:
+    """The template of a folder and the file it is in, looked up in transformers' order."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        if path.stat().st_size > 4 * MAX_TEMPLATE_CHARACTERS:
+            raise FormatError(path, f"{path.stat().st_size:,} bytes are no chat template")
+        try:
+            return path.read_text(encoding="utf-8"), path
+        except UnicodeDecodeError as error:
+            raise FormatError(path, f"not UTF-8 text: {error}") from error
+    path = folder / "tokenizer_config.json"
+    text = config.get("chat_template")
+    if isinstance(text, list):
+        named = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}
+        if "default" not in named:
+            raise FormatError(path, "chat_template is a list without one named 'default'")
+        text = named["default"]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise FormatError(path, f"chat_template must be a string, got {type(text).__name__}")
+    return text, path
+
+
+def _known_template(text: str, origin: str) -> ChatTemplate | None:
+    for template in KNOWN_TEMPLATES:
+        if text == template.text:
+            return replace(template, origin=origin)
+    structure = _structure(text)
+    if structure is not None:
+        for template in KNOWN_TEMPLATES:
+            if structure == _structure(template.text):
+                return replace(template, text=text, origin=origin)
+    return None
+
+
+def _structure(text: str) -> object:
+    """What a template does, however it is spelled: quotes, blanks, `m.role` or `m['role']`; None if it cannot be read.
+
+    Parsing runs nothing of the template.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    try:
+        return _simplified(environment.parse(text))
+    except (jinja2.TemplateSyntaxError, RecursionError, ValueError):  # ValueError: a number of 5,000 digits
+        return None
+
+
+def _simplified(node: Any) -> object:
+    """A jinja2 node as nested tuples, with string concatenation flattened and attributes read as items."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Getattr):
+        return "item", _simplified(node.node), node.attr
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+        return "item", _simplified(node.node), node.arg.value
+    if isinstance(node, nodes.Name):
+        return "name", node.name
+    if isinstance(node, nodes.Output | nodes.Add | nodes.Concat):
+        return "text", *_joined(_text_parts(node))
+    if isinstance(node, nodes.Node):
+        return type(node).__name__, *((name, _simplified(value)) for name, value in node.iter_fields())
+    if isinstance(node, list):
+        return tuple(_simplified(item) for item in _merged_outputs(node))
+    return node
+
+
+def _merged_outputs(items: list[Any]) -> list[Any]:
+    """Neighbouring outputs as one: `{{ a }}{{ b }}` says the same as `{{ a + b }}`."""
+    from jinja2 import nodes
+
+    merged: list[Any] = []
+    for item in items:
+        if merged and isinstance(item, nodes.Output) and isinstance(merged[-1], nodes.Output):
+            merged[-1] = nodes.Output(merged[-1].nodes + item.nodes)
+        else:
+            merged.append(item)
+    return merged
+
+
+def _text_parts(node: Any) -> list[object]:
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Output | nodes.Concat):
+        return [part for child in node.nodes for part in _text_parts(child)]
+    if isinstance(node, nodes.Add):
+        return _text_parts(node.left) + _text_parts(node.right)
+    if isinstance(node, nodes.TemplateData):
+        return [node.data]
+    if isinstance(node, nodes.Const) and isinstance(node.value, str):
+        return [node.value]
+    return [_simplified(node)]
+
+
+def _joined(parts: list[object]) -> list[object]:
+    joined: list[object] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+def _foreign_template(text: str, path: Path, config: dict[str, Any]) -> ChatTemplate:
+    tokens = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    render = partial(_render_in_sandbox, text, path, tokens)
+    stops = tuple(marker for marker in ("<|im_end|>", *STOP_STRINGS) if marker in text)
+    return ChatTemplate("foreign", text, stops, path.name, _render=render)
+
+
+def _token_text(token: object) -> str:
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else ""
+
+
+def _render_in_sandbox(
+    text: str, path: Path, tokens: dict[str, str], messages: Sequence[Message], add_generation_prompt: bool
+) -> str:
+    variables = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **tokens}
+    prompt = render_foreign(text, variables, path)
+    # Templates of other families write the first token themselves; ours comes from the tokenizer, once.
+    return prompt.removeprefix(tokens["bos_token"])
+
+
+@cache
+def _log_default(folder: Path) -> None:
+    logging.getLogger("minicpm").warning("%s has no chat template; using MiniCPM's own", folder)
