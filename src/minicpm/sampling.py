@@ -8,7 +8,7 @@ a token depends on (seed, choice, position) only. It knows logits and ids; text 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from minicpm.errors import GenerationError
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 # Ceilings of what a request may carry: each is far beyond use and keeps one token's work bounded.
@@ -113,7 +114,8 @@ class Sampler:
         if self.params.temperature == 0:
             token_id = int(scores.argmax())
         else:
-            token_id = self._draw(scores / np.float32(self.params.temperature), position)
+            scores /= np.float32(self.params.temperature)
+            token_id = _Ranking(scores, self.params).draw(uniform53(*self._key, position))
         self.accept(token_id)
         if self.params.logprobs is None:
             return SampledToken(token_id)
@@ -128,15 +130,13 @@ class Sampler:
         """Scores (V,) that the next token is drawn from: after all warpers, -inf where it cannot come from."""
         scores = self._penalized(_checked_logits(logits))
         if self.params.temperature == 0:
-            kept = np.zeros(len(scores), bool)
-            kept[scores.argmax()] = True
+            ids = np.array([scores.argmax()], np.int64)
         else:
-            scores = _top_k(scores / np.float32(self.params.temperature), self.params.top_k)
-            kept = scores > -np.inf
-            if self.params.top_p < 1.0 or self.params.min_p > 0.0:
-                ranking = _Ranking(scores)
-                kept = ranking.first(_kept_weight(ranking, self.params))
-        return np.where(kept, scores, np.float32(-np.inf))
+            scores /= np.float32(self.params.temperature)
+            ids = _Ranking(scores, self.params).kept_ids()
+        warped = np.full_like(scores, -np.inf)
+        warped[ids] = scores[ids]
+        return warped
 
     def _penalized(self, logits: Floats) -> Floats:
         """Scores (V,) after the penalties and biases, in Hugging Face's order."""
@@ -159,11 +159,6 @@ class Sampler:
             scores[self._bias_ids] += self._biases
         return scores
 
-    def _draw(self, scores: Floats, position: int) -> int:
-        ranking = _Ranking(_top_k(scores, self.params.top_k))
-        kept_weight = _kept_weight(ranking, self.params)
-        return ranking.at((uniform53(*self._key, position) * kept_weight) >> 53)[0]
-
 
 def uniform53(seed: int, choice: int, position: int) -> int:
     """The random number of one token: a whole number below 2**53; divided by 2**53 it is uniform in [0, 1).
@@ -179,11 +174,13 @@ def uniform53(seed: int, choice: int, position: int) -> int:
 
 # --- Weights and ranks ---------------------------------------------------------------------------------------
 
-# A token's weight is exp(score - best score) as a whole number of 2**-35 (below that it is 0: one in 3e10), so that
-# a vocabulary of up to 2**17 sums exactly in float64, which bincount adds in; larger ones are off by parts in 2**52.
+# A token's weight is exp(score - best score) in units of 2**-35, rounded down (0 below: one in 3e10). float64 holds
+# sums of such whole numbers exactly, whatever their order, for every vocabulary of up to 2**18.
 _ONE = 1 << 35
 _BUCKETS_PER_NAT = 64
 _BUCKETS = 25 * _BUCKETS_PER_NAT  # exp(-24.3) is the smallest weight of 1
+
+_CHUNK = 1 << 14
 
 _LOG2_E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(0.693359375)  # 9 bits: its product with a whole number is exact
@@ -194,84 +191,123 @@ _EXP_POLYNOMIAL = tuple(
 )
 
 
-def _weights(scores: Floats, best: np.float32) -> Integers:
+def _weights(scores: Floats, best: np.float32) -> Doubles:
     """exp(score - best) in units of 2**-35, rounded down, for scores (V,) <= best.
 
     Single-precision multiplications and additions alone, each rounded by itself, so every machine gives these bits;
-    exp of the C library or of numpy does not.
+    exp of the C library or of numpy does not. In place, because a fresh array costs more than a sum.
     """
-    x = np.maximum(scores - best, np.float32(-30.0))
-    n = np.rint(x * _LOG2_E)
-    r = x - n * _LN2_HIGH
-    r -= n * _LN2_LOW
-    series = np.full_like(r, _EXP_POLYNOMIAL[0])
-    for coefficient in _EXP_POLYNOMIAL[1:]:
-        series *= r
+    r = scores - best
+    np.maximum(r, np.float32(-30.0), out=r)
+    n = r * _LOG2_E
+    np.rint(n, out=n)
+    scratch = n * _LN2_HIGH
+    r -= scratch
+    np.multiply(n, _LN2_LOW, out=scratch)
+    r -= scratch
+    series = r * _EXP_POLYNOMIAL[0]
+    for coefficient in _EXP_POLYNOMIAL[1:-1]:
         series += coefficient
-    series *= r * r
+        series *= r
+    series += _EXP_POLYNOMIAL[-1]
+    np.multiply(r, r, out=scratch)
+    series *= scratch
     series += r
     series += np.float32(1)
-    power_of_two = (n.astype(np.int32) + (127 + 35) << 23).view(np.float32)
-    weights: Integers = (series * power_of_two).astype(np.int64)
-    return np.minimum(weights, _ONE)
+    exponents = n.astype(np.int32)
+    exponents += 127 + 35
+    exponents <<= 23
+    series *= exponents.view(np.float32)
+    np.floor(series, out=series)
+    return series.astype(np.float64)
+
+
+def _buckets(scores: Floats, best: np.float32) -> Integers:
+    """How far below the best each score is, in 64ths of a nat, from 0 to the last bucket."""
+    depth = best - scores
+    depth *= np.float32(_BUCKETS_PER_NAT)
+    np.minimum(depth, np.float32(_BUCKETS - 1), out=depth)
+    return depth.astype(np.int64)
+
+
+def _chunks(scores: Floats) -> Iterator[tuple[int, Floats]]:
+    """(first id, scores) of parts that stay in the cache; temporaries as large as a vocabulary cost page faults."""
+    for start in range(0, len(scores), _CHUNK):
+        yield start, scores[start : start + _CHUNK]
+
+
+def _ids_in_bucket(scores: Floats, best: np.float32, bucket: int) -> Integers:
+    return np.concatenate([start + np.flatnonzero(_buckets(chunk, best) == bucket) for start, chunk in _chunks(scores)])
+
+
+def _top_k_ids(scores: Floats, k: int) -> Integers:
+    """Ids of the k best scores (V,), ascending, with all that equal the k-th: Hugging Face's warper keeps them too."""
+    best = scores.max()
+    counts = sum(np.bincount(_buckets(chunk, best), minlength=_BUCKETS) for _, chunk in _chunks(scores))
+    up_to = np.cumsum(counts)
+    bucket = int(np.searchsorted(up_to, k))
+    of_bucket = scores[_ids_in_bucket(scores, best, bucket)]
+    worse = int(up_to[bucket]) - k
+    kth = np.partition(of_bucket, worse)[worse]
+    return np.concatenate([start + np.flatnonzero(chunk >= kth) for start, chunk in _chunks(scores)])
 
 
 class _Ranking:
-    """Scores (V,) as if sorted by (-score, id), answering by accumulated weight without sorting them all.
+    """Scores (V,) as if sorted by (-score, id), cut by top_k, top_p and min_p, without sorting them all.
 
-    Buckets of equal width in score are summed; only the bucket where a question falls is sorted.
+    The weights of buckets of equal width in score are summed; only a bucket in which a question falls is sorted.
     """
 
-    def __init__(self, scores: Floats):
-        self.scores = scores
-        best = scores.max()
-        self.weights = _weights(scores, best)
-        depth = np.minimum((best - scores) * np.float32(_BUCKETS_PER_NAT), np.float32(_BUCKETS - 1))
-        self._bucket_of = depth.astype(np.int64)
-        sums = np.bincount(self._bucket_of, weights=self.weights, minlength=_BUCKETS)
-        self._weight_up_to = np.cumsum(sums.astype(np.int64))
+    def __init__(self, scores: Floats, params: SamplingParams):
+        self._ids = _top_k_ids(scores, params.top_k) if 0 < params.top_k < len(scores) else None
+        self._scores = scores if self._ids is None else scores[self._ids]
+        self._best = self._scores.max()
+        sums = np.zeros(_BUCKETS)
+        for _, chunk in _chunks(self._scores):
+            sums += np.bincount(_buckets(chunk, self._best), _weights(chunk, self._best), _BUCKETS)
+        self._weight_up_to = np.cumsum(sums)
+        self._is_cut = params.top_p < 1.0 or params.min_p > 0.0
+        self._kept_weight = self._cut(params)
 
-    @property
-    def total(self) -> int:
-        return int(self._weight_up_to[-1])
+    def draw(self, uniform: int) -> int:
+        """The id at the fraction `uniform` / 2**53 of the kept weight."""
+        rank = self._at((uniform * self._kept_weight) >> 53)[0]
+        return rank if self._ids is None else int(self._ids[rank])
 
-    def at(self, weight: int) -> tuple[int, int]:
-        """The first token whose accumulated weight is above `weight`, and that accumulated weight."""
+    def kept_ids(self) -> Integers:
+        """Ids (n,) that `draw` may give, and those that weigh nothing where neither top_p nor min_p removes them."""
+        kept = self._scores > -np.inf
+        if self._is_cut:
+            last, _ = self._at(self._kept_weight - 1)
+            kept = self._scores > self._scores[last]
+            kept[: last + 1] |= self._scores[: last + 1] == self._scores[last]
+        indices = np.flatnonzero(kept)
+        return indices if self._ids is None else self._ids[indices]
+
+    def _cut(self, params: SamplingParams) -> int:
+        """Weight that top_p and min_p leave: both keep a beginning of the ranking, so the shorter one wins."""
+        kept = int(self._weight_up_to[-1])
+        if params.top_p < 1.0:
+            kept = self._at(max(0, math.ceil(params.top_p * kept) - 1))[1]
+        if params.min_p > 0.0:
+            near = [
+                chunk[chunk > self._best + np.float32(math.log(params.min_p) - 0.01)]
+                for _, chunk in _chunks(self._scores)
+            ]
+            weights = _weights(np.concatenate(near), self._best)
+            kept = min(kept, int(weights[weights >= params.min_p * _ONE].sum()))
+        return kept
+
+    def _at(self, weight: int) -> tuple[int, int]:
+        """Index of the first score whose accumulated weight is above `weight`, and that accumulated weight."""
         bucket = int(np.searchsorted(self._weight_up_to, weight, side="right"))
-        ids = np.flatnonzero(self._bucket_of == bucket)
-        ids = ids[np.argsort(-self.scores[ids], kind="stable")]  # ids ascend already, so ties stay in their order
-        before = int(self._weight_up_to[bucket - 1]) if bucket else 0
-        weight_up_to = before + np.cumsum(self.weights[ids])
+        indices = _ids_in_bucket(self._scores, self._best, bucket)
+        # They ascend already, so a stable sort leaves ties in the order of their ids.
+        indices = indices[np.argsort(-self._scores[indices], kind="stable")]
+        before = self._weight_up_to[bucket - 1] if bucket else 0.0
+        weight_up_to = before + np.cumsum(_weights(self._scores[indices], self._best))
         rank = int(np.searchsorted(weight_up_to, weight, side="right"))
-        return int(ids[rank]), int(weight_up_to[rank])
-
-    def first(self, weight: int) -> npt.NDArray[np.bool_]:
-        """Which tokens (V,) make up the first `weight`."""
-        last_id, _ = self.at(weight - 1)
-        last = self.scores[last_id]
-        belongs: npt.NDArray[np.bool_] = self.scores > last
-        belongs[: last_id + 1] |= self.scores[: last_id + 1] == last
-        return belongs
-
-
-def _top_k(scores: Floats, k: int) -> Floats:
-    """Scores below the k-th best become -inf; those equal to it stay, as in Hugging Face's warper."""
-    if k == 0 or k >= len(scores):
-        return scores
-    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-    return np.where(scores < kth, np.float32(-np.inf), scores)
-
-
-def _kept_weight(ranking: _Ranking, params: SamplingParams) -> int:
-    """Weight of the tokens that top_p and min_p leave: both keep a beginning of the ranking, so the shorter wins."""
-    kept = ranking.total
-    if params.top_p < 1.0:
-        nucleus = max(1, min(kept, math.ceil(params.top_p * kept)))
-        kept = ranking.at(nucleus - 1)[1]
-    if params.min_p > 0.0:
-        weights = ranking.weights
-        kept = min(kept, int(weights[weights >= params.min_p * _ONE].sum()))
-    return kept
+        return int(indices[rank]), int(weight_up_to[rank])
 
 
 class _TokenCounts:
@@ -332,11 +368,12 @@ def _checked_logits(logits: Floats) -> Floats:
 
 def _with_logprobs(logits: Floats, token_id: int, num_top: int) -> SampledToken:
     best = logits.max()
-    log_sum = float(best) + math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
+    total = sum(float(np.exp(chunk - best).sum(dtype=np.float64)) for _, chunk in _chunks(logits))
+    log_sum = float(best) + math.log(total)
     top: tuple[tuple[int, float], ...] = ()
     if num_top:
-        candidates = np.flatnonzero(_top_k(logits, num_top) > -np.inf)
-        ordered = candidates[np.argsort(-logits[candidates], kind="stable")][:num_top]
+        ids = _top_k_ids(logits, min(num_top, len(logits)))
+        ordered = ids[np.argsort(-logits[ids], kind="stable")][:num_top]
         top = tuple((int(i), float(logits[i]) - log_sum) for i in ordered)
     return SampledToken(token_id, float(logits[token_id]) - log_sum, top)
 
