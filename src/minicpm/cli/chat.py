@@ -18,7 +18,7 @@ from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, 
 from minicpm.cli.conversation import Conversation
 from minicpm.cli.run import footer
 from minicpm.errors import GenerationError, MiniCPMError
-from minicpm.hub import home
+from minicpm.hub.cache import home
 
 if TYPE_CHECKING:
     from minicpm.engine.llm import LLM
@@ -269,6 +269,7 @@ def _typed_questions(session: ChatSession, *, keeps_history: bool) -> Iterator[s
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.shortcuts import CompleteStyle
 
     keys = KeyBindings()
 
@@ -278,7 +279,9 @@ def _typed_questions(session: ChatSession, *, keeps_history: bool) -> Iterator[s
 
     history = FileHistory(str(_history_file())) if keeps_history else InMemoryHistory()
     words = WordCompleter([f"/{word}" for word in session._commands], sentence=True)
-    prompts: PromptSession[str] = PromptSession(history=history, completer=words, key_bindings=keys)
+    prompts: PromptSession[str] = PromptSession(
+        history=history, completer=words, key_bindings=keys, complete_style=CompleteStyle.READLINE_LIKE
+    )
     while True:
         try:
             line = prompts.prompt(">>> ")

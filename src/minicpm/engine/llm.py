@@ -124,6 +124,7 @@ class LLM:
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Next-token logits after each of `token_ids`: (T, vocab) float32."""
         ids = self._checked_ids(token_ids)
+        self._require_room(len(ids))
         sequence = self.backend.new_sequence(len(ids))
         chunks = (ids[i : i + PREFILL_CHUNK_TOKENS] for i in range(0, len(ids), PREFILL_CHUNK_TOKENS))
         return np.concatenate([self.backend.forward([Row(sequence, chunk, "all")])[0] for chunk in chunks])
@@ -141,7 +142,7 @@ class LLM:
     def _score(self, prefix: list[int], continuations: Sequence[str | Sequence[int]]) -> list[Loglikelihood]:
         tails = [self._as_ids(text, add_bos=False) for text in continuations]
         longest = max((len(tail) for tail in tails), default=0)
-        self._checked_ids(prefix + [0] * longest)
+        self._require_room(len(prefix) + longest)
         sequence = self.backend.new_sequence(len(prefix) + longest)
         logits = _forward_in_chunks(self.backend, sequence, prefix)
         scores = []
@@ -196,9 +197,11 @@ class LLM:
         bad = next((i for i in ids if not 0 <= i < self.backend.vocab_size), None)
         if bad is not None:
             raise GenerationError(f"token id {bad} is outside the vocabulary of {self.backend.vocab_size}")
-        if len(ids) > self.context_length:
-            raise GenerationError(f"{len(ids)} token ids are more than the context's {self.context_length}")
         return ids
+
+    def _require_room(self, token_count: int) -> None:
+        if token_count > self.context_length:
+            raise GenerationError(f"{token_count} tokens are more than the context's {self.context_length}")
 
 
 def _load_torch(folder: Path, *, dtype: str, device: str, threads: int | None) -> Backend:
