@@ -27,6 +27,8 @@ import minicpm.models  # noqa: F401 (registers the classes)
 from minicpm.errors import ModelError
 from minicpm.models.autoclasses import wrap_classmethod
 
+ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
+
 USAGE = "usage: python -m minicpm.compat SCRIPT.py [ARGUMENT ...]"
 # Functions of torch that make a tensor where `device` says.
 FACTORIES = (
@@ -66,17 +68,14 @@ def run_script(path: str, argv: list[str]) -> int:
     return 0
 
 
-def _without_our_frames(
-    hook: Callable[[type[BaseException], BaseException, TracebackType | None], Any],
-) -> Callable[[type[BaseException], BaseException, TracebackType | None], Any]:
-    ours = (__file__, "<frozen runpy>")
-
+def _without_our_frames(hook: ExceptHook) -> ExceptHook:
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         rest = trace
-        while rest is not None and rest.tb_frame.f_code.co_filename in ours:
+        while rest is not None and rest.tb_frame.f_code is not run_script.__code__:
             rest = rest.tb_next
-        # The interpreter prints the exception's own traceback if the hook's is not the same object.
-        hook(kind, error.with_traceback(rest), rest)
+        if rest is not None:
+            trace = rest.tb_next
+        hook(kind, error.with_traceback(trace), trace)
 
     return shown
 
@@ -86,11 +85,10 @@ def teach_transformers() -> None:
     for owner in (_BaseAutoModelClass, AutoConfig, AutoTokenizer, PreTrainedModel):
         wrap_classmethod(owner, "from_pretrained", _from_pretrained)
     for module in (transformers.dynamic_module_utils, transformers.generation.utils):
-        module.get_class_in_module = _refuse_code
+        module.get_cached_module_file = module.get_class_in_module = _refuse_code
 
 
 def _from_pretrained(original: Any, cls: type, name: Any, *args: Any, **kwargs: Any) -> Any:
-    kwargs.pop("trust_remote_code", None)
     if "torch_dtype" in kwargs:
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     return original(cls, model_name(name), *args, **kwargs)

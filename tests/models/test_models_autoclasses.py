@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import minicpm.models
-from minicpm.errors import ModelError
+from minicpm.errors import FormatError, ModelError
 
 Folder = Callable[..., Path]
 OFFICIAL_IDS = {
@@ -159,6 +159,20 @@ def test_code_in_the_folder_never_runs(trapped_folder: Path, tmp_path: Path, tru
     assert not (tmp_path / "EXECUTED").exists()
     assert not list((tmp_path / "saved").glob("*.py"))
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", ["a"], None], ids=str)
+def test_a_shard_outside_the_folder_is_refused(golden: Path, tmp_path: Path, name: object):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "minicpm2b_untied_sharded", folder)
+    index_path = folder / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text(encoding="utf-8"))
+    tensor, shard = next(iter(index["weight_map"].items()))
+    shutil.copy(folder / shard, tmp_path / "outside.safetensors")
+    index["weight_map"][tensor] = name
+    index_path.write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(FormatError):
+        AutoModelForCausalLM.from_pretrained(folder)
 
 
 # Registration

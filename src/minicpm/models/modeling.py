@@ -11,6 +11,7 @@ logit_scale, so nothing here grows as it does once the scalings are folded into 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from minicpm.errors import FormatError
+from minicpm.formats.config import read_config_json
+from minicpm.formats.folder import ModelFolder
 from minicpm.models.configuration import MiniCPMConfig
 from minicpm.models.conversation import chat
 
@@ -190,9 +194,22 @@ class MiniCPMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As transformers', but code in the model's folder never runs, whatever `trust_remote_code` says."""
+        """As transformers', but code in the folder never runs, whatever `trust_remote_code` says, and no shard is read
+        from outside the folder (FormatError)."""
         kwargs.pop("trust_remote_code", None)
+        if pretrained_model_name_or_path is not None and Path(pretrained_model_name_or_path).is_dir():
+            _require_own_shards(Path(pretrained_model_name_or_path))
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+
+def _require_own_shards(folder: Path) -> None:
+    """transformers opens whatever path an index names; here it must be a file of the folder."""
+    for index in folder.glob("*.index*.json"):
+        names = read_config_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise FormatError(index, "has no weight_map")
+        for name in names.values():
+            ModelFolder(folder).file(name)
 
 
 class MiniCPMModel(MiniCPMPreTrainedModel):
