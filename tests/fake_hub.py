@@ -300,4 +300,6 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: object, server: FakeHub) ->
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", f"{folder}/hf/token")  # the library read its own at import
+    # The library read these at its import, which may have happened under another test's environment.
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", f"{folder}/hf/token")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

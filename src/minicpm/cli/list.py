@@ -13,13 +13,14 @@ from minicpm.cli.progress import format_bytes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "List the MiniCPM models in the caches of Hugging Face and ModelScope on this machine."
+    parser.add_argument("--all", action="store_true", help="other families' models in these caches, too")
     parser.add_argument("--json", action="store_true", help="print a JSON array, one object per model and revision")
 
 
 def run(args: argparse.Namespace) -> int:
-    models = hub.list_models()
+    models = hub.list_models(everything=args.all)
     if args.json:
-        print(json.dumps([_record(model) for model in models], indent=2))
+        print(json.dumps([record(model) for model in models], indent=2))
         return 0
     if not models:
         print("no models here yet; try: minicpm pull minicpm-2b-dpo", file=sys.stderr)
@@ -49,7 +50,8 @@ def aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _record(model: hub.LocalModel) -> dict[str, object]:
+def record(model: hub.LocalModel) -> dict[str, object]:
+    """What `--json` says of a model, here and after a pull."""
     return {
         "name": model.name,
         "source": model.source,

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from minicpm import hub
+from minicpm.cli.list import record
 from minicpm.cli.progress import TerminalProgress
 
 
@@ -35,19 +36,7 @@ def run(args: argparse.Namespace) -> int:
         progress=TerminalProgress(),
     )
     if args.json:
-        reference = hub.parse_name(args.name, source=source, revision=args.revision)
-        nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(
-            json.dumps(
-                {
-                    "name": reference.repo_id,
-                    "source": reference.source,
-                    "revision": reference.revision,
-                    "path": str(folder),
-                    "bytes": nbytes,
-                }
-            )
-        )
+        print(json.dumps(next(record(model) for model in hub.list_models(everything=True) if model.path == folder)))
     else:
         print(folder)
     return 0

@@ -287,12 +287,14 @@ def missing_parts(folder: Path) -> str | None:
     return None if any(name.endswith((".safetensors", ".bin")) for name in names) else problem
 
 
-def list_models() -> list[LocalModel]:
+def list_models(*, everything: bool = False) -> list[LocalModel]:
     """The MiniCPM models in both hubs' caches, by name; one entry per revision, unfinished downloads included.
 
-    Another family's models in the shared Hugging Face cache are left out, unless they were pulled with this package.
+    Other families' models in these shared caches are left out unless they were used with this package, or
+    `everything` is asked for.
     """
-    return sorted([*_huggingface_models(), *_modelscope_models()], key=lambda model: (model.name, model.revision))
+    models = [*_huggingface_models(everything), *_modelscope_models(everything)]
+    return sorted(models, key=lambda model: (model.name, model.source, model.revision))
 
 
 def remove(reference: Reference) -> int:
@@ -334,12 +336,13 @@ def mark_used(reference: Reference) -> None:
         pass
 
 
-def _huggingface_models() -> Iterator[LocalModel]:
+def _huggingface_models(everything: bool) -> Iterator[LocalModel]:
     for folder in sorted(huggingface_root().glob("models--*")):
         repo_id = folder.name.removeprefix("models--").replace("--", "/", 1)
         snapshots = [path for path in folder.glob("snapshots/*") if path.is_dir()]
         used = _last_used("huggingface", repo_id)
-        if not (used or repo_id.lower().startswith("openbmb/") or any(map(_is_family, snapshots))):
+        is_ours = used or repo_id.lower().startswith("openbmb/") or any(map(_is_family, snapshots))
+        if not (everything or is_ours):
             continue
         names = {_read_text(path): path.name for path in sorted(folder.glob("refs/*")) if path.is_file()}
         for snapshot in snapshots:
@@ -350,7 +353,7 @@ def _huggingface_models() -> Iterator[LocalModel]:
             yield LocalModel(repo_id, "huggingface", folder, _disk_bytes(folder), "-", False, used)
 
 
-def _modelscope_models() -> Iterator[LocalModel]:
+def _modelscope_models(everything: bool) -> Iterator[LocalModel]:
     root = modelscope_root()
     waiting = {path.relative_to(root / "._____temp" / "minicpm") for path in root.glob("._____temp/minicpm/*/*/")}
     folders = {path.relative_to(root) for path in root.glob("[!.]*/*/")} | waiting
@@ -358,7 +361,8 @@ def _modelscope_models() -> Iterator[LocalModel]:
         folder = root / relative
         repo_id = f"{relative.parts[0]}/{relative.parts[1].replace('___', '.')}"
         used = _last_used("modelscope", repo_id)
-        if not (used or relative in waiting or relative.parts[0].lower() == "openbmb" or _is_family(folder)):
+        is_ours = used or relative in waiting or repo_id.lower().startswith("openbmb/") or _is_family(folder)
+        if not (everything or is_ours):
             continue
         place = ModelScopeStore(repo_id, root)
         if place.folder != folder or not (folder.is_dir() or place._waiting.is_dir()):
@@ -426,8 +430,9 @@ def _size_of(snapshot: Path) -> int:
 
 
 def _disk_bytes(folder: Path) -> int:
-    """Bytes of the files that really lie in a folder, links not followed."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Bytes of the model's files that really lie in a folder, links not followed."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files if path.name != _MANIFEST)
 
 
 def _mark(path: Path, digest: str) -> list[object]:
