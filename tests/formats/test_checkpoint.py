@@ -1,0 +1,236 @@
+"""Opening a model folder of any form, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minicpm.errors import FormatError, ModelError
+from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.config import DecoderConfig
+
+ModelFolder = Callable[..., Path]
+
+
+@pytest.mark.parametrize("name", ["minicpm2b_tied", "minicpm2b_tied_bf16_bin", "minicpm2b_untied_sharded"])
+def test_a_golden_checkpoint_has_exactly_its_parameters(golden: Path, name: str):
+    with open_checkpoint(golden / name) as checkpoint:
+        assert checkpoint.format == "hf"
+        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+        assert shapes == checkpoint.config.parameter_shapes()
+        assert checkpoint.nbytes == sum(checkpoint.read(name).nbytes for name in checkpoint.tensors)
+
+
+def test_a_bin_checkpoint_holds_what_torch_reads(golden: Path):
+    expected = torch.load(golden / "minicpm2b_tied_bf16_bin" / "pytorch_model.bin", weights_only=True)
+    with open_checkpoint(golden / "minicpm2b_tied_bf16_bin") as checkpoint:
+        assert checkpoint.config.dtype == "bfloat16"
+        for name in checkpoint.tensors:
+            view = checkpoint.read(name)
+            ours = torch.frombuffer(view.buffer, dtype=torch.bfloat16).reshape(view.shape)
+            assert torch.equal(ours, expected[name])
+
+
+def test_a_sharded_checkpoint_holds_what_the_library_reads(golden: Path):
+    folder = golden / "minicpm2b_untied_sharded"
+    expected = {k: v for path in folder.glob("model-*.safetensors") for k, v in load_file(path).items()}
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.tensors.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (checkpoint.read(name).float32() == tensor.numpy()).all()
+
+
+def test_tokenizer_files_are_listed(golden: Path):
+    with open_checkpoint(golden / "minicpm2b_tied") as checkpoint:
+        names = [path.name for path in checkpoint.tokenizer_files]
+    assert names == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"]
+
+
+def test_the_dtype_is_that_of_the_weights_not_of_the_config(model_folder: ModelFolder):
+    with open_checkpoint(model_folder(torch_dtype="float16")) as checkpoint:
+        assert checkpoint.config.dtype == "float32"
+
+
+def test_views_outlive_the_checkpoint(model_folder: ModelFolder):
+    folder = model_folder()
+    with open_checkpoint(folder) as checkpoint:
+        view = checkpoint.read("model.norm.weight")
+    assert (view.float32() == load_file(folder / "model.safetensors")["model.norm.weight"].numpy()).all()
+
+
+def test_released_pages_are_read_again(model_folder: ModelFolder, tiny: DecoderConfig):
+    folder = model_folder(config=replace(tiny, vocab_size=4000))
+    with open_checkpoint(folder) as checkpoint:
+        before = bytes(checkpoint.read("model.embed_tokens.weight").buffer)
+        checkpoint.release("model.embed_tokens.weight")
+        assert bytes(checkpoint.read("model.embed_tokens.weight").buffer) == before
+
+
+def test_a_stored_head_that_repeats_the_embedding_is_accepted(model_folder: ModelFolder):
+    folder = model_folder()
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors")
+    with open_checkpoint(folder) as checkpoint:
+        assert "lm_head.weight" not in checkpoint.tensors
+
+
+def test_a_stored_head_that_contradicts_the_tie_is_refused(model_folder: ModelFolder):
+    folder = model_folder()
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(FormatError, match=r"lm_head.weight differs .* set tie_word_embeddings to false"):
+        open_checkpoint(folder)
+
+
+def test_rotary_tables_of_old_checkpoints_are_skipped(model_folder: ModelFolder):
+    folder = model_folder()
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2)
+    save_file(weights, folder / "model.safetensors")
+    with open_checkpoint(folder) as checkpoint:
+        assert not any("rotary" in name for name in checkpoint.tensors)
+
+
+def test_a_hugging_face_cache_snapshot_is_read_through_its_links(model_folder: ModelFolder, tmp_path: Path):
+    source = model_folder()
+    blobs = tmp_path / "hub" / "models--openbmb--tiny" / "blobs"
+    snapshot = tmp_path / "hub" / "models--openbmb--tiny" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in source.iterdir():
+        shutil.copy(path, blobs / f"blob-{path.name}")
+        (snapshot / path.name).symlink_to(Path("..") / ".." / "blobs" / f"blob-{path.name}")
+    with open_checkpoint(snapshot) as checkpoint:
+        assert checkpoint.tensors
+
+
+def test_a_cache_that_shares_blobs_between_models_is_read(model_folder: ModelFolder, tmp_path: Path):
+    source = model_folder()
+    snapshot = tmp_path / "hub" / "models--openbmb--tiny" / "snapshots" / "abc"
+    blobs = tmp_path / "hub" / "models--openbmb--tiny" / "blobs"
+    shared = tmp_path / "hub" / "blobs"
+    for folder in (snapshot, blobs, shared):
+        folder.mkdir(parents=True)
+    (shared / ".huggingface-shared-blobs").write_text("1")
+    for path in source.iterdir():
+        shutil.copy(path, shared / path.name)
+        (blobs / path.name).symlink_to(Path("..") / ".." / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(Path("..") / ".." / "blobs" / path.name)
+    with open_checkpoint(snapshot) as checkpoint:
+        assert checkpoint.tensors
+
+
+def test_a_link_to_the_folder_itself_is_followed(model_folder: ModelFolder, tmp_path: Path):
+    (tmp_path / "link").symlink_to(model_folder())
+    with open_checkpoint(tmp_path / "link") as checkpoint:
+        assert checkpoint.tensors
+
+
+def test_a_published_llama_folder_is_read_as_it_is_with_unit_scales(golden: Path, tmp_path: Path):
+    shutil.copytree(golden / "minicpm2b_untied_sharded", tmp_path / "llama")
+    config = tmp_path / "llama" / "config.json"
+    raw = json.loads(config.read_text())
+    for key in ("scale_emb", "scale_depth", "dim_model_base", "auto_map"):
+        del raw[key]
+    raw.update(model_type="llama", architectures=["LlamaForCausalLM"])
+    config.write_text(json.dumps(raw))
+    with open_checkpoint(tmp_path / "llama") as llama, open_checkpoint(golden / "minicpm2b_untied_sharded") as source:
+        assert llama.format == "llama"
+        assert (llama.config.scale_emb, llama.config.residual_scale, llama.config.logit_scale) == (1, 1, 1)
+        assert not llama.config.tie_word_embeddings
+        for name in source.tensors:
+            assert bytes(llama.read(name).buffer) == bytes(source.read(name).buffer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attention_multiplier": 0.5}, "attention_multiplier"),
+        ({"logits_scaling": 3.0}, "logits_scaling"),
+        ({"residual_multiplier": -1.0}, "residual_multiplier"),
+        ({"embedding_multiplier": "12"}, "embedding_multiplier"),
+        ({"mlp_bias": True}, "mlp_bias"),
+    ],
+)
+def test_a_granite_that_is_no_minicpm_is_refused(model_folder: ModelFolder, changes: dict, words: str):
+    granite = {
+        "model_type": "granite",
+        "architectures": ["GraniteForCausalLM"],
+        "embedding_multiplier": 12,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    }
+    folder = model_folder(tie_word_embeddings=True, **{**granite, "attention_multiplier": 4**-0.5, **changes})
+    if changes == {"attention_multiplier": 0.5}:  # 4 ** -0.5 == 0.5: make it wrong
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "attention_multiplier": 0.25}))
+    with pytest.raises(ModelError, match=words):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"head_dim": 32}, "head_dim"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"minicpm_scales_folded_into_weights": {"scale_emb": 12}}, "must hold exactly"),
+        (
+            {
+                "minicpm_scales_folded_into_weights": {
+                    "scale_emb": -1,
+                    "scale_depth": 1.4,
+                    "dim_model_base": 8,
+                    "tie_word_embeddings": True,
+                }
+            },
+            "scale_emb",
+        ),
+    ],
+)
+def test_a_llama_that_minicpm_cannot_be_is_refused(model_folder: ModelFolder, changes: dict, words: str):
+    folder = model_folder(model_type="llama", architectures=["LlamaForCausalLM"], **changes)
+    with pytest.raises(ModelError, match=words):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("pt_files", [[], ["a.pt", "b.pt"]], ids=["none", "two"])
+def test_a_vllmcpm_folder_has_exactly_one_pt_file(real_configs: Path, tmp_path: Path, pt_files: list[str]):
+    shutil.copy(real_configs / "MiniCPM-2B-vllmcpm" / "config.json", tmp_path)
+    for name in pt_files:
+        torch.save({}, tmp_path / name)
+    with pytest.raises(FormatError, match=r"exactly one \*\.pt"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["MiniCPM-MoE-8x2B", "MiniCPM-V", "MiniCPM-V-2"])
+def test_other_members_of_the_family_are_refused_by_name(real_configs: Path, tmp_path: Path, name: str):
+    (source,) = (real_configs / name).glob("config*.json")
+    shutil.copy(source, tmp_path / "config.json")
+    with pytest.raises(ModelError, match="MiniCPM-MoE-8x2B" if "MoE" in name else "MiniCPM-V"):
+        open_checkpoint(tmp_path)
+
+
+def test_quantized_weights_are_refused_by_method(model_folder: ModelFolder):
+    with pytest.raises(ModelError, match="quantized \\('gptq'\\)"):
+        open_checkpoint(model_folder(quantization_config={"quant_method": "gptq", "bits": 4}))
+
+
+@pytest.mark.parametrize("what", ["nothing there", "a file"])
+def test_a_path_that_is_no_folder_says_so(tmp_path: Path, what: str):
+    path = tmp_path / "x"
+    if what == "a file":
+        path.write_text("{}")
+    with pytest.raises(ModelError, match="folder"):
+        open_checkpoint(path)
