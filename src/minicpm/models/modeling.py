@@ -100,7 +100,7 @@ class MiniCPMRotaryEmbedding(nn.Module):
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of queries or keys (B, H, T, D), computed in float32, returned in their dtype."""
-    # bf16 angles cost 4.7 % more logit error, fp16 7.7 % (spec/model.md 3.2; tests/parity/test_models_precision.py).
+    # cos and sin rounded to bf16 or fp16 cost 1 to 1.5 % more mean logit error (400 tokens on golden/minicpm2b_tied).
     wide = states.float()
     return (wide * cos[:, None] + rotate_half(wide) * sin[:, None]).to(states.dtype)
 
