@@ -104,6 +104,7 @@ class Sampler:
         self._bias_ids = np.array(list(bias), np.int64)
         self._biases = np.array(list(bias.values()), np.float32)
 
+    @np.errstate(over="ignore")  # scores beyond float32 become infinite, which is looked at
     def sample(self, logits: Floats, position: int) -> SampledToken:
         """Choose the token at `position` (its index in prompt + answer) from logits (V,) float32, and count it.
 
@@ -126,6 +127,7 @@ class Sampler:
         self._context.add(token_id)
         self._answer.add(token_id)
 
+    @np.errstate(over="ignore")
     def warped_scores(self, logits: Floats) -> Floats:
         """Scores (V,) that the next token is drawn from: after all warpers, -inf where it cannot come from."""
         scores = self._penalized(_checked_logits(logits))
@@ -262,6 +264,8 @@ class _Ranking:
         self._ids = _top_k_ids(scores, params.top_k) if 0 < params.top_k < len(scores) else None
         self._scores = scores if self._ids is None else scores[self._ids]
         self._best = self._scores.max()
+        if np.isinf(self._best):
+            raise GenerationError("the model's logits are too large for this temperature; try a higher one")
         sums = np.zeros(_BUCKETS)
         for _, chunk in _chunks(self._scores):
             sums += np.bincount(_buckets(chunk, self._best), _weights(chunk, self._best), _BUCKETS)
@@ -382,14 +386,14 @@ def _with_logprobs(logits: Floats, token_id: int, num_top: int) -> SampledToken:
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r:.80}")
     return float(value)
 
 
 def _temperature(value: object) -> float:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not (value == 0 or 0.001 <= float(value) <= 100):  # type: ignore[arg-type]
+    if not is_number or not (value == 0 or 0.001 <= value <= 100):  # type: ignore[operator]
         raise ValueError(f"temperature must be 0 (the most likely token) or from 0.001 to 100, got {value!r:.80}")
     return float(value)  # type: ignore[arg-type]
 
