@@ -25,8 +25,11 @@ from minicpm.formats.tensor import TensorInfo, TensorView
 from minicpm.formats.torch_bin import TorchWriter
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
-# Standard deviations by the tensor's role, relative to what keeps activations at 1; norms are near 1.
-O_PROJ, DOWN_PROJ, EMBEDDING, HEAD = 0.6, 0.5, 0.08, 0.06
+# Gains over 1/sqrt(fan-in), at which a projection keeps the size of its input. The branches must outweigh the
+# embedding about tenfold in the residual stream, or a tied head gives the last token back for ever; the final
+# norm's weight then sets how peaked the distribution is (logits with a standard deviation of about 2).
+O_PROJ, DOWN_PROJ, EMBEDDING, HEAD = 0.6, 5.0, 0.006, 0.006
+FINAL_NORM = (40.0, 100.0)
 CHUNK_VALUES = 1 << 22
 
 
@@ -74,7 +77,7 @@ def _random(info: TensorInfo, rng: np.random.Generator) -> Iterator[memoryview]:
     for start in range(0, count, CHUNK_VALUES):
         size = min(CHUNK_VALUES, count - start)
         if len(info.shape) == 1:
-            low, high = (2.0, 5.0) if info.name == "model.norm.weight" else (0.8, 1.2)
+            low, high = FINAL_NORM if info.name == "model.norm.weight" else (0.8, 1.2)
             values = rng.uniform(low, high, size).astype(np.float32)
         else:
             values = rng.standard_normal(size, dtype=np.float32) * np.float32(_deviation(info))
@@ -87,7 +90,7 @@ def _deviation(info: TensorInfo) -> float:
         return EMBEDDING
     if "lm_head" in info.name:
         return HEAD
-    gain = O_PROJ if "o_proj" in info.name else DOWN_PROJ * 10 if "down_proj" in info.name else 1.0
+    gain = O_PROJ if "o_proj" in info.name else DOWN_PROJ if "down_proj" in info.name else 1.0
     return gain / float(np.sqrt(fan_in))
 
 

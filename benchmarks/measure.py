@@ -70,7 +70,11 @@ def _sample(process: subprocess.Popen[str], peaks: dict[str, int]) -> None:
 def machine() -> dict[str, object]:
     """What a number depends on besides our code."""
     cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

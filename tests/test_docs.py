@@ -73,7 +73,7 @@ def test_python_examples_run(name: str, code: str, golden: Path, tmp_path: Path,
     toy = golden / "minicpm2b_tied"
     monkeypatch.setattr(hub, "resolve", lambda *args, **kwargs: toy)
     monkeypatch.chdir(tmp_path)
-    code = re.sub(r"[\"']openbmb/[\w.-]+[\"']", repr(str(toy)), code)
+    code = re.sub(r"[\"'](?:openbmb/)?MiniCPM-[\w.-]+[\"']", repr(str(toy)), code)
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 

@@ -21,7 +21,7 @@ from minicpm.engine.backend import Backend, Row
 from minicpm.engine.kv_cache import PrefixCache
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Scheduler
-from minicpm.errors import GenerationError, MissingExtra
+from minicpm.errors import GenerationError, MissingExtra, ModelError
 from minicpm.progress import Progress, Silent
 from minicpm.sampling import SamplingParams
 from minicpm.tokenizer import Tokenizer
@@ -65,6 +65,10 @@ class LLM:
         _check_at_least_one("context", context)
         _check_at_least_one("max_batch", max_batch)
         self.folder = hub.resolve(model, offline=offline, progress=progress or Silent())
+        if not self.folder.is_dir():
+            raise ModelError(
+                f"{self.folder} is a file; give the model's folder, with config.json, tokenizer and weights"
+            )
         self.tokenizer = Tokenizer.from_folder(self.folder)
         self.template = template_for(self.folder)
         self.backend: Backend = _load_torch(self.folder, dtype=dtype, device=device, threads=threads)
