@@ -145,6 +145,14 @@ def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch: pytest.MonkeyPat
     assert str(cache.huggingface_root()) == theirs
 
 
+def test_a_preferred_hub_does_not_fetch_again_what_the_other_brought(pulled: FakeHub, said: list[str], monkeypatch):
+    hub.remove(NAME, source="modelscope")
+    monkeypatch.setenv("MINICPM_HUB", "modelscope")
+    before = pulled.fetched()
+    hub.resolve("minicpm-2b-dpo", tell=said.append)
+    assert pulled.fetched() == before
+
+
 # Listing
 
 
@@ -170,7 +178,7 @@ def test_an_interrupted_download_is_listed_as_incomplete_and_can_be_removed(serv
     (model,) = hub.list_models()
     assert (model.is_complete, model.source) == (False, source)
     assert model.nbytes >= 3000
-    assert hub.remove(NAME, source=source) >= 3000
+    assert hub.remove("minicpm-2b-dpo") >= 3000
     assert hub.list_models() == []
 
 

@@ -84,9 +84,24 @@ def test_the_environment_chooses_the_hub_where_the_name_does_not(monkeypatch: py
         parse_name("minicpm-2b-sft")
 
 
+def test_a_model_that_one_hub_lacks_comes_from_the_other_unless_that_one_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINICPM_HUB", "modelscope")
+    assert parse_name("minicpm-2b-sft-bf16-llama-format").source == "huggingface"
+    with pytest.raises(HubError, match="not known to be on ModelScope; take it from Hugging Face"):
+        parse_name("ms:minicpm-2b-sft-bf16-llama-format")
+
+
 def test_a_mirror_named_by_the_environment_is_a_known_address(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://hf-mirror.example")
     assert parse_name("https://hf-mirror.example/some/thing") == Reference("huggingface", "some/thing")
+
+
+def test_the_documents_show_the_same_table():
+    text = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
+    for model in KNOWN_MODELS:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{model.aliases[0]}`")]
+        shown = [name for name in re.findall(r"`([^`]+)`", row) if "/" in name]
+        assert shown == [name for name in (model.huggingface, model.modelscope, model.wisemodel) if name]
 
 
 @pytest.mark.parametrize(

@@ -354,7 +354,21 @@ def test_circling_redirects_end(server, repo, said):
 
 @pytest.mark.parametrize(
     "path",
-    ["../x", "a/../../x", "/etc/x", "a//b", ".", "a\\..\\b", "C:x", "a\nb.json", "", "x" * 300, "config.json/x"],
+    [
+        "../x",
+        "a/../../x",
+        "/etc/x",
+        "a//b",
+        ".",
+        "a\\..\\b",
+        "C:x",
+        "a\nb.json",
+        "",
+        "x" * 300,
+        "config.json/x",
+        ".msc",
+        ".minicpm.json",
+    ],
 )
 def test_a_listed_path_that_leaves_the_folder_is_refused_before_any_byte(server, repo, tmp_path, said, path):
     for source in SOURCES:

@@ -91,12 +91,8 @@ def locate(name: str, *, source: Source | None = None, revision: str | None = No
     A model of the release is found in either hub's cache unless the name, `source` or a revision decides.
     """
     reference = parse_name(name, source=source, revision=revision)
-    references = [reference]
-    is_open = source is None and ":" not in name and reference.revision is None and "MINICPM_HUB" not in os.environ
-    if is_open and (known := reference.known) is not None:
-        other: Source = "modelscope" if reference.source == "huggingface" else "huggingface"
-        references.append(Reference(other, known.on(other)))
-    for candidate in references:
+    others = [reference.elsewhere] if _leaves_hub_open(name, source) else []
+    for candidate in filter(None, [reference, *others]):
         folder = cache.store(candidate).locate(candidate.revision)
         if folder is not None and missing_parts(folder) is None:
             return candidate, folder
@@ -146,11 +142,9 @@ def remove(name: str, *, source: Source | None = None, revision: str | None = No
     """
     reference = parse_name(name, source=source, revision=revision)
     place = cache.store(reference)
-    if source is None and not place.folder.exists() and (known := reference.known) is not None:
-        other: Source = "modelscope" if reference.source == "huggingface" else "huggingface"
-        alternative = Reference(other, known.on(other), reference.revision)
-        if cache.store(alternative).folder.exists():
-            reference, place = alternative, cache.store(alternative)
+    other = reference.elsewhere
+    if not place.exists() and _leaves_hub_open(name, source) and other is not None and cache.store(other).exists():
+        reference, place = other, cache.store(other)
     with _locked(place.lock, f"{reference} is being fetched by another process; stop that first", None):
         return cache.remove(reference)
 
@@ -161,6 +155,11 @@ def is_offline(offline: bool | None = None) -> bool:
         return offline
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _leaves_hub_open(name: str, source: Source | None) -> bool:
+    """Whether neither the name (a prefix, an address) nor an option says which hub is meant."""
+    return source is None and ":" not in name
 
 
 def _hub(source: Source) -> Hub:

@@ -35,6 +35,9 @@ class Store(Protocol):
     def lock(self) -> Path:
         """Held by whoever changes this repository."""
 
+    def exists(self) -> bool:
+        """Whether anything of the repository is here, be it the beginning of a download."""
+
     def has(self, file: RemoteFile) -> bool:
         """Whether the verified bytes are here."""
 
@@ -115,6 +118,9 @@ class HuggingFaceStore:
     def lock(self) -> Path:
         return self.root / ".locks" / self.folder.name / "minicpm.lock"
 
+    def exists(self) -> bool:
+        return self.folder.is_dir()
+
     def blob_lock(self, file: RemoteFile) -> Path:
         """The lock that huggingface_hub holds while it writes this blob."""
         return self.root / ".locks" / self.folder.name / f"{file.digest}.lock"
@@ -193,6 +199,9 @@ class ModelScopeStore:
     @property
     def lock(self) -> Path:
         return self.root / "._____temp" / "minicpm" / (self.repo_id.replace("/", "--") + ".lock")
+
+    def exists(self) -> bool:
+        return self.folder.is_dir() or self._waiting.is_dir()
 
     def content(self, file: RemoteFile) -> Path:
         staged = self._waiting / file.digest
@@ -305,7 +314,7 @@ def remove(reference: Reference) -> int:
     place = store(reference)
     folder = place.folder
     waiting = place._waiting if isinstance(place, ModelScopeStore) else None
-    if not folder.is_dir() and not (waiting is not None and waiting.is_dir()):
+    if not place.exists():
         raise HubError(f"{reference} is not on this machine; 'minicpm list' shows what is")
     if folder.is_symlink() or not folder.resolve().is_relative_to(place.root.resolve()):
         raise HubError(f"{folder} leads out of the cache to {folder.resolve()}; remove it by hand")
@@ -365,7 +374,7 @@ def _modelscope_models(everything: bool) -> Iterator[LocalModel]:
         if not (everything or is_ours):
             continue
         place = ModelScopeStore(repo_id, root)
-        if place.folder != folder or not (folder.is_dir() or place._waiting.is_dir()):
+        if place.folder != folder or not place.exists():
             continue
         revision = _read_json(folder / _MANIFEST).get("revision") or "-"
         nbytes = _disk_bytes(folder) + _disk_bytes(place._waiting)

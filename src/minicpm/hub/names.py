@@ -32,18 +32,27 @@ class KnownModel:
     """A published model under all its names. The first alias is the one that messages use."""
 
     huggingface: str
-    modelscope: str
+    modelscope: str | None  # None: not known to be there
     aliases: tuple[str, ...]
     wisemodel: str | None = None
 
-    def on(self, source: Source) -> str:
-        """The repository's name on that hub."""
+    def on(self, source: Source) -> str | None:
+        """The repository's name on that hub, if it is there."""
         return self.huggingface if source == "huggingface" else self.modelscope
 
+    def reference(self, asked: Source | None) -> Reference:
+        """Where to take it from: the hub that was asked for, else the preferred one if it has the model."""
+        source = asked or _preferred_source()
+        if (repo_id := self.on(source)) is not None:
+            return Reference(source, repo_id)
+        if asked is None:
+            return Reference("huggingface", self.huggingface)
+        raise HubError(f"{self.aliases[0]} is not known to be on ModelScope; take it from Hugging Face")
 
-def _known(name: str, *aliases: str, modelscope: str | None = None, wisemodel: str | None = None) -> KnownModel:
-    aliases = (*aliases, name.lower()) if name.lower() not in aliases else aliases
-    return KnownModel(f"openbmb/{name}", f"OpenBMB/{modelscope or name}", aliases, wisemodel)
+
+def _known(name: str, *aliases: str, modelscope: str | None = "the same", wisemodel: str | None = None) -> KnownModel:
+    there = f"OpenBMB/{name if modelscope == 'the same' else modelscope}" if modelscope else None
+    return KnownModel(f"openbmb/{name}", there, (*aliases, name.lower()), wisemodel)
 
 
 # The download table of the 2024 README, then what the same authors published in the months after it.
@@ -59,8 +68,8 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
     _known("MiniCPM-2B-128k"),
     _known("MiniCPM-1B-sft-bf16", "minicpm-1b", "minicpm-1b-sft"),
     _known("MiniCPM-V-2"),
-    _known("MiniCPM-2B-sft-bf16-llama-format"),
-    _known("MiniCPM-2B-dpo-bf16-llama-format"),
+    _known("MiniCPM-2B-sft-bf16-llama-format", modelscope=None),
+    _known("MiniCPM-2B-dpo-bf16-llama-format", modelscope=None),
 )
 
 
@@ -80,6 +89,13 @@ class Reference:
     def known(self) -> KnownModel | None:
         """Its row of the table, if it is one of the release's models."""
         return next((model for model in KNOWN_MODELS if model.on(self.source) == self.repo_id), None)
+
+    @property
+    def elsewhere(self) -> Reference | None:
+        """The same model on the other hub, if it is known to be there. Revisions have no counterpart there."""
+        other: Source = "modelscope" if self.source == "huggingface" else "huggingface"
+        repo_id = self.known.on(other) if self.known is not None and self.revision is None else None
+        return Reference(other, repo_id) if repo_id is not None else None
 
 
 def parse_name(name: str, *, source: Source | None = None, revision: str | None = None) -> Reference:
@@ -143,23 +159,22 @@ def is_name(text: str) -> bool:
 def _find(text: str, source: Source | None) -> Reference:
     """The reference that an alias or org/name means; `source` is what the user said about the hub, if anything."""
     low = text.lower()
-    preferred = source or _preferred_source()
     if "/" not in text:
         for model in KNOWN_MODELS:
             if low in model.aliases:
-                return Reference(preferred, model.on(preferred))
+                return model.reference(source)
         raise HubError(
             f"unknown model '{text}'{did_you_mean(text) or '; give org/name, a folder, or one of: ' + _main_aliases()}"
         )
     if not _REPO_ID.fullmatch(text) or ".." in text or "--" in text or len(text) > 96:
         raise HubError(f"'{text}' is neither a file nor a model's name; names look like openbmb/MiniCPM-2B-dpo-bf16")
     for model in KNOWN_MODELS:
-        if low == model.huggingface.lower() or (low == model.modelscope.lower() and source == "modelscope"):
-            return Reference(preferred, model.on(preferred))
+        if low == model.huggingface.lower():
+            return model.reference(source)
     for model in KNOWN_MODELS:
-        if low == model.modelscope.lower():  # a name that only ModelScope has
-            return Reference(source or "modelscope", model.on(source or "modelscope"))
-    return Reference(preferred, text)
+        if model.modelscope and low == model.modelscope.lower():  # a name that only ModelScope has
+            return model.reference(source or "modelscope")
+    return Reference(source or _preferred_source(), text)
 
 
 def _preferred_source() -> Source:

@@ -65,7 +65,8 @@ def checked_file(where: str, path: object, size: object, digest: object) -> Remo
     """A listing's entry as a RemoteFile; HubError when a field could lead a writer astray.
 
     `where` names the repository in messages. Refused: paths that are absolute, climb, or hide a second meaning
-    (backslash, control characters, empty parts), sizes that are no sensible count, digests that are not hex.
+    (backslash, control characters, empty parts, the caches' own notes), sizes that are no sensible count, digests that
+    are not hex.
     """
     if not isinstance(path, str) or not _is_safe_path(path):
         raise HubError(
@@ -128,11 +129,16 @@ def in_fetching_order(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     return sorted(files, key=lambda file: (_matches(file.path.rpartition("/")[2], _WEIGHT_FORMS), file.path))
 
 
+# Notes that programs keep in a model's folder: ours, and those of ModelScope's SDK, which unpickles them.
+_RESERVED = (".minicpm*", ".msc", ".mdl", ".mv")
+
+
 def _is_safe_path(path: str) -> bool:
     parts = path.split("/")
     return (
         0 < len(path) <= 1024
         and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+        and not _matches(parts[-1], _RESERVED)
         and "\\" not in path
         and path.isprintable()
         and not re.match(r"[A-Za-z]:", path)
