@@ -99,7 +99,8 @@ def test_a_mirror_named_by_the_environment_is_a_known_address(monkeypatch: pytes
 def test_the_documents_show_the_same_table():
     text = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
     for model in KNOWN_MODELS:
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{model.aliases[0]}`")]
+        (row,) = [line for line in text.splitlines() if f"| `{model.huggingface}` |" in line]
+        assert row.startswith(f"| `{model.aliases[0]}`")
         shown = [name for name in re.findall(r"`([^`]+)`", row) if "/" in name]
         assert shown == [name for name in (model.huggingface, model.modelscope, model.wisemodel) if name]
 
