@@ -20,8 +20,9 @@ def section(result: dict) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     head = (
-        f"## {result['benchmark']}\n\n`{result['command']}`, {result['date']}. {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, Python {machine['python']}; {versions}. {result['note']}\n"
+        f"## {result['benchmark']}\n\n`{result['command']}`, {result['date']}. {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Python {machine['python']}; {versions}. {result['note']}\n"
     )
     tables: dict[tuple[str, ...], list[dict]] = {}
     for row in result["rows"]:

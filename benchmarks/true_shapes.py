@@ -46,7 +46,10 @@ def main() -> None:
         print(f"making {args.folder}", flush=True)
         make_model(args.folder)
     rows = list(all_rows(args.folder, args.repeats))
-    note = "MiniCPM-2B shapes, random weights, bf16 unless said; files in the page cache; peak private memory is what one process needs for itself, peak RSS adds pages shared with the file."
+    note = (
+        "MiniCPM-2B shapes, random weights, bf16 unless said; files in the page cache. Peak private memory is what "
+        "one process needs for itself; peak RSS adds pages shared with the files."
+    )
     print("wrote", write_results("true_shapes", rows, note))
     write_report()
 

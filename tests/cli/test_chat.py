@@ -48,7 +48,8 @@ def test_a_prompt_answers_once_and_takes_piped_text_along(minicpm, toy):
 
 def test_commands_work_through_a_pipe(minicpm, toy, tmp_path):
     saved = tmp_path / "talk.jsonl"
-    script = f"/system Be brief.\nhello\nWhich?\n/undo\n/show\n/stats\n/set temperature 0.5\n/save {saved}\n/bye\nnever\n"
+    commands = ("/undo", "/show", "/stats", "/set temperature 0.5", f"/save {saved}", "/bye", "never")
+    script = "\n".join(("/system Be brief.", "hello", "Which?", *commands, ""))
     outcome = minicpm("chat", "-m", toy, *GREEDY, stdin=script)
     assert outcome.code == 0
     messages = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
@@ -127,11 +128,15 @@ class Terminal:
 
     def __init__(self, *arguments: str, home: Path):
         self._master, slave = pty.openpty()
-        env = {**os.environ, "MINICPM_HOME": str(home), "HF_HUB_OFFLINE": "1", "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        settings = {"MINICPM_HOME": str(home), "HF_HUB_OFFLINE": "1", "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "minicpm", *arguments],
-            stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True, close_fds=True,
-        )  # fmt: skip
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, **settings},
+            start_new_session=True,
+        )
         os.close(slave)
         self.shown = ""
 

@@ -42,7 +42,8 @@ def test_jsonl_records_keep_their_fields_and_their_order(minicpm, toy, tmp_path)
     ]
     records = [{"idx": 7, "prompt": "hello"}, {"idx": 8, "messages": turns}, {"idx": 9, "prompt": "a"}]
     prompts.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    answers = [json.loads(line) for line in minicpm("run", "-m", toy, *GREEDY, "--json", "-f", prompts).out.splitlines()]
+    outcome = minicpm("run", "-m", toy, *GREEDY, "--json", "-f", prompts)
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
     assert [answer["idx"] for answer in answers] == [7, 8, 9]
     assert all(answer["finish_reason"] in ("length", "stop") for answer in answers)
     assert answers[1]["usage"]["prompt_tokens"] > answers[0]["usage"]["prompt_tokens"]

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, load_llm, sampling_from
 from minicpm.cli.conversation import Conversation
@@ -176,7 +176,8 @@ class ChatSession:
         name, _, value = rest.partition(" ")
         name = name.replace("-", "_")
         if name:
-            self.sampling = replace(self.sampling, **{_checked_option(self.sampling, name): _parsed(name, value)})
+            change: Any = {_checked_option(self.sampling, name): _parsed(name, value)}
+            self.sampling = replace(self.sampling, **change)
         for option, current in asdict(self.sampling).items():
             if not name or option == name:
                 talk(f"{option} = {current}")
@@ -273,8 +274,8 @@ def _typed_questions(session: ChatSession, *, keeps_history: bool) -> Iterator[s
 
     keys = KeyBindings()
 
-    @keys.add("escape", "enter")
-    def _(event) -> None:  # type: ignore[no-untyped-def]
+    @keys.add("escape", "enter")  # type: ignore[untyped-decorator]
+    def break_line(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
     history = FileHistory(str(_history_file())) if keeps_history else InMemoryHistory()
@@ -317,7 +318,8 @@ def _history_file() -> Path:
 
 def _greet(session: ChatSession) -> None:
     backend = session.llm.backend
-    talk(f"{session.llm.folder.name} on {backend.name}, context {session.llm.context_length} tokens. /help lists commands.")
+    context = session.llm.context_length
+    talk(f"{session.llm.folder.name} on {backend.name}, context {context} tokens. /help lists commands.")
     if session.conversation.turns:
         talk(f"Going on after {session.conversation.turns} turns.")
 
@@ -353,7 +355,9 @@ def _edited(text: str) -> str:
         path.write_text(text, encoding="utf-8")
         done = subprocess.run(f'{editor} "{path}"', shell=True, check=False)
         if done.returncode != 0:
-            raise MiniCPMError(f"the editor {editor!r} ended with code {done.returncode}; set $EDITOR to one that works")
+            raise MiniCPMError(
+                f"the editor {editor!r} ended with code {done.returncode}; set $EDITOR to one that works"
+            )
         return path.read_text(encoding="utf-8").rstrip("\n")
 
 

@@ -25,7 +25,8 @@ class Conversation:
     @system.setter
     def system(self, text: str) -> None:
         rest = self.messages[1:] if self.system else self.messages
-        self.messages = ([{"role": "system", "content": text}] if text else []) + rest
+        first: list[Message] = [{"role": "system", "content": text}] if text else []
+        self.messages = first + rest
 
     @property
     def turns(self) -> int:
@@ -52,7 +53,9 @@ class Conversation:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as f:
+            with os.fdopen(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+            ) as f:
                 f.writelines(json.dumps(message, ensure_ascii=False) + "\n" for message in self.messages)
                 f.flush()
                 os.fsync(f.fileno())

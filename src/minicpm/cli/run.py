@@ -49,15 +49,16 @@ class Job:
         return self.messages[-1]["content"]
 
 
-
 def run(args: argparse.Namespace) -> int:
     sampling = sampling_from(args)
     jobs = list(_read_jobs(args))
     if args.raw and any(len(job.messages) > 1 for job in jobs):
         raise ValueError("--raw continues one text; records with several 'messages' need the chat template")
     llm = load_llm(args, max_batch=args.batch)
-    prompts = [job.prompt if args.raw else job.messages for job in jobs]
-    pieces = llm.stream_batch(prompts, sampling, use_template=not args.raw)
+    if args.raw:
+        pieces = llm.stream_batch([job.prompt for job in jobs], sampling)
+    else:
+        pieces = llm.stream_chats([job.messages for job in jobs], sampling)
     if len(jobs) == 1 and not args.json:
         _stream_one(pieces)
         return 0

@@ -7,7 +7,7 @@ against the context before anything is computed.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,32 @@ class LLM:
 
     def stream(
         self, messages: str | Sequence[Message], sampling: SamplingParams | None = None, **overrides: Any
-    ) -> Iterator[Piece]:
-        """Like `chat`, piece by piece; the last piece carries the completion. Closing the iterator stops the work."""
-        return self.stream_batch([messages], sampling, use_template=True, **overrides)
+    ) -> Generator[Piece, None, None]:
+        """Like `chat`, piece by piece; the last piece carries the completion. Closing it stops the work."""
+        return self.stream_chats([messages], sampling, **overrides)
+
+    def stream_chats(
+        self,
+        conversations: Sequence[str | Sequence[Message]],
+        sampling: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> Generator[Piece, None, None]:
+        """Answer several conversations at once; pieces are told apart by `index` and come as they are ready."""
+        params = _with_overrides(sampling, overrides)
+        params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *self.template.stop_strings))))
+        prompts = [self.template.render(_as_messages(conversation)) for conversation in conversations]
+        return self._run(prompts, params)
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        prompts: str | Sequence[str | Sequence[int]],
         sampling: SamplingParams | None = None,
         **overrides: Any,
     ) -> list[Completion]:
         """Complete prompts (texts or token ids) as they are, without a chat template; answers in their order."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not prompts:
+            raise ValueError("there are no prompts; give at least one")
         completions: list[Completion | None] = [None] * len(prompts)
         for piece in self.stream_batch(prompts, sampling, **overrides):
             if piece.completion is not None:
@@ -104,26 +118,10 @@ class LLM:
         return [completion for completion in completions if completion is not None]
 
     def stream_batch(
-        self,
-        prompts: Sequence[str | Sequence[int] | Sequence[Message]],
-        sampling: SamplingParams | None = None,
-        *,
-        use_template: bool = False,
-        **overrides: Any,
-    ) -> Iterator[Piece]:
-        """Yield the pieces of every prompt, told apart by `index`, as they come.
-
-        A prompt is a text or token ids, taken as it is; with `use_template` a question or messages, which go
-        through the model's chat template and stop at its stop strings.
-        """
-        params = _with_overrides(sampling, overrides)
-        if use_template:
-            params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *self.template.stop_strings))))
-            prompts = [self.template.render(_as_messages(messages)) for messages in prompts]
-        scheduler = Scheduler(self.backend, self._prefixes, self._max_batch)
-        for request in [self._request(i, prompt, params, is_one=len(prompts) == 1) for i, prompt in enumerate(prompts)]:
-            scheduler.add(request)
-        return scheduler.run()
+        self, prompts: Sequence[str | Sequence[int]], sampling: SamplingParams | None = None, **overrides: Any
+    ) -> Generator[Piece, None, None]:
+        """Like `generate`, yielding every prompt's pieces (told apart by `index`) as they come."""
+        return self._run(prompts, _with_overrides(sampling, overrides))
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Next-token logits after each of `token_ids`: (T, vocab) float32."""
@@ -151,8 +149,6 @@ class LLM:
         logits = _forward_in_chunks(self.backend, sequence, prefix)
         scores = []
         for tail in tails:
-            if not tail:
-                raise ValueError("a continuation has no tokens; score texts of at least one")
             rows = [logits]
             if len(tail) > 1:
                 rows.append(self.backend.forward([Row(sequence, tail[:-1], "all")])[0])
@@ -160,12 +156,18 @@ class LLM:
             scores.append(_loglikelihood(np.concatenate(rows), tail))
         return scores
 
-    def _request(self, index: int, prompt: str | Sequence[int], params: SamplingParams, *, is_one: bool) -> Request:
-        prompt_ids = self._as_ids(prompt, add_bos=True)
+    def _run(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> Generator[Piece, None, None]:
+        scheduler = Scheduler(self.backend, self._prefixes, self._max_batch)
+        for index, prompt in enumerate(prompts):
+            name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
+            scheduler.add(self._request(index, name, self._as_ids(prompt, add_bos=True), params))
+        return scheduler.run()
+
+    def _request(self, index: int, name: str, prompt_ids: list[int], params: SamplingParams) -> Request:
         room = self.context_length - len(prompt_ids)
         if room < 1:
             raise GenerationError(
-                f"{'the prompt' if is_one else f'prompt {index + 1}'} has {len(prompt_ids)} tokens, but the context holds {self.context_length} "
+                f"{name} has {len(prompt_ids)} tokens, but the context holds {self.context_length} "
                 "with at least one for the answer; shorten the prompt"
             )
         max_new_tokens = min(room, params.max_tokens or room)
@@ -191,7 +193,7 @@ class LLM:
         if isinstance(text, str):
             if not text and add_bos:
                 raise GenerationError("the prompt is empty; give at least one character")
-            return self.tokenizer.encode(text, add_bos=add_bos)
+            text = self.tokenizer.encode(text, add_bos=add_bos)
         return self._checked_ids(text)
 
     def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
@@ -253,7 +255,7 @@ def _with_overrides(sampling: SamplingParams | None, overrides: dict[str, Any]) 
     return replace(params, **overrides)
 
 
-def _last_completion(pieces: Iterator[Piece]) -> Completion:
+def _last_completion(pieces: Iterable[Piece]) -> Completion:
     completion = None
     for piece in pieces:
         completion = piece.completion or completion

@@ -6,6 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from minicpm.chat import StopMatcher
 from minicpm.engine.backend import KVSequence
 from minicpm.sampling import SampledToken, Sampler, SamplingParams
@@ -109,7 +112,7 @@ class Request:
         self.cached_tokens = sequence.length
         self._clock.admitted()
 
-    def accept(self, logits: object) -> Piece:
+    def accept(self, logits: npt.NDArray[np.float32]) -> Piece:
         """Sample the next token from `logits` (vocab,) float32 and return the text it made final."""
         sampled = self._sampler.sample(logits, len(self.prompt_ids) + len(self.new_ids))
         self._clock.sampled()

@@ -7,7 +7,7 @@ answers, so it delays each of their tokens by one chunk at most. The scheduler n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from minicpm.engine.backend import Backend, Row
 from minicpm.engine.kv_cache import PrefixCache
@@ -29,7 +29,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         self._waiting.append(request)
 
-    def run(self) -> Iterator[Piece]:
+    def run(self) -> Generator[Piece, None, None]:
         """Yield pieces of all requests until each has finished; closing the iterator cancels what is left."""
         try:
             while self._waiting or self._running:
@@ -47,8 +47,7 @@ class Scheduler:
         for request, logits in zip(requests, self._backend.forward(rows)):
             if len(logits):
                 pieces.append(request.accept(logits[-1]))
-        for piece in pieces:
-            yield piece
+        yield from pieces
         for request in [r for r in self._running if r.finish_reason is not None]:
             self._running.remove(request)
             self._retire(request)

@@ -137,7 +137,7 @@ class TorchBackend:
     def rope_key(self, length: int) -> float:
         return self.config.rope_base(length)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         sequences = [row.sequence for row in rows]
         lengths = [len(row.token_ids) for row in rows]
