@@ -386,7 +386,7 @@ def _with_logprobs(logits: Floats, token_id: int, num_top: int) -> SampledToken:
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r:.80}")
     return float(value)
 
