@@ -89,8 +89,9 @@ def compat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
     """compat(script, *arguments): what `python -m minicpm.compat script arguments` does."""
     folder = tmp_path_factory.mktemp("output")
     command = [sys.executable, "-c", FORKING]
+    environment = ENVIRONMENT | {"HF_HOME": str(folder / "hub"), "MINICPM_HOME": str(folder / "home")}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -103,6 +104,7 @@ def compat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
             returncode = int(process.stdout.readline())
             return Done(returncode, *(Path(file).read_text(encoding="utf-8") for file in files.values()))
 
+        call.folder = folder  # type: ignore[attr-defined]
         yield call
         process.stdin.close()
 
@@ -235,6 +237,34 @@ def test_the_gradio_demo_starts_and_really_streams(compat: Compat, model_folder:
     assert (name, grows) == ("pieces", "True")
     assert int(count) > 3
     assert done.stderr.count("minicpm.compat") == 1
+
+
+@pytest.mark.parametrize("name", ["openbmb/MiniCPM-2B-dpo-bf16", "openbmb/MiniCPM-2B-dpo-bf16/"])
+def test_a_name_of_the_release_is_found_in_the_cache(compat: Compat, model_folder: Path, tmp_path: Path, name: str):
+    cached = compat.folder / "hub" / "hub" / "models--openbmb--MiniCPM-2B-dpo-bf16"
+    commit = "0" * 40
+    if not cached.exists():
+        shutil.copytree(model_folder, cached / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py"))
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text(commit, encoding="utf-8")
+    script = f"""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        print(AutoTokenizer.from_pretrained({name!r})('hi').input_ids[0])
+        AutoModelForCausalLM.from_pretrained({name!r})
+        """
+    done = compat(write(tmp_path / "script.py", script))
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("openbmb/MiniCPM-2B-sft-fp32/", "MiniCPM-2B-sft-fp32"), ("openbmb/MiniCPM-V/", "MiniCPM-V sees pictures")],
+)
+def test_a_model_that_cannot_be_had_is_named(compat: Compat, tmp_path: Path, name: str, message: str):
+    code = f"from transformers import AutoModel\nAutoModel.from_pretrained({name!r}, trust_remote_code=True)"
+    done = compat(write(tmp_path / "script.py", code))
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
 
 
 def test_foreign_code_is_refused_by_name_even_when_trusted(compat: Compat, tmp_path: Path):

@@ -21,10 +21,13 @@ import torch
 import transformers.dynamic_module_utils
 import transformers.generation.utils
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 import minicpm.models  # noqa: F401 (registers the classes)
-from minicpm.errors import ModelError
+from minicpm import hub
+from minicpm.cli.progress import TerminalProgress
+from minicpm.errors import HubError, ModelError
 from minicpm.models.autoclasses import wrap_classmethod
 
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
@@ -82,7 +85,11 @@ def _without_our_frames(hook: ExceptHook) -> ExceptHook:
 
 def teach_transformers() -> None:
     """Names with a trailing slash, no code from model folders."""
-    for owner in (_BaseAutoModelClass, AutoConfig, AutoTokenizer, PreTrainedModel):
+    # transformers gives each Auto class its own copy of from_pretrained.
+    auto_models = [
+        c for c in vars(modeling_auto).values() if isinstance(c, type) and issubclass(c, _BaseAutoModelClass)
+    ]
+    for owner in (AutoConfig, AutoTokenizer, PreTrainedModel, *auto_models):
         wrap_classmethod(owner, "from_pretrained", _from_pretrained)
     for module in (transformers.dynamic_module_utils, transformers.generation.utils):
         module.get_cached_module_file = module.get_class_in_module = _refuse_code
@@ -95,9 +102,30 @@ def _from_pretrained(original: Any, cls: type, name: Any, *args: Any, **kwargs: 
 
 
 def model_name(name: str | os.PathLike[str]) -> str:
-    """A folder as it is, a hub name without the trailing slash that hubs do not know."""
+    """What transformers shall open: a folder as it is, one of the release's text models as our hub has or fetches it.
+
+    Of any other name only the trailing slash goes, which hubs do not know.
+    """
     text = os.fspath(name)
-    return text if Path(text).exists() else text.rstrip("/")
+    if Path(text).exists():
+        return text
+    text = text.rstrip("/")
+    if _is_release_decoder(text):
+        return str(hub.resolve(text, progress=TerminalProgress()))
+    return text
+
+
+def _is_release_decoder(name: str) -> bool:
+    try:
+        known = hub.parse_name(name).known
+    except (HubError, ValueError):
+        return False
+    if known is None:
+        return False
+    published = known.huggingface.split("/")[1]
+    if published.startswith(("MiniCPM-V", "OmniLMM")):
+        raise ModelError(f"{name} sees pictures; this version runs the text models only")
+    return not published.endswith("llama-format")
 
 
 def _refuse_code(*args: Any, **kwargs: Any) -> Any:
