@@ -210,7 +210,7 @@ def test_known_templates_are_rendered_without_jinja2(real_tokenizer: Path):
         ([{"role": "user", "content": [{"type": "text"}]}], r"messages\[0\].content must be a string, got list"),
         ([{"role": "user", "content": "x", "contnet": "y"}], r"messages\[0\] has the field 'contnet'"),
         ([user("a\udc00")], r"messages\[0\].content holds half of a surrogate pair .* at character 1"),
-        ([user("x" * (2**21 + 1))], r"messages\[0\].content has 2,097,153 characters"),
+        ([user("x" * (2**20 + 1))], r"messages\[0\].content has 1,048,577 characters"),
         ([user("x")] * (MAX_MESSAGES + 1), "4,097 messages are more than the 4,096"),
     ],
     ids=range(14),
@@ -322,3 +322,13 @@ def test_answers_stream_until_the_first_marker():
 def test_stop_strings_that_are_none_are_refused(stops: Any):
     with pytest.raises(ValueError, match="list of non-empty strings"):
         StopMatcher(stops)
+
+
+# --- The document ----------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_document_run(golden: Path):
+    document = (Path(__file__).parents[1] / "docs" / "chat-and-sampling.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in document.split("```python\n")[1:]]
+    assert len(blocks) == 3
+    exec("\n".join(blocks), {"folder": golden / "minicpm2b_tied"})

@@ -20,7 +20,7 @@ SYSTEM_PROMPTS: Mapping[str, str] = MappingProxyType(
 )
 
 MAX_MESSAGES = 4096
-MAX_CONTENT_CHARACTERS = 1 << 21
+MAX_CONTENT_CHARACTERS = 1 << 20
 
 
 class Message(TypedDict):
