@@ -71,7 +71,7 @@ def test_golden_conversations_give_the_golden_prompts(golden_chat: dict[str, Any
         assert template.render(messages) == case["prompt"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(messages=messages_strategy, add_generation_prompt=st.booleans())
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
 def test_python_templates_equal_jinja2(template: ChatTemplate, messages: Any, add_generation_prompt: bool):
@@ -279,7 +279,7 @@ def stopped_by_definition(stops: tuple[str, ...], text: str) -> tuple[str, bool]
     return text, False
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     stops=st.lists(st.text("ab<", min_size=1, max_size=4), max_size=4).map(tuple),
     pieces=st.lists(st.text("ab<", max_size=5), max_size=8),

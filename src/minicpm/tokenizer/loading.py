@@ -13,7 +13,7 @@ from minicpm.errors import FormatError
 from minicpm.tokenizer.sentencepiece import PieceType, SentencePieceModel, bpe_merges, read_sentencepiece
 
 # The real file has 6,202,715 bytes, 122,753 pieces and 171,540 merges; these are room for bigger kin, not for bombs.
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 32 << 20
 MAX_JSON_ITEMS = 3_000_000
 MAX_VOCAB_SIZE = 1 << 19
 MAX_MERGES = 1 << 20
@@ -134,9 +134,21 @@ def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> Non
         if not isinstance(kind, str) or kind not in allowed:
             known = ", ".join(sorted(allowed))
             raise FormatError(path, f"{field} has the step {str(kind)[:40]!r}; MiniCPM's tokenizers have {known} only")
+        _check_step(step, field, path)
+
+
+def _check_step(step: dict[str, Any], field: str, path: Path) -> None:
+    """A step may rewrite a text, but neither backtrack nor make it grow: a few doublings in a row are a bomb."""
+    if step["type"] == "Replace":
         pattern = step.get("pattern")
-        if pattern is not None and not (isinstance(pattern, dict) and isinstance(pattern.get("String"), str)):
+        old = pattern.get("String") if isinstance(pattern, dict) else None
+        new = step.get("content")
+        if not isinstance(old, str) or not old:
             raise FormatError(path, f"{field} has a regular expression; expected a plain string to replace")
+        if not isinstance(new, str) or len(new) > len(old):
+            raise FormatError(path, f"{field} replaces {old[:20]!r} by something longer")
+    if step["type"] == "Prepend" and step.get("prepend") != SPACE_MARK:
+        raise FormatError(path, f"{field} prepends {str(step.get('prepend'))[:20]!r}, expected {SPACE_MARK!r}")
 
 
 def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:

@@ -32,9 +32,11 @@ class Tokenizer:
     def __init__(self, library_tokenizer: Any, config: dict[str, Any], source: Path):
         self._library = library_tokenizer
         self._source = source
-        # A file may carry the truncation of somebody's training run; ids must not depend on it.
+        # A file may carry the truncation of somebody's training run; ids must not depend on it. Of the post-processor
+        # <s> is all that is wanted, and the configuration decides about that.
         self._library.no_truncation()
         self._library.no_padding()
+        self._library.post_processor = None
         self.vocab_size: int = self._library.get_vocab_size(with_added_tokens=True)
         self.bos_token_id = self._special_id(config, "bos_token", "<s>")
         self.eos_token_id = self._special_id(config, "eos_token", "</s>")
