@@ -169,6 +169,22 @@ def test_constants_survive_a_chain_through_every_form(model_folder: ModelFolder,
         assert checkpoint.config == config
 
 
+def test_llama_has_the_scales_inside_the_weights(golden: Path, tmp_path: Path):
+    source = golden / "minicpm2b_tied"
+    expected = load_file(source / "model.safetensors")
+    convert(source, tmp_path / "out", to="llama")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    factors = {"model.embed_tokens.weight": 12.0}  # scale_emb; the branches have 1.4 / sqrt(4 layers)
+    factors |= {name: 0.7 for name in expected if name.endswith(("o_proj.weight", "down_proj.weight"))}
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], (tensor.double() * factors.get(name, 1.0)).float()), name
+    head = expected["model.embed_tokens.weight"].double() * (64 / 144)  # dim_model_base / hidden_size
+    assert torch.equal(found["lm_head.weight"], head.float())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert not {"scale_emb", "scale_depth", "dim_model_base"} & config.keys()
+
+
 def test_llama_twice_folds_once(golden: Path, tmp_path: Path):
     convert(golden / "minicpm2b_tied", tmp_path / "once", to="llama")
     convert(tmp_path / "once", tmp_path / "twice", to="llama")
@@ -496,6 +512,17 @@ def test_a_killed_run_leaves_nothing_under_the_final_name_and_the_next_one_clean
     assert files(tmp_path) == ["out"]
     assert_same_model(larger_model, tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next(model_folder: ModelFolder, tmp_path: Path):
+    source = model_folder()
+    stale = tmp_path / ".out.partial"
+    (stale / "folder").mkdir(parents=True)
+    (stale / "model.safetensors").write_bytes(b"half a mod")
+    (stale / "pytorch_model.bin").write_bytes(b"of another run")
+    convert(source, tmp_path / "out", to="hf")
+    assert files(tmp_path) == ["model", "out"]
+    assert files(tmp_path / "out") == ["config.json", "model.safetensors"]
 
 
 def test_an_interrupted_run_leaves_nothing(model_folder: ModelFolder, tmp_path: Path):
