@@ -175,6 +175,16 @@ def test_a_shard_outside_the_folder_is_refused(golden: Path, tmp_path: Path, nam
         AutoModelForCausalLM.from_pretrained(folder)
 
 
+def test_a_tokenizer_file_elsewhere_is_not_read(tied_folder: Folder, tmp_path: Path):
+    folder = tied_folder()
+    expected = AutoTokenizer.from_pretrained(folder)("hello").input_ids
+    (tmp_path / "elsewhere.json").write_text("{}", encoding="utf-8")
+    raw = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    raw |= {"tokenizer_file": str(tmp_path / "elsewhere.json"), "vocab_file": "/etc/passwd"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(raw), encoding="utf-8")
+    assert AutoTokenizer.from_pretrained(folder)("hello").input_ids == expected
+
+
 # Registration
 
 
@@ -208,3 +218,5 @@ def test_save_and_load_is_equal(golden: Path, tmp_path: Path):
         state = again.state_dict()
         assert state.keys() == model.state_dict().keys()
         assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+        ours = minicpm.models.load_model(tmp_path / name).state_dict()
+        assert all(torch.equal(ours[key], value) for key, value in state.items())

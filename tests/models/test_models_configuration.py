@@ -136,6 +136,13 @@ def test_a_key_that_steers_the_library_has_no_effect(tmp_path: Path, real_config
     assert {**direct.to_dict(), "_name_or_path": ""} == {**clean, "_name_or_path": ""}
 
 
+def test_a_known_quantizer_is_kept(tmp_path: Path, real_configs: Path):
+    raw = json.loads((real_configs / "MiniCPM-2B-sft-bf16" / "config.json").read_text(encoding="utf-8"))
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    folder = write_config(tmp_path, raw | {"quantization_config": gptq})
+    assert AutoConfig.from_pretrained(folder).quantization_config == gptq
+
+
 @pytest.mark.parametrize("quantization", [{"quant_method": "torchao"}, {"quant_method": "evil"}, "evil", [1]])
 def test_a_quantizer_that_could_name_code_is_refused(tmp_path: Path, real_configs: Path, quantization: object):
     raw = json.loads((real_configs / "MiniCPM-2B-sft-bf16" / "config.json").read_text(encoding="utf-8"))

@@ -154,3 +154,14 @@ def test_the_models_own_generation_settings_are_not_changed(model: MiniCPMForCau
     before = model.generation_config.to_dict()
     model.chat(tokenizer, "hello", do_sample=False, max_new_tokens=2)
     assert model.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize(("limit", "tokens"), [({"max_new_tokens": 7}, 7), ({"max_length": 20}, 12)], ids=str)
+def test_the_callers_limit_holds_against_the_folders(golden: Path, tokenizer: Any, limit: dict[str, int], tokens: int):
+    model = AutoModelForCausalLM.from_pretrained(golden / "minicpm2b_tied")
+    model.generation_config.max_new_tokens = 3
+    model.generation_config.eos_token_id = None
+    heard: list[torch.Tensor] = []
+    streamer = SimpleNamespace(put=heard.append, end=lambda: None)
+    model.chat(tokenizer, "hi", do_sample=False, streamer=streamer, eos_token_id=[999999], **limit)
+    assert heard[0].shape[-1] + tokens == sum(ids.numel() for ids in heard)

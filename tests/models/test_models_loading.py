@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minicpm.errors import FormatError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.convert import convert
 from minicpm.models import MiniCPMForCausalLM, load_model
 
 Folder = Callable[..., Path]
@@ -121,3 +122,11 @@ def test_a_shrunk_member_of_the_family_loads_and_generates(real_configs: Path, t
     outputs = [m.generate(ids, **settings) for m in loaded]
     assert outputs[0].shape == (1, 30)
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("form", ["granite", "llama", "vllmcpm"])
+@pytest.mark.parametrize("name", ["minicpm2b_tied", "minicpm2b_untied_sharded"])
+def test_every_form_of_a_model_computes_the_same(golden: Path, tmp_path: Path, name: str, form: str):
+    convert(golden / name, tmp_path / form, to=form)
+    difference = logits(load_model(tmp_path / form)) - logits(load_model(golden / name))
+    assert difference.abs().max() <= (1e-4 if form == "llama" else 0)

@@ -161,4 +161,4 @@ def test_the_transformers_backends_of_others_find_what_they_ask_for(golden: Path
     assert list(model._no_split_modules) == ["MiniCPMDecoderLayer"]
     plan = model.config.base_model_tp_plan
     names = {f"layers.*.{name.split('.', 2)[2]}" for name, m in model.model.named_modules() if "proj" in name and m}
-    assert set(plan) == names
+    assert set(plan) - {"embed_tokens"} == names  # transformers 5.19 splits the embedding too

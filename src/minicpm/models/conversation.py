@@ -56,6 +56,8 @@ def chat(
             f"the prompt has {prompt_length} tokens and max_length is {max_length}: "
             "raise max_length or drop the oldest turns of the history"
         )
+    elif model.generation_config.max_new_tokens is not None:
+        kwargs["max_new_tokens"] = max_length - prompt_length  # else the folder's limit would overrule the caller's
     else:
         kwargs["max_length"] = max_length
     kwargs |= {"num_beams": num_beams, "do_sample": do_sample}
