@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError
-from minicpm.tokenizer.sentencepiece import PieceType, SentencePieceModel, bpe_merges, read_sentencepiece
+from minicpm.tokenizer.sentencepiece import (
+    MAX_PIECE_CHARACTERS,
+    PieceType,
+    SentencePieceModel,
+    bpe_merges,
+    read_sentencepiece,
+)
 
 # The real file has 6,202,715 bytes, 122,753 pieces and 171,540 merges; these are room for bigger kin, not for bombs.
 MAX_FILE_BYTES = 32 << 20
@@ -18,7 +24,6 @@ MAX_JSON_ITEMS = 3_000_000
 MAX_VOCAB_SIZE = 1 << 19
 MAX_MERGES = 1 << 20
 MAX_ADDED_TOKENS = 1 << 14
-MAX_ADDED_TOKEN_CHARACTERS = 256
 MAX_CONFIG_BYTES = 4 << 20
 
 SPACE_MARK = "▁"
@@ -108,8 +113,13 @@ def _check_vocab(vocab: object, merges: object, path: Path) -> None:
     if len(merges) > MAX_MERGES:
         raise FormatError(path, f"model.merges has {len(merges):,} entries, expected at most {MAX_MERGES:,}")
     ids = set(vocab.values()) if all(type(i) is int for i in vocab.values()) else set()
-    if len(ids) != len(vocab) or min(ids) < 0 or max(ids) >= 2 * MAX_VOCAB_SIZE:
+    if len(ids) != len(vocab) or min(ids) != 0 or max(ids) != len(vocab) - 1:
         raise FormatError(path, "model.vocab must give every piece its own id, counted from 0")
+    longest = max(map(len, vocab))
+    if longest > MAX_PIECE_CHARACTERS:
+        raise FormatError(
+            path, f"model.vocab has a piece of {longest:,} characters, expected at most {MAX_PIECE_CHARACTERS}"
+        )
 
 
 def _check_added_tokens(added: object, path: Path) -> None:
@@ -119,7 +129,7 @@ def _check_added_tokens(added: object, path: Path) -> None:
         raise FormatError(path, f"added_tokens must be a list of at most {MAX_ADDED_TOKENS:,} tokens")
     for token in added:
         content = token.get("content") if isinstance(token, dict) else None
-        if not isinstance(content, str) or not 0 < len(content) <= MAX_ADDED_TOKEN_CHARACTERS:
+        if not isinstance(content, str) or not 0 < len(content) <= MAX_PIECE_CHARACTERS:
             raise FormatError(path, f"added_tokens holds {str(token)[:80]!r}, which is no token")
 
 
