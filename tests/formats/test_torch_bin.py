@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from minicpm.errors import FormatError
+from minicpm.formats import torch_bin
 from minicpm.formats.tensor import TensorInfo
 from minicpm.formats.torch_bin import TorchFile, TorchWriter
 
@@ -168,3 +169,20 @@ def test_a_big_archive_with_64_bit_offsets_is_read(tmp_path: Path):
     final = b"PK\x05\x06" + bytes(4) + b"\xff" * 12 + bytes(2)
     (tmp_path / "x.bin").write_bytes(content[:end] + record + locator + final)
     assert_reads_like_torch(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
+def test_entries_and_offsets_beyond_32_bits_are_written_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mmap: bool
+):
+    """The limits of zip are lowered, so that a small file is written as one of many gigabytes would be."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    monkeypatch.setattr(torch_bin, "LARGE_ENTRY_BYTES", 900)
+    tensors = {"small": torch.randn(3), "large": torch.randn(50, 40), "after": torch.randn(7).bfloat16()}
+    written(tmp_path / "x.bin", tensors)
+    monkeypatch.undo()
+    assert_reads_like_torch(tmp_path / "x.bin")
+    loaded = torch.load(tmp_path / "x.bin", weights_only=True, mmap=mmap)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    file = TorchFile(tmp_path / "x.bin")
+    assert all(file.read(name).storage().ctypes.data % 64 == 0 for name in file.tensors)

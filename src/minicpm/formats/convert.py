@@ -2,7 +2,7 @@
 
     convert("MiniCPM-2B-dpo-bf16", "out", to="vllmcpm")
 
-Memory stays at some tens of megabytes whatever the model's size. The new folder grows under a hidden name beside its
+Memory grows by some tens of megabytes whatever the model's size. The new folder grows under a hidden name beside its
 destination; it is made durable, read back and compared, and only then renamed.
 """
 

@@ -56,6 +56,7 @@ ZIP64_END_OF_DIRECTORY = struct.Struct("<4sQ2H2L4Q")
 DIRECTORY_ENTRY = struct.Struct("<4s6H3L5H2L")
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 STORED, ENCRYPTED = 0, 1
+LARGE_ENTRY_BYTES = 1 << 31  # from here on zipfile wants to be told beforehand
 
 
 class TorchFile:
@@ -133,7 +134,7 @@ class TorchWriter:
 
     def _entry(self, name: str, chunks: Iterable[memoryview], expected_bytes: int = 0) -> tuple[int, int]:
         entry = zipfile.ZipInfo(f"{self.path.stem}/{name}")
-        is_large = expected_bytes >= 1 << 31
+        is_large = expected_bytes >= LARGE_ENTRY_BYTES
         # torch maps storages at multiples of 64; the header is 30 bytes, the name, then the extra fields.
         zip64_bytes = 20 if is_large else 0
         start = self._file.tell() + LOCAL_HEADER.size + len(entry.filename) + zip64_bytes + 4
