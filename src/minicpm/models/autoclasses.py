@@ -32,7 +32,7 @@ from minicpm.models.modeling import MiniCPMForCausalLM, MiniCPMForSequenceClassi
 
 MODEL_TYPE = MiniCPMConfig.model_type
 # Keywords of AutoTokenizer.from_pretrained that steer its choice of a class, which is made here.
-CHOICE_KEYWORDS = ("config", "use_fast", "tokenizer_type", "trust_remote_code", "code_revision")
+CHOICE_KEYWORDS = ("config", "use_fast", "trust_remote_code", "code_revision")
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -64,7 +64,7 @@ def _get_config_dict(original: Any, cls: type, *args: Any, **kwargs: Any) -> tup
 
 
 def _tokenizer_from_pretrained(original: Any, cls: type, name: Any, *args: Any, **kwargs: Any) -> Any:
-    if _is_minicpm_folder(name, kwargs):
+    if _is_ours(name, kwargs):
         kwargs = {key: value for key, value in kwargs.items() if key not in CHOICE_KEYWORDS}
         if Path(name).is_dir() and not (Path(name) / kwargs.get("subfolder", "") / "tokenizer.json").is_file():
             raise ModelError(f"{name} has no tokenizer.json; MiniCPM's tokenizer is read from that file")
@@ -72,8 +72,10 @@ def _tokenizer_from_pretrained(original: Any, cls: type, name: Any, *args: Any, 
     return original(cls, name, *args, **kwargs)
 
 
-def _is_minicpm_folder(name: Any, kwargs: dict[str, Any]) -> bool:
+def _is_ours(name: Any, kwargs: dict[str, Any]) -> bool:
     config = kwargs.get("config")
+    if kwargs.get("tokenizer_type") is not None:
+        return False  # the caller chose a class of transformers
     if config is not None:
         return isinstance(config, MiniCPMConfig)
     try:
