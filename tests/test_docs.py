@@ -65,16 +65,21 @@ def test_shown_help_is_the_real_help():
     assert with_real_help(text) == text, "run: python tests/test_docs.py"
 
 
-@pytest.mark.parametrize("name, code", blocks("python"), ids=[name for name, _ in blocks("python")])
-def test_python_examples_run(name: str, code: str, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_python_examples_run_from_top_to_bottom(
+    path: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("torch")
     from minicpm import hub
 
     toy = golden / "minicpm2b_tied"
     monkeypatch.setattr(hub, "resolve", lambda *args, **kwargs: toy)
     monkeypatch.chdir(tmp_path)
-    code = re.sub(r"[\"'](?:openbmb/)?MiniCPM-[\w.-]+[\"']", repr(str(toy)), code)
-    exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    namespace = {"__name__": "__main__"}
+    for language, code in FENCE.findall(path.read_text(encoding="utf-8")):
+        if language == "python":
+            code = re.sub(r"[\"']openbmb/MiniCPM-[\w.-]+[\"']", repr(str(toy)), code)
+            exec(compile(code, path.name, "exec"), namespace)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
