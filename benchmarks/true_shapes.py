@@ -120,13 +120,15 @@ def versus(model: Path, granite: Path, repeats: int) -> Iterator[dict[str, objec
     """minicpm and transformers in turn on the same weights, medians of `repeats`."""
     ours: list[tuple[Cost, float]] = []
     peers: list[tuple[Cost, float]] = []
+    first_ours: list[float] = []
+    first_peers: list[float] = []
     for _ in range(repeats):
         cost = generate(model, TOKENS)
         ours.append((cost, json.loads(cost.stdout)["timings"]["decode_tokens_per_s"]))
         cost = measure([sys.executable, str(PEER), str(granite), str(TOKENS), PROMPT])
         peers.append((cost, json.loads(cost.stdout)["decode_tokens_per_s"]))
-    first_ours = [generate(model, 1).wall_s for _ in range(repeats)]
-    first_peers = [json.loads(cost.stdout)["first_token_s"] for cost, _ in peers]
+        first_ours.append(generate(model, 1).wall_s)
+        first_peers.append(measure([sys.executable, str(PEER), str(granite), "1", PROMPT]).wall_s)
     yield versus_row(f"minicpm run, start to first token and {TOKENS} greedy tokens", ours, first_ours)
     yield versus_row("transformers (Granite form), the same", peers, first_peers)
 

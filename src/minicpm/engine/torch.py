@@ -8,7 +8,8 @@ with what it shares a batch with; the integer backends are the ones that promise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -146,18 +147,33 @@ class TorchBackend:
         cache = _RaggedCache(sequences, lengths)
         masks = [_chunk_mask(s.length, n, self._device) for s, n in zip(sequences, lengths)]
         wanted, counts = _wanted_positions(rows)
-        logits = self._model(
-            input_ids=token_ids[None],
-            position_ids=positions[None].to(self._device),
-            past_key_values=cache,
-            logits_to_keep=torch.tensor(wanted, device=self._device),
-            rope_length=torch.tensor([[s.rope_length for s, n in zip(sequences, lengths) for _ in range(n)]]),
-            ragged=(cache, masks),
-        ).logits[0]
+        with _fastest_matmul(len(token_ids), self._dtype, self._device):
+            logits = self._model(
+                input_ids=token_ids[None],
+                position_ids=positions[None].to(self._device),
+                past_key_values=cache,
+                logits_to_keep=torch.tensor(wanted, device=self._device),
+                rope_length=torch.tensor([[s.rope_length for s, n in zip(sequences, lengths) for _ in range(n)]]),
+                ragged=(cache, masks),
+            ).logits[0]
         for sequence, n in zip(sequences, lengths):
             sequence.length += n
         values = logits.float().cpu().numpy()
         return np.split(values, np.cumsum(counts)[:-1])
+
+
+@contextmanager
+def _fastest_matmul(token_count: int, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Keep oneDNN away from a single token in bfloat16 on the CPU: torch's own product reads weights 1.5-2 times
+    as fast (benchmarks/results/true_shapes.json), sums in float32 as well, and is the slower one from two tokens on.
+    """
+    is_slow_case = token_count == 1 and dtype == torch.bfloat16 and device.type == "cpu"
+    before = torch.backends.mkldnn.set_flags(False) if is_slow_case else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            torch.backends.mkldnn.set_flags(before[0])
 
 
 def _wanted_positions(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
