@@ -67,7 +67,8 @@ def all_rows(model: Path, repeats: int) -> Iterator[dict[str, object]]:
     yield told(load_row("load hf safetensors, first token", model))
     yield told(chat_row(model))
     yield told(batch_row(model))
-    with converted(model, "granite", [], "for the peer") as (granite, _, _):
+    with converted(model, "granite", [], "for the peer") as (granite, _, size):
+        yield told(peer_save_row(granite, size))
         yield from (told(one) for one in versus(model, granite, repeats))
 
 
@@ -85,6 +86,14 @@ def converted(model: Path, target: str, flags: list[str], name: str) -> Iterator
 def generate(folder: Path, tokens: int) -> Cost:
     command = [*MINICPM, "run", "--raw", "--json", "--temperature", "0", "--repetition-penalty", "1"]
     return measure([*command, "--max-tokens", str(tokens), "-m", str(folder), PROMPT])
+
+
+def peer_save_row(granite: Path, size: int) -> dict[str, object]:
+    saved = granite.with_name(f"{granite.name}-saved")
+    cost = measure([sys.executable, str(PEER.with_name("transformers_save.py")), str(granite), str(saved)])
+    shutil.rmtree(saved)
+    what = "transformers from_pretrained and save_pretrained (Granite form, nothing checked)"
+    return row(what, cost, bytes=size, mb_per_s=round(size / 1e6 / cost.wall_s))
 
 
 def load_row(what: str, folder: Path) -> dict[str, object]:

@@ -322,13 +322,3 @@ def test_answers_stream_until_the_first_marker():
 def test_stop_strings_that_are_none_are_refused(stops: Any):
     with pytest.raises(ValueError, match="list of non-empty strings"):
         StopMatcher(stops)
-
-
-# --- The document ----------------------------------------------------------------------------------------------
-
-
-def test_the_examples_of_the_document_run(golden: Path):
-    document = (Path(__file__).parents[1] / "docs" / "chat-and-sampling.md").read_text(encoding="utf-8")
-    blocks = [block.split("```")[0] for block in document.split("```python\n")[1:]]
-    assert len(blocks) == 3
-    exec("\n".join(blocks), {"folder": golden / "minicpm2b_tied"})

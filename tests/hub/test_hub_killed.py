@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from victim import pull_quietly
+from hub.victim import pull_quietly
 
 from fake_hub import FakeHub, Request, isolate
 from minicpm import hub
