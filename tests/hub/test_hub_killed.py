@@ -13,9 +13,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from hub.victim import pull_quietly
 
 from fake_hub import FakeHub, Request, isolate
+from hub.victim import pull_quietly
 from minicpm import hub
 
 NAME = "openbmb/MiniCPM-2B-dpo-bf16"
