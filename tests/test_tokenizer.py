@@ -301,6 +301,27 @@ def test_a_stream_never_shows_half_a_character_or_takes_back(toy: Tokenizer, tex
     assert (shown + stream.flush()) == toy.decode(toy.encode(text))
 
 
+@settings(max_examples=200)
+@given(
+    prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+    ids=st.lists(st.one_of(st.integers(0, 1003), st.integers(15, 300)), max_size=20),
+    skip=st.booleans(),
+)
+def test_a_text_that_continues_a_prompt_can_be_put_behind_it(toy: Tokenizer, prompt: str, ids: list[int], skip: bool):
+    prompt_ids = toy.encode(prompt)
+    assert any(toy.token_bytes(i, skip_special_tokens=skip) for i in prompt_ids)
+    whole = toy.decode([*prompt_ids, *ids], skip_special_tokens=skip)
+    shown = toy.decode(prompt_ids, skip_special_tokens=skip)
+    stream = Detokenizer(toy, skip_special_tokens=skip, continues=True)
+    assert shown + "".join(map(stream.push, ids)) + stream.flush() == whole
+    assert shown + toy.decode(ids, skip_special_tokens=skip, continues=True) == whole
+
+
+def test_only_a_text_that_continues_another_keeps_its_first_blank(toy: Tokenizer):
+    ids = toy.encode("word", add_bos=False)
+    assert (toy.decode(ids), toy.decode(ids, continues=True)) == ("word", " word")
+
+
 def test_a_stream_cut_inside_a_character_says_so_at_the_end(toy: Tokenizer):
     ids = toy.encode("a龘", add_bos=False)
     stream = Detokenizer(toy)

@@ -80,14 +80,15 @@ class Tokenizer:
         batch = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._with_bos(encoding.ids) if add_bos else encoding.ids for encoding in batch]
 
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continues: bool = False) -> str:
         """Text of `ids`. Bytes that are no UTF-8 become one U+FFFD each; ids beyond the vocabulary are nothing.
 
-        The blank that encoding puts in front of a text is taken away again, once, at the very start.
+        The blank that encoding puts in front of a text is taken away again, once, at the very start; not so where the
+        text `continues` another one, whose end and this blank belong together.
         """
         data = b"".join(self.token_bytes(i, skip_special_tokens=skip_special_tokens) for i in ids)
         text = data.decode("utf-8", _ONE_PER_BYTE)
-        return text[1:] if self._strips_first_blank and text.startswith(" ") else text
+        return text.removeprefix(" ") if self._strips_first_blank and not continues else text
 
     def token_bytes(self, token_id: int, *, skip_special_tokens: bool = False) -> bytes:
         """What a token adds to the text, in UTF-8: possibly a part of a character, possibly nothing."""
@@ -133,15 +134,16 @@ class Tokenizer:
 class Detokenizer:
     """Turns a stream of ids into text that never needs to be taken back.
 
-    All pieces of `push` and the last one of `flush` join to exactly `tokenizer.decode(ids)`; each costs the same,
-    however long the text already is.
+    All pieces of `push` and the last one of `flush` join to exactly `tokenizer.decode(ids)`, with the same keywords;
+    each costs the same, however long the text already is. A text that `continues` a prompt can be put behind it as it
+    is: prompt and pieces are what both decode to together, unless the border cuts a character.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True):
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continues: bool = False):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(_ONE_PER_BYTE)
-        self._at_start = tokenizer._strips_first_blank
+        self._at_start = tokenizer._strips_first_blank and not continues
 
     def push(self, token_id: int) -> str:
         """Text that is final once this token is known; empty while a character is incomplete."""
