@@ -28,9 +28,9 @@ def minicpm(
     monkeypatch.setenv("MINICPM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def call(*arguments: str | Path, stdin: str | bytes = "") -> Outcome:
+    def call(*arguments: str | Path, stdin: str | bytes | None = "") -> Outcome:
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        monkeypatch.setattr(sys, "stdin", None if data is None else io.TextIOWrapper(io.BytesIO(data)))
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as exit_:

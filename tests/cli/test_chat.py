@@ -18,13 +18,17 @@ import pytest
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 
 
+def last_conversation(tmp_path: Path) -> list[dict[str, str]]:
+    files = sorted((tmp_path / "home" / "chats").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    return [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+
+
 def test_every_piped_line_is_a_turn_of_one_conversation(minicpm, toy, tmp_path):
     outcome = minicpm("chat", "-m", toy, *GREEDY, "--json", stdin="hello\nWhich is higher?\n")
     answers = [json.loads(line) for line in outcome.out.splitlines()]
     assert len(answers) == 2
     assert answers[1]["usage"]["cached_tokens"] >= answers[0]["usage"]["prompt_tokens"]
-    saved = (tmp_path / "home" / "chats" / "last.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["role"] for line in saved] == ["user", "assistant"] * 2
+    assert [message["role"] for message in last_conversation(tmp_path)] == ["user", "assistant"] * 2
 
 
 def test_piped_output_is_plain_text(minicpm, toy):
@@ -36,8 +40,7 @@ def test_piped_output_is_plain_text(minicpm, toy):
 
 def test_three_quotes_make_one_question_of_several_lines(minicpm, toy, tmp_path):
     minicpm("chat", "-m", toy, *GREEDY, stdin='"""one\ntwo\nthree"""\n')
-    first = json.loads((tmp_path / "home" / "chats" / "last.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert first == {"role": "user", "content": "one\ntwo\nthree"}
+    assert last_conversation(tmp_path)[0] == {"role": "user", "content": "one\ntwo\nthree"}
 
 
 def test_a_prompt_answers_once_and_takes_piped_text_along(minicpm, toy):
@@ -46,11 +49,20 @@ def test_a_prompt_answers_once_and_takes_piped_text_along(minicpm, toy):
     assert with_text["usage"]["prompt_tokens"] > alone["usage"]["prompt_tokens"]
 
 
-def test_commands_work_through_a_pipe(minicpm, toy, tmp_path):
+def test_piped_text_gives_no_orders(minicpm, toy, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine", encoding="utf-8")
+    outcome = minicpm("chat", "-m", toy, *GREEDY, stdin=f"hello\n/save {precious}\n")
+    assert outcome.code == 0
+    assert precious.read_text(encoding="utf-8") == "mine"
+    assert last_conversation(tmp_path)[2]["content"] == f"/save {precious}"
+
+
+def test_commands_work_through_a_pipe_when_asked_for(minicpm, toy, tmp_path):
     saved = tmp_path / "talk.jsonl"
     commands = ("/undo", "/show", "/stats", "/set temperature 0.5", f"/save {saved}", "/bye", "never")
     script = "\n".join(("/system Be brief.", "hello", "Which?", *commands, ""))
-    outcome = minicpm("chat", "-m", toy, *GREEDY, stdin=script)
+    outcome = minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin=script)
     assert outcome.code == 0
     messages = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
@@ -61,14 +73,14 @@ def test_commands_work_through_a_pipe(minicpm, toy, tmp_path):
 
 
 def test_retry_with_a_seed_moves_on_to_the_next_seed(minicpm, toy):
-    arguments = ("-m", toy, "--seed", "5", "--max-tokens", "8", "--json")
+    arguments = ("-m", toy, "--seed", "5", "--max-tokens", "8", "--json", "--commands")
     seeds = [json.loads(line)["seed"] for line in minicpm("chat", *arguments, stdin="hello\n/retry\n").out.splitlines()]
     assert seeds == [5, 6]
 
 
 def test_a_saved_conversation_goes_on_with_load_and_continue(minicpm, toy, tmp_path):
     saved = tmp_path / "talk.jsonl"
-    minicpm("chat", "-m", toy, *GREEDY, stdin=f"hello\n/save {saved}\n")
+    minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin=f"hello\n/save {saved}\n")
     by_continue = json.loads(minicpm("chat", "-m", toy, *GREEDY, "--json", "-c", stdin="Why?\n").out)
     by_load = json.loads(minicpm("chat", "-m", toy, *GREEDY, "--json", "--load", saved, stdin="Why?\n").out)
     assert by_continue["text"] == by_load["text"]
@@ -76,18 +88,71 @@ def test_a_saved_conversation_goes_on_with_load_and_continue(minicpm, toy, tmp_p
 
 
 def test_read_asks_about_a_file(minicpm, toy, tmp_path):
-    text = tmp_path / "text.txt"
+    text = tmp_path / "a text.txt"
     text.write_text("Mount Tai is high.", encoding="utf-8")
-    outcome = minicpm("chat", "-m", toy, *GREEDY, stdin=f"/read {text} How high?\n")
+    outcome = minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin=f'/read "{text}" How high?\n')
     assert outcome.code == 0
-    first = (tmp_path / "home" / "chats" / "last.jsonl").read_text(encoding="utf-8").splitlines()[0]
-    assert json.loads(first)["content"] == "How high?\n\nMount Tai is high."
+    assert last_conversation(tmp_path)[0]["content"] == "How high?\n\nMount Tai is high."
+
+
+def test_what_was_undone_stays_undone_for_continue(minicpm, toy, tmp_path):
+    minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin="/system Be brief.\nhello\nWhich?\n/undo\n")
+    assert [message["role"] for message in last_conversation(tmp_path)] == ["system", "user", "assistant"]
+    minicpm("chat", "-m", toy, *GREEDY, "-c", "Why?")
+    assert [message["content"] for message in last_conversation(tmp_path)][3] == "Why?"
+
+
+def test_a_single_question_does_not_displace_the_last_conversation(minicpm, toy, tmp_path):
+    minicpm("chat", "-m", toy, *GREEDY, stdin="hello\n")
+    minicpm("chat", "-m", toy, *GREEDY, "quick")
+    assert last_conversation(tmp_path)[0]["content"] == "hello"
+
+
+def test_a_home_that_cannot_be_written_costs_the_record_and_not_the_answer(minicpm, toy, monkeypatch):
+    monkeypatch.setenv("MINICPM_HOME", "/proc/nowhere")
+    outcome = minicpm("chat", "-m", toy, *GREEDY, stdin="hello\nagain\n")
+    assert outcome.code == 0
+    assert outcome.out.strip()
+    assert outcome.err.count("The conversation is not kept") == 1
+
+
+def test_save_does_not_overwrite_what_is_no_conversation(minicpm, toy, tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine", encoding="utf-8")
+    outcome = minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin=f"hello\n/save {precious}\n")
+    assert outcome.code == 1
+    assert "exists and is no conversation" in outcome.err
+    assert precious.read_text(encoding="utf-8") == "mine"
+
+
+def test_an_empty_prompt_is_refused(minicpm, toy):
+    outcome = minicpm("chat", "-m", toy, "")
+    assert outcome.code == 1
+    assert "the prompt is empty" in outcome.err
+
+
+def test_a_closed_stdin_is_no_reason_to_fail(minicpm, toy):
+    assert minicpm("chat", "-m", toy, *GREEDY, "hello", stdin=None).code == 0
+
+
+def test_stdin_that_is_not_utf8_is_named(minicpm, toy):
+    outcome = minicpm("chat", "-m", toy, *GREEDY, stdin=b"caf\xe9\n")
+    assert outcome.code == 1
+    assert "stdin: not UTF-8 text (byte 3 is 0xe9)" in outcome.err
+
+
+def test_a_terminal_of_another_encoding_gets_the_whole_answer(toy, tmp_path):
+    settings = {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "MINICPM_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "minicpm", "chat", "-m", str(toy), *GREEDY, "--no-history", "你好"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, **settings})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(b"\n")
 
 
 def test_the_conversation_is_readable_by_its_owner_alone(minicpm, toy, tmp_path):
     minicpm("chat", "-m", toy, *GREEDY, stdin="hello\n")
-    mode = (tmp_path / "home" / "chats" / "last.jsonl").stat().st_mode
-    assert stat.S_IMODE(mode) == 0o600
+    (file,) = (tmp_path / "home" / "chats").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_no_history_writes_nothing(minicpm, toy, tmp_path):
@@ -109,7 +174,7 @@ def test_no_history_writes_nothing(minicpm, toy, tmp_path):
     ],
 )
 def test_a_wrong_line_in_a_pipe_is_one_sentence_and_exit_code_1(minicpm, toy, stdin, expected):
-    outcome = minicpm("chat", "-m", toy, *GREEDY, stdin=stdin)
+    outcome = minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin=stdin)
     assert outcome.code == 1
     assert expected in outcome.err
     assert outcome.err.count("\n") == 1
@@ -153,6 +218,14 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before + text
 
+    def wait_for_more(self, count: int, timeout_s: float = 60) -> None:
+        """Until at least `count` more characters were shown."""
+        end, seen = time.monotonic() + timeout_s, len(self.shown)
+        while len(self.shown) < seen + count:
+            assert time.monotonic() < end, f"waited for {count} characters, saw {self.shown[-2000:]!r}"
+            if select.select([self._master], [], [], 0.2)[0]:
+                self.shown += os.read(self._master, 1 << 16).decode("utf-8", "replace")
+
     def exit_code(self, timeout_s: float = 60) -> int:
         """How the process ended, reading on so that it never waits for us."""
         end = time.monotonic() + timeout_s
@@ -172,9 +245,12 @@ class Terminal:
         os.close(self._master)
 
 
+LONG_ANSWERS = ("--max-tokens", "1900", "--seed", "1", "--top-p", "1", "--temperature", "100")
+
+
 @pytest.fixture
 def terminal(toy, tmp_path):
-    terminal = Terminal("chat", "-m", str(toy), "--max-tokens", "1500", "--seed", "1", home=tmp_path / "home")
+    terminal = Terminal("chat", "-m", str(toy), *LONG_ANSWERS, home=tmp_path / "home")
     yield terminal
     terminal.close()
 
@@ -184,12 +260,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, tmp_path):
     terminal.wait_for(">>>")
     terminal.type("tell me a long story\r")
     terminal.wait_for("story")
-    time.sleep(1.5)
+    terminal.wait_for_more(600)  # more than the echo of the line: the answer is running
     os.killpg(terminal.process.pid, signal.SIGINT)
     terminal.wait_for("[stopped]")
     terminal.wait_for(">>>")
     terminal.type("/show\r")
-    terminal.wait_for("1 turns")
+    terminal.wait_for("1 turn")
     terminal.wait_for(">>>")
     terminal.type("/bye\r")
     assert terminal.exit_code() == 0
@@ -206,3 +282,45 @@ def test_a_wrong_command_in_a_terminal_is_said_and_survived(terminal):
     time.sleep(0.5)  # until the line editor has taken over the terminal: before that Ctrl-D is the terminal's own
     terminal.type("\x04")
     assert terminal.exit_code() == 0
+
+
+def test_ctrl_c_ends_a_single_question_with_130(toy, tmp_path):
+    terminal = Terminal("chat", "-m", str(toy), *LONG_ANSWERS, "tell me a story", home=tmp_path / "home")
+    try:
+        terminal.wait_for("Loading ...")
+        terminal.wait_for_more(200)
+        os.killpg(terminal.process.pid, signal.SIGINT)
+        assert terminal.exit_code() == 130
+    finally:
+        terminal.close()
+
+
+def test_ctrl_c_in_a_command_stops_the_command_and_not_the_program(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDITOR", f"{sys.executable} -c 'import time; print(1234567); time.sleep(60)'")
+    monkeypatch.delenv("VISUAL", raising=False)
+    terminal = Terminal("chat", "-m", str(toy), *LONG_ANSWERS, home=tmp_path / "home")
+    try:
+        terminal.wait_for(">>>")
+        terminal.type("/edit\r")
+        terminal.wait_for("1234567")
+        os.killpg(terminal.process.pid, signal.SIGINT)
+        terminal.wait_for("[stopped]")
+        terminal.wait_for(">>>")
+        terminal.type("/bye\r")
+        assert terminal.exit_code() == 0
+    finally:
+        terminal.close()
+
+
+def test_a_terminal_is_not_sent_what_it_would_obey(toy, tmp_path):
+    saved = tmp_path / "talk.jsonl"
+    saved.write_text(json.dumps({"role": "user", "content": "\x1b]0;PWNED\x07"}) + "\n", encoding="utf-8")
+    terminal = Terminal("chat", "-m", str(toy), "--load", str(saved), home=tmp_path / "home")
+    try:
+        terminal.wait_for(">>>")
+        terminal.type("/show\r")
+        shown = terminal.wait_for("PWNED")
+        assert "\x1b]0;" not in shown
+        assert "\ufffd]0;PWNED" in shown
+    finally:
+        terminal.close()

@@ -18,11 +18,12 @@ def test_one_prompt_streams_its_answer_to_stdout(minicpm, toy):
 
 def test_arguments_stdin_and_file_give_the_same_answer(minicpm, toy, tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("Which is higher?\n", encoding="utf-8")
+    prompts.write_bytes("\ufeffWhich is higher?\r\n".encode())
     by_argument = minicpm("run", "-m", toy, *GREEDY, "Which is higher?").out
+    block = f"================\n<用户>: Which is higher?\n<AI>:\n{by_argument}"
     assert minicpm("run", "-m", toy, *GREEDY, stdin="Which is higher?\n").out == by_argument
-    assert minicpm("run", "-m", toy, *GREEDY, "-f", prompts).out == by_argument
-    assert minicpm("run", "-m", toy, *GREEDY, "-f", "-", stdin="Which is higher?\n").out == by_argument
+    assert minicpm("run", "-m", toy, *GREEDY, "-f", prompts).out == block
+    assert minicpm("run", "-m", toy, *GREEDY, "-f", "-", stdin="Which is higher?\n").out == block
 
 
 def test_a_prompt_file_prints_the_blocks_of_the_2024_example(minicpm, toy, tmp_path):
@@ -49,6 +50,30 @@ def test_jsonl_records_keep_their_fields_and_their_order(minicpm, toy, tmp_path)
     assert answers[1]["usage"]["prompt_tokens"] > answers[0]["usage"]["prompt_tokens"]
 
 
+def test_jsonl_is_read_from_stdin_too(minicpm, toy):
+    line = json.dumps({"idx": 1, "prompt": "hello"})
+    outcome = minicpm("run", "-m", toy, *GREEDY, "-f", "-", "--jsonl", "--json", stdin=line + "\n")
+    assert json.loads(outcome.out)["idx"] == 1
+
+
+def test_a_system_text_stands_in_front_of_every_prompt(minicpm, toy):
+    alone = json.loads(minicpm("run", "-m", toy, *GREEDY, "--json", "hello").out)
+    guided = json.loads(minicpm("run", "-m", toy, *GREEDY, "--json", "--system", "Be brief.", "hello").out)
+    assert guided["usage"]["prompt_tokens"] > alone["usage"]["prompt_tokens"]
+
+
+def test_a_prompt_longer_than_one_chunk_is_answered(minicpm, toy):
+    outcome = minicpm("run", "-m", toy, "--max-tokens", "2", "--json", "a b " * 300)
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["usage"]["prompt_tokens"] > 512
+
+
+def test_raw_blocks_join_prompt_and_continuation(minicpm, toy):
+    outcome = minicpm("run", "-m", toy, *GREEDY, "--raw", "hello", "one")
+    texts = outcome.out.split("================\n")[1:]
+    assert [text.startswith(prompt) for text, prompt in zip(texts, ("hello", "one"))] == [True, True]
+
+
 def test_raw_continues_the_text_without_a_template(minicpm, toy):
     raw = json.loads(minicpm("run", "-m", toy, *GREEDY, "--raw", "--json", "hello").out)
     templated = json.loads(minicpm("run", "-m", toy, *GREEDY, "--json", "hello").out)
@@ -73,6 +98,11 @@ def test_raw_continues_the_text_without_a_template(minicpm, toy):
         (("-f", "missing.txt"), "", "missing.txt: No such file"),
         (("-f", "-"), "\n\n", "holds no prompt"),
         (("-f", "-", "hi"), "", "not both"),
+        (("--jsonl", "hi"), "", "--jsonl tells how to read --file"),
+        (("--raw", "--system", "a", "hi"), "", "--system needs the chat template"),
+        (("--context", "100000", "hi"), "", "context 100000 is more than the 2048 tokens"),
+        (("--device", "meta", "hi"), "", "device must be"),
+        ((), None, "the prompt is empty"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_1(minicpm, toy, arguments, stdin, expected):

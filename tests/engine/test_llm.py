@@ -34,7 +34,7 @@ def reference(folder: Path) -> dict[str, np.ndarray]:
 def test_greedy_ids_equal_the_original_code(llm: LLM, reference):
     prompt = reference["gen.prompt_ids"][0].tolist()
     completion = llm.generate([prompt], GREEDY, max_tokens=32)[0]
-    assert prompt + list(completion.token_ids) == reference["gen.sequences"][0].tolist()
+    assert prompt + list(completion.ids) == reference["gen.sequences"][0].tolist()
     assert completion.finish_reason == "length"
 
 
@@ -42,7 +42,7 @@ def test_greedy_with_repetition_penalty_equals_the_original_code(llm: LLM, refer
     prompt = reference["gen.prompt_ids"][0].tolist()
     expected = reference["greedy_rep1.05.sequences"][0].tolist()
     completion = llm.generate([prompt], GREEDY, max_tokens=len(expected) - len(prompt), repetition_penalty=1.05)[0]
-    assert prompt + list(completion.token_ids) == expected
+    assert prompt + list(completion.ids) == expected
 
 
 def test_left_padded_batch_of_the_original_equals_our_ragged_batch(llm: LLM, folder: Path):
@@ -51,17 +51,18 @@ def test_left_padded_batch_of_the_original_equals_our_ragged_batch(llm: LLM, fol
     prompts = [row[keep == 1].tolist() for row, keep in zip(ids, mask)]
     new = padded["left.gen.sequences"][:, ids.shape[1] :].tolist()
     completions = llm.generate(prompts, GREEDY, max_tokens=len(new[0]))
-    assert [list(completion.token_ids) for completion in completions] == new
+    assert [list(completion.ids) for completion in completions] == new
 
 
 def test_chat_reproduces_the_original_conversation(llm: LLM, golden: Path):
-    for case in json.loads((golden / "chat" / "minicpm2b_chat_end_to_end.json").read_text(encoding="utf-8")):
+    cases = json.loads((golden / "chat" / "minicpm2b_chat_end_to_end.json").read_text(encoding="utf-8"))
+    assert len(cases) == 2
+    for case in cases:
         messages = [*(case["history"] or []), {"role": "user", "content": case["query"]}]
         expected = case["greedy_ids_no_eos_stop"]
-        completion = llm.chat(messages, GREEDY, max_tokens=case["max_length"] - len(expected) + 1000)
-        answer = list(completion.token_ids)
-        prompt_tokens = completion.usage.prompt_tokens
-        assert expected[prompt_tokens : prompt_tokens + len(answer)] == answer[: len(expected) - prompt_tokens]
+        prompt_tokens = llm.chat(messages, GREEDY, max_tokens=1).usage.prompt_tokens
+        answer = llm.chat(messages, GREEDY, max_tokens=len(expected) - prompt_tokens).ids
+        assert list(answer) == expected[prompt_tokens:]
 
 
 def test_logits_equal_the_original_code(llm: LLM, reference):
@@ -76,6 +77,17 @@ def test_a_prompt_in_chunks_gives_the_logits_of_its_parts(llm: LLM):
     assert np.abs(llm.logits(ids[:700])[-1] - whole[699]).max() < 1e-4
 
 
+@pytest.mark.parametrize("chunk_tokens", [7, 64, 512])
+def test_a_long_prompt_in_chunks_beside_running_answers_says_the_same(llm: LLM, monkeypatch, chunk_tokens: int):
+    monkeypatch.setattr("minicpm.engine.scheduler.PREFILL_CHUNK_TOKENS", chunk_tokens)
+    rng = np.random.default_rng(chunk_tokens)
+    prompts = [rng.integers(3, 1000, size).tolist() for size in (3, 1100, 40, 600)]
+    completions = llm.generate(prompts, GREEDY, max_tokens=6)
+    for prompt, completion in zip(prompts, completions):
+        expected = llm.logits(prompt + list(completion.ids[:-1]))[len(prompt) - 1 :].argmax(axis=1)
+        assert list(completion.ids) == expected.tolist()
+
+
 def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(llm: LLM):
     params = SamplingParams(seed=11, max_tokens=24, ignore_eos=True)
     prompts = ["Which city", "山东省最高的山", "a", "def f(x):"]
@@ -86,8 +98,8 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(llm: LLM):
 
 def test_the_reported_seed_reproduces_an_answer(llm: LLM):
     first = llm.chat("hello", max_tokens=16)
-    assert llm.chat("hello", max_tokens=16, seed=first.seed).token_ids == first.token_ids
-    others = {llm.chat("hello", max_tokens=16).token_ids for _ in range(4)}
+    assert llm.chat("hello", max_tokens=16, seed=first.seed).ids == first.ids
+    others = {llm.chat("hello", max_tokens=16).ids for _ in range(4)}
     assert len(others) > 1
 
 
@@ -97,7 +109,7 @@ def test_streamed_pieces_join_to_the_completion(llm: LLM):
     assert all(piece.completion is None for piece in pieces[:-1])
 
 
-def test_a_second_turn_computes_only_what_is_new(folder: Path):
+def test_a_second_turn_reuses_the_first_turns_prompt(folder: Path):
     llm = LLM(folder, threads=1)
     first = llm.chat("Which city is the capital?", GREEDY, max_tokens=8)
     turns = [
@@ -108,16 +120,16 @@ def test_a_second_turn_computes_only_what_is_new(folder: Path):
     second = llm.chat(turns, GREEDY, max_tokens=8)
     assert first.usage.cached_tokens == 0
     assert second.usage.cached_tokens >= first.usage.prompt_tokens
-    assert LLM(folder, threads=1).chat(turns, GREEDY, max_tokens=8).token_ids == second.token_ids
+    assert LLM(folder, threads=1).chat(turns, GREEDY, max_tokens=8).ids == second.ids
 
 
 def test_an_abandoned_stream_leaves_the_model_usable(folder: Path):
     llm = LLM(folder, threads=1)
-    expected = llm.chat("hello", GREEDY, max_tokens=12).token_ids
+    expected = llm.chat("hello", GREEDY, max_tokens=12).ids
     pieces = llm.stream("hello", GREEDY, max_tokens=12)
     next(pieces)
     pieces.close()
-    assert llm.chat("hello", GREEDY, max_tokens=12).token_ids == expected
+    assert llm.chat("hello", GREEDY, max_tokens=12).ids == expected
 
 
 def test_a_stop_string_ends_the_answer_before_itself(llm: LLM):
@@ -128,11 +140,25 @@ def test_a_stop_string_ends_the_answer_before_itself(llm: LLM):
     assert cut.finish_reason == "stop"
 
 
+def test_a_raw_completion_keeps_the_blank_that_parts_it_from_its_prompt(llm: LLM):
+    word = llm.tokenizer.encode("hello a")[-1]
+    completion = llm.generate("hello", GREEDY, max_tokens=2, logit_bias={word: 100.0})[0]
+    assert completion.ids == (word, word)
+    assert completion.text == " a a"
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_answer(llm: LLM):
+    unknown = min(llm.tokenizer.special_token_ids)
+    marker = llm.tokenizer.id_to_token(unknown)
+    completion = llm.generate("hello", GREEDY, max_tokens=5, logit_bias={unknown: 100.0}, stop=marker)[0]
+    assert (completion.ids, completion.finish_reason) == ((), "stop")
+
+
 def test_logprobs_are_those_of_the_logits(llm: LLM):
     completion = llm.generate("hello", GREEDY, max_tokens=5, logprobs=2)[0]
     ids = llm.tokenizer.encode("hello")
     for i, sampled in enumerate(completion.logprobs):
-        row = llm.logits(ids + list(completion.token_ids[:i]))[-1].astype(np.float64)
+        row = llm.logits(ids + list(completion.ids[:i]))[-1].astype(np.float64)
         expected = row[sampled.token_id] - np.log(np.exp(row - row.max()).sum()) - row.max()
         assert abs(sampled.logprob - expected) < 1e-4
         assert len(sampled.top_logprobs) == 2
@@ -149,10 +175,31 @@ def test_loglikelihood_equals_the_sum_over_logits(llm: LLM):
         assert score.is_greedy == bool((rows.argmax(axis=1) == tail).all())
 
 
+def test_text_is_scored_as_the_model_would_read_it(llm: LLM):
+    prefix, continuation = "hello", " a"
+    whole = llm.tokenizer.encode(prefix + continuation)
+    border = len(llm.tokenizer.encode(prefix))
+    score = llm.loglikelihood([(prefix, [continuation, " world"])])[0][0]
+    assert score == llm.loglikelihood([(whole[:border], [whole[border:]])])[0][0]
+
+
+def test_a_long_prefix_is_scored_in_chunks(llm: LLM):
+    ids = np.random.default_rng(1).integers(3, 1000, 1300).tolist()
+    rows = llm.logits(ids).astype(np.float64)[1199:-1]
+    logprobs = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    score = llm.loglikelihood([(ids[:1200], [ids[1200:]])])[0][0]
+    assert abs(score.logprob - logprobs[np.arange(100), ids[1200:]].sum()) < 1e-2
+
+
+def test_a_continuation_without_tokens_is_refused(llm: LLM):
+    with pytest.raises(ValueError, match="adds no token"):
+        llm.loglikelihood([("hello", [""])])
+
+
 def test_an_answer_ends_where_the_context_does(folder: Path):
     llm = LLM(folder, context=20, threads=1)
     completion = llm.generate([[1] * 15], GREEDY)[0]
-    assert (len(completion.token_ids), completion.finish_reason) == (5, "length")
+    assert (len(completion.ids), completion.finish_reason) == (5, "length")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +230,8 @@ def test_the_wrong_prompt_of_a_batch_is_named_before_anything_runs(llm: LLM):
         ({"threads": -1}, "threads must be 1 or more"),
         ({"max_batch": 0}, "max_batch must be 1 or more"),
         ({"device": "abacus"}, "device must be"),
+        ({"device": "meta"}, "device must be"),
+        ({"context": 100_000}, "context 100000 is more than the 2048 tokens"),
     ],
 )
 def test_wrong_options_are_named(folder: Path, options: dict, expected: str):
@@ -205,3 +254,78 @@ def test_a_folder_without_tokenizer_is_refused_by_name(folder: Path, tmp_path: P
         shutil.copy(folder / name, tmp_path)
     with pytest.raises(MiniCPMError, match=r"tokenizer\.json"):
         LLM(tmp_path)
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(folder: Path):
+    with pytest.raises(ModelError, match="device cuda:77 was asked for, but torch sees"):
+        LLM(folder, device="cuda:77")
+
+
+def test_another_family_is_named_before_its_tokenizer_is_missed(real_configs: Path, tmp_path: Path):
+    shutil.copy(real_configs / "MiniCPM-V-2" / "config.json", tmp_path)
+    with pytest.raises(MiniCPMError, match="MiniCPM-V"):
+        LLM(tmp_path)
+
+
+def test_a_request_that_memory_cannot_hold_is_refused_with_the_numbers(folder: Path, monkeypatch):
+    llm = LLM(folder, threads=1)
+    monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 100 * llm.backend.cache_bytes_per_token)
+    with pytest.raises(GenerationError, match=r"200 tokens need .* GB for keys and values"):
+        llm.generate([[5] * 100], GREEDY, max_tokens=100)
+
+
+def test_requests_wait_for_memory_rather_than_share_too_little(folder: Path, monkeypatch):
+    llm = LLM(folder, threads=1)
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+    expected = [completion.ids for completion in llm.generate(prompts, GREEDY, max_tokens=10)]
+    monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 15 * llm.backend.cache_bytes_per_token)
+    assert [completion.ids for completion in llm.generate(prompts, GREEDY, max_tokens=10)] == expected
+
+
+@pytest.fixture(scope="module")
+def stretched(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model with 64 trained positions, stretched to 256 by dynamic NTK."""
+    copy = tmp_path_factory.mktemp("dynamic")
+    for path in folder.iterdir():
+        if path.suffix == ".json" or path.name in ("model.safetensors", "tokenizer.model"):
+            shutil.copy(path, copy)
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    config |= {"max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 4.0}}
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return copy
+
+
+class TestDynamicScaling:
+    @pytest.mark.parametrize("max_tokens", [10, 60, 150])
+    def test_greedy_ids_equal_transformers_generate(self, stretched: Path, max_tokens: int):
+        import torch
+
+        llm = LLM(stretched, threads=1)
+        prompt = np.random.default_rng(2).integers(3, 1000, 30).tolist()
+        ours = llm.generate([prompt], GREEDY, max_tokens=max_tokens)[0].ids
+        model = llm.backend._model
+        implementation = model.config._attn_implementation
+        model.set_attn_implementation("sdpa")
+        try:
+            length = 64 if max_tokens == 10 else 128 if max_tokens == 60 else 256
+            ids = torch.tensor([prompt])
+            settings = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            theirs = model.generate(ids, attention_mask=torch.ones_like(ids), rope_length=length, **settings)
+        finally:
+            model.set_attn_implementation(implementation)
+        assert list(ours) == theirs[0, 30:].tolist()
+
+    def test_an_answer_without_a_limit_never_shrinks_to_nothing(self, stretched: Path):
+        llm = LLM(stretched, threads=1)
+        lengths = [len(llm.generate([[5] * n], GREEDY)[0].ids) for n in (40, 60, 63, 64, 100)]
+        assert lengths == [24, 68, 65, 64, 28]
+
+    def test_turns_share_a_base_and_so_their_prefix(self, stretched: Path):
+        llm = LLM(stretched, threads=1)
+        prompt = np.random.default_rng(3).integers(3, 1000, 70).tolist()
+        first = llm.generate([prompt], GREEDY, max_tokens=8)[0]
+        second = llm.generate([[*prompt, *first.ids, 9, 9]], GREEDY, max_tokens=8)[0]
+        assert second.usage.cached_tokens >= 70
+        assert (
+            LLM(stretched, threads=1).generate([[*prompt, *first.ids, 9, 9]], GREEDY, max_tokens=8)[0].ids == second.ids
+        )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
+
+from minicpm.cli.output import is_terminal, talk_dim
 
 if TYPE_CHECKING:
     from minicpm.engine.llm import LLM
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 # Option -> type and help; defaults are SamplingParams' own.
 _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
     "max_tokens": (int, "longest answer in tokens (default: what the context leaves)"),
-    "temperature": (float, "0 always takes the likeliest token; higher is more varied"),
+    "temperature": (float, "0 leaves nothing to chance; higher is more varied"),
     "top_p": (float, "keep the likeliest tokens that add up to this probability"),
     "top_k": (int, "keep only this many likeliest tokens; 0 keeps all"),
     "min_p": (float, "drop tokens below this fraction of the likeliest one's probability"),
@@ -24,7 +27,7 @@ _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", help="folder, or name to look up and download (see 'minicpm list')")
+    parser.add_argument("-m", "--model", help="a model's folder, or its name (see 'minicpm list' and 'minicpm pull')")
     parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
 
 
@@ -67,6 +70,8 @@ def load_llm(args: argparse.Namespace, *, max_batch: int = 1) -> LLM:
     from minicpm.cli.progress import TerminalProgress
     from minicpm.engine.llm import LLM
 
+    if is_terminal(sys.stderr):
+        talk_dim("Loading ...")
     return LLM(
         args.model,
         backend=args.backend,

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 from minicpm.chat import Message, validate_messages
+from minicpm.cli.text_input import read_text
 from minicpm.errors import FormatError
-
-MAX_CONVERSATION_BYTES = 64 << 20
 
 
 class Conversation:
@@ -66,10 +65,8 @@ class Conversation:
     @classmethod
     def load(cls, path: Path) -> Conversation:
         """Read a saved conversation; FormatError names the line that is wrong."""
-        if path.stat().st_size > MAX_CONVERSATION_BYTES:
-            raise FormatError(path, f"more than {MAX_CONVERSATION_BYTES >> 20} MiB is no conversation")
         messages: list[Message] = []
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
             if not line.strip():
                 continue
             try:

@@ -7,12 +7,14 @@ Each verb is a module here with `add_arguments(parser)` and `run(args) -> int`; 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from minicpm import __version__
+from minicpm.cli.output import one_sentence, talk
 from minicpm.errors import MiniCPMError
 
 # verb -> (module, one line of help), in the order of a user's day.
@@ -30,7 +32,13 @@ VERBS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another encoding shows what it can instead of ending an answer in the middle.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    shows_traceback = False
     try:
+        shows_traceback = _traceback_wanted()
         args = parse(argv)
         module = import_module(f"minicpm.cli.{VERBS[args.verb][0]}")
         return int(module.run(args))
@@ -40,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left (`| head`); point stdout elsewhere so that the interpreter's exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (MiniCPMError, ValueError, OSError) as error:
-        if os.environ.get("MINICPM_TRACEBACK") == "1":
+    except (MiniCPMError, ValueError, OSError, MemoryError) as error:
+        if shows_traceback:
             raise
-        print(f"minicpm: {_one_sentence(error)}", file=sys.stderr)
+        talk(f"minicpm: {one_sentence(error)}")
         return 1
 
 
@@ -63,11 +71,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _one_sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+def _traceback_wanted() -> bool:
+    value = os.environ.get("MINICPM_TRACEBACK", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"MINICPM_TRACEBACK must be 0 or 1, got {value!r}")
+    return value == "1"
 
 
 if __name__ == "__main__":

@@ -45,11 +45,13 @@ class Backend(Protocol):
     vocab_size: int
     context_length: int  # most tokens of one sequence, prompt and answer together
     trained_length: int  # positions seen in training; beyond them the rotary base is rescaled
-    eos_token_ids: tuple[int, ...]
-    cache_bytes_per_token: int
+    cache_bytes_per_token: int  # keys and values, all layers
 
     def new_sequence(self, rope_length: int) -> KVSequence:
         """An empty sequence for a text planned to reach at most `rope_length` tokens."""
+
+    def free_cache_bytes(self) -> int | None:
+        """Memory that keys and values may still take now; None where the system does not tell."""
 
     def rope_key(self, length: int) -> float:
         """Rotary base a sequence of planned `length` gets; sequences of equal keys may share a prefix."""

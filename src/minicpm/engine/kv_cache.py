@@ -27,7 +27,7 @@ class PrefixCache:
         for ids, sequence in self._idle.items():
             if self._backend.rope_key(sequence.rope_length) != base:
                 continue
-            length = min(_common_prefix_length(ids, prompt_ids), sequence.length, len(prompt_ids) - 1)
+            length = min(common_prefix_length(ids, prompt_ids), sequence.length, len(prompt_ids) - 1)
             if length > best_length:
                 best, best_length = ids, length
         if best is None:
@@ -46,11 +46,13 @@ class PrefixCache:
         while len(self._idle) > self._capacity:
             self._idle.popitem(last=False)
 
-    def clear(self) -> None:
+    def drop_all(self) -> None:
+        """Free the memory of all idle sequences."""
         self._idle.clear()
 
 
-def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences have in common from their start on."""
     for i, (x, y) in enumerate(zip(a, b)):
         if x != y:
             return i

@@ -10,23 +10,27 @@ import secrets
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from minicpm import hub
 from minicpm.chat import Message, template_for
-from minicpm.engine.backend import Backend, Row
-from minicpm.engine.kv_cache import PrefixCache
+from minicpm.engine.backend import Backend, KVSequence, Row
+from minicpm.engine.kv_cache import PrefixCache, common_prefix_length
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Scheduler
 from minicpm.errors import GenerationError, MissingExtra, ModelError
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.tensor import FLOAT_DTYPES
 from minicpm.progress import Progress, Silent
 from minicpm.sampling import SamplingParams
 from minicpm.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "torch")
+# An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
+WORTHWHILE_ANSWER_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,10 @@ class Loglikelihood:
 class LLM:
     """A MiniCPM model ready to answer.
 
-    `model` is a folder, a file or a name (`minicpm list`, `minicpm pull`); `dtype` is 'auto' (the checkpoint's
-    own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below the model's own limit;
-    `max_batch` requests run at once. Raises MiniCPMError subclasses when the model cannot be used.
+    `model` is a folder or a name (`minicpm list`, `minicpm pull`); `dtype` is 'auto' (the checkpoint's own),
+    'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below the model's own limit; at most
+    `max_batch` requests run at once, fewer where memory is short. Raises MiniCPMError subclasses when the model
+    cannot be used, ValueError for an option that cannot be.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class LLM:
         progress: Progress | None = None,
     ):
         _check_choice("backend", backend, BACKENDS)
-        _check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("dtype", dtype, ("auto", *FLOAT_DTYPES))
         _check_at_least_one("threads", threads)
         _check_at_least_one("context", context)
         _check_at_least_one("max_batch", max_batch)
@@ -69,12 +74,16 @@ class LLM:
             raise ModelError(
                 f"{self.folder} is a file; give the model's folder, with config.json, tokenizer and weights"
             )
+        checkpoint = open_checkpoint(self.folder)
         self.tokenizer = Tokenizer.from_folder(self.folder)
         self.template = template_for(self.folder)
-        self.backend: Backend = _load_torch(self.folder, dtype=dtype, device=device, threads=threads)
-        self.context_length = min(context or self.backend.context_length, self.backend.context_length)
+        longest = checkpoint.config.context_length
+        if context is not None and context > longest:
+            raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")
+        self.context_length = context or longest
+        self.backend: Backend = _load_torch(checkpoint, dtype=dtype, device=device, threads=threads)
         self._max_batch = max_batch
-        self._eos_token_ids = frozenset(self.backend.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
+        self._eos_token_ids = frozenset(checkpoint.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self._prefixes = PrefixCache(self.backend, capacity=1)
 
     def chat(
@@ -97,9 +106,8 @@ class LLM:
     ) -> Generator[Piece, None, None]:
         """Answer several conversations at once; pieces are told apart by `index` and come as they are ready."""
         params = _with_overrides(sampling, overrides)
-        params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *self.template.stop_strings))))
         prompts = [self.template.render(_as_messages(conversation)) for conversation in conversations]
-        return self._run(prompts, params)
+        return self._run(prompts, params, is_chat=True)
 
     def generate(
         self,
@@ -121,73 +129,104 @@ class LLM:
         self, prompts: Sequence[str | Sequence[int]], sampling: SamplingParams | None = None, **overrides: Any
     ) -> Generator[Piece, None, None]:
         """Like `generate`, yielding every prompt's pieces (told apart by `index`) as they come."""
-        return self._run(prompts, _with_overrides(sampling, overrides))
+        return self._run(prompts, _with_overrides(sampling, overrides), is_chat=False)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Next-token logits after each of `token_ids`: (T, vocab) float32."""
         ids = self._checked_ids(token_ids)
         self._require_room(len(ids))
-        sequence = self.backend.new_sequence(len(ids))
-        chunks = (ids[i : i + PREFILL_CHUNK_TOKENS] for i in range(0, len(ids), PREFILL_CHUNK_TOKENS))
-        return np.concatenate([self.backend.forward([Row(sequence, chunk, "all")])[0] for chunk in chunks])
+        return _forward_in_chunks(self.backend, self.backend.new_sequence(len(ids)), ids, "all")
 
     def loglikelihood(
         self, pairs: Iterable[tuple[str | Sequence[int], Sequence[str | Sequence[int]]]]
     ) -> list[list[Loglikelihood]]:
-        """Score continuations: per (prefix, continuations) a list; the shared prefix is computed once.
+        """Score continuations: per (prefix, continuations) a list; what they share is computed once.
 
-        Texts are encoded apart, the prefix with the beginning-of-sequence token, the continuation without: pass
-        token ids to decide the border yourself.
+        Texts are encoded together, prefix and continuation, as the model would read them; the tokens from the first
+        that differs from the prefix alone are scored. Token ids are taken as they are.
         """
-        return [self._score(self._as_ids(prefix, add_bos=True), continuations) for prefix, continuations in pairs]
+        return [self._score(prefix, continuations) for prefix, continuations in pairs]
 
-    def _score(self, prefix: list[int], continuations: Sequence[str | Sequence[int]]) -> list[Loglikelihood]:
-        tails = [self._as_ids(text, add_bos=False) for text in continuations]
-        longest = max((len(tail) for tail in tails), default=0)
-        self._require_room(len(prefix) + longest)
-        sequence = self.backend.new_sequence(len(prefix) + longest)
-        logits = _forward_in_chunks(self.backend, sequence, prefix)
+    def _score(self, prefix: str | Sequence[int], continuations: Sequence[str | Sequence[int]]) -> list[Loglikelihood]:
+        prefix_ids = self._as_ids(prefix, add_bos=True)
+        wholes = [self._joined_ids(prefix, prefix_ids, continuation) for continuation in continuations]
+        self._require_room(max((len(ids) for ids, _ in wholes), default=0))
+        # Texts may merge with their prefix into other tokens: what all share can be shorter than the prefix.
+        shared = min((border for _, border in wholes), default=0)
+        if not shared:
+            return []
+        sequence = self.backend.new_sequence(max(len(ids) for ids, _ in wholes))
+        logits = _forward_in_chunks(self.backend, sequence, prefix_ids[:shared], "last")
         scores = []
-        for tail in tails:
-            rows = [logits]
-            if len(tail) > 1:
-                rows.append(self.backend.forward([Row(sequence, tail[:-1], "all")])[0])
-                sequence.truncate(len(prefix))
-            scores.append(_loglikelihood(np.concatenate(rows), tail))
+        for ids, border in wholes:
+            tail = ids[shared:-1]
+            rows = _forward_in_chunks(self.backend, sequence, tail, "all") if tail else logits[:0]
+            sequence.truncate(shared)
+            predictions = np.concatenate([logits, rows])[border - shared :]
+            scores.append(_loglikelihood(predictions, ids[border:]))
         return scores
 
-    def _run(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> Generator[Piece, None, None]:
+    def _joined_ids(
+        self, prefix: str | Sequence[int], prefix_ids: list[int], continuation: str | Sequence[int]
+    ) -> tuple[list[int], int]:
+        """Ids of prefix and continuation, and the position of the first scored one (at least 1)."""
+        if isinstance(continuation, str) and isinstance(prefix, str):
+            ids = self._as_ids(prefix + continuation, add_bos=True)
+            border = common_prefix_length(prefix_ids, ids)
+        else:
+            ids = prefix_ids + self._as_ids(continuation, add_bos=False)
+            border = len(prefix_ids)
+        if border == len(ids):
+            raise ValueError(f"the continuation {continuation!r} adds no token to its prefix; score longer ones")
+        return ids, border
+
+    def _run(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, *, is_chat: bool
+    ) -> Generator[Piece, None, None]:
         scheduler = Scheduler(self.backend, self._prefixes, self._max_batch)
         for index, prompt in enumerate(prompts):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
-            scheduler.add(self._request(index, name, self._as_ids(prompt, add_bos=True), params))
+            scheduler.add(self._request(index, name, self._as_ids(prompt, add_bos=True), params, is_chat=is_chat))
         return scheduler.run()
 
-    def _request(self, index: int, name: str, prompt_ids: list[int], params: SamplingParams) -> Request:
-        room = self.context_length - len(prompt_ids)
-        if room < 1:
+    def _request(
+        self, index: int, name: str, prompt_ids: list[int], params: SamplingParams, *, is_chat: bool
+    ) -> Request:
+        if len(prompt_ids) >= self.context_length:
             raise GenerationError(
                 f"{name} has {len(prompt_ids)} tokens, but the context holds {self.context_length} "
                 "with at least one for the answer; shorten the prompt"
             )
-        max_new_tokens = min(room, params.max_tokens or room)
-        trained = self.backend.trained_length
-        planned = len(prompt_ids) + max_new_tokens
-        if params.max_tokens is None and len(prompt_ids) < trained:
-            # An answer without a limit stays inside the trained positions: only a prompt that needs more is
-            # worth the rescaled rotary base of dynamic NTK.
-            planned = min(planned, trained)
-            max_new_tokens = planned - len(prompt_ids)
+        rope_length = self._planned_length(len(prompt_ids), params.max_tokens)
+        stop = (*params.stop, *self.template.stop_strings) if is_chat else params.stop
+        # A marker that is one special token never shows as text: it ends the answer as a token.
+        marker_ids = {i for i in self.tokenizer.special_token_ids if self.tokenizer.id_to_token(i) in stop}
         return Request(
             index,
             prompt_ids,
             params,
             self.tokenizer,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
-            max_new_tokens=max_new_tokens,
-            rope_length=planned,
+            max_new_tokens=min(params.max_tokens or self.context_length, rope_length - len(prompt_ids)),
+            rope_length=rope_length,
             eos_token_ids=self._eos_token_ids,
+            marker_ids=frozenset(marker_ids),
+            stop=tuple(dict.fromkeys(stop)),
+            continues=not is_chat,
         )
+
+    def _planned_length(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        """Length that prompt and answer may reach, which fixes the rotary base of dynamic NTK.
+
+        The trained length, doubled until the prompt and a worthwhile answer fit: few different bases, so that the
+        turns of a growing conversation can share what was computed.
+        """
+        trained = self.backend.trained_length
+        wanted = prompt_tokens + (max_tokens or min(WORTHWHILE_ANSWER_TOKENS, trained // 4))
+        length = trained
+        while length < min(wanted, self.context_length):
+            length *= 2
+        return min(length, self.context_length)
 
     def _as_ids(self, text: str | Sequence[int], *, add_bos: bool) -> list[int]:
         if isinstance(text, str):
@@ -210,24 +249,26 @@ class LLM:
             raise GenerationError(f"{token_count} tokens are more than the context's {self.context_length}")
 
 
-def _load_torch(folder: Path, *, dtype: str, device: str, threads: int | None) -> Backend:
+def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
     try:
         from minicpm.engine.torch import TorchBackend
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
         raise MissingExtra("the torch backend", "torch") from error
-    return TorchBackend(folder, dtype=dtype, device=device, threads=threads)
+    return TorchBackend(checkpoint, dtype=dtype, device=device, threads=threads)
 
 
-def _forward_in_chunks(backend: Backend, sequence: Any, ids: list[int]) -> npt.NDArray[np.float32]:
-    """Compute all of `ids`; logits (1, vocab) after the last."""
-    logits = np.empty((0, 0), np.float32)
-    for i in range(0, len(ids), PREFILL_CHUNK_TOKENS):
-        chunk = ids[i : i + PREFILL_CHUNK_TOKENS]
-        is_last = i + len(chunk) == len(ids)
-        logits = backend.forward([Row(sequence, chunk, "last" if is_last else "none")])[0]
-    return logits
+def _forward_in_chunks(
+    backend: Backend, sequence: KVSequence, ids: list[int], logits: Literal["last", "all"]
+) -> npt.NDArray[np.float32]:
+    """Compute `ids` (T,); logits (T, vocab), or (1, vocab) after the last."""
+    chunks = [ids[i : i + PREFILL_CHUNK_TOKENS] for i in range(0, len(ids), PREFILL_CHUNK_TOKENS)]
+    results = []
+    for number, chunk in enumerate(chunks, start=1):
+        is_wanted = logits == "all" or number == len(chunks)
+        results.append(backend.forward([Row(sequence, chunk, logits if is_wanted else "none")])[0])
+    return np.concatenate(results)
 
 
 def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: list[int]) -> Loglikelihood:

@@ -14,7 +14,7 @@ from minicpm.engine.backend import KVSequence
 from minicpm.sampling import SampledToken, Sampler, SamplingParams
 from minicpm.tokenizer import Detokenizer, Tokenizer
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Completion:
     """A finished answer. `seed` reproduces it on the same backend and weights."""
 
     text: str
-    token_ids: tuple[int, ...]
+    ids: tuple[int, ...]
     logprobs: tuple[SampledToken, ...] | None
     finish_reason: FinishReason
     usage: Usage
@@ -72,6 +72,9 @@ class Request:
         max_new_tokens: int,
         rope_length: int,
         eos_token_ids: frozenset[int],
+        marker_ids: frozenset[int],
+        stop: tuple[str, ...],
+        continues: bool,
     ):
         self.index = index
         self.prompt_ids = prompt_ids
@@ -82,13 +85,12 @@ class Request:
         self.new_ids: list[int] = []
         self.sequence: KVSequence | None = None
         self.cached_tokens = 0
-        self.is_cancelled = False
         self.finish_reason: FinishReason | None = None
         self._sampler = Sampler(params, seed, prompt_ids)
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stop_matcher = StopMatcher(params.stop)
+        self._detokenizer = Detokenizer(tokenizer, continues=continues)
+        self._stop_matcher = StopMatcher(stop)
         self._ending_ids = frozenset() if params.ignore_eos else eos_token_ids
-        self._stop_ids = frozenset(params.stop_token_ids)
+        self._stop_ids = frozenset(params.stop_token_ids) | marker_ids
         self._sampled: list[SampledToken] = []
         self._text: list[str] = []
         self._clock = _Clock()
@@ -101,6 +103,16 @@ class Request:
         if held >= len(self.prompt_ids):
             return self.new_ids[held - len(self.prompt_ids) :]
         return self.prompt_ids[held:] + self.new_ids
+
+    @property
+    def planned_tokens(self) -> int:
+        """Prompt and the longest answer."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens whose keys and values are in the sequence."""
+        return 0 if self.sequence is None else self.sequence.length
 
     @property
     def token_ids(self) -> list[int]:
@@ -130,9 +142,6 @@ class Request:
             return self._finish("length", said=text)
         return Piece(self.index, text)
 
-    def cancel(self) -> Piece:
-        return self._finish("cancelled")
-
     def _finish(self, reason: FinishReason, said: str = "") -> Piece:
         rest = ""
         if not self._stop_matcher.is_stopped:
@@ -144,7 +153,7 @@ class Request:
         self.finish_reason = reason
         completion = Completion(
             text="".join(self._text),
-            token_ids=tuple(self.new_ids),
+            ids=tuple(self.new_ids),
             logprobs=tuple(self._sampled) if self.params.logprobs is not None else None,
             finish_reason=reason,
             usage=Usage(len(self.prompt_ids), len(self.new_ids), self.cached_tokens),

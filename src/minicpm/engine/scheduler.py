@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from minicpm.engine.backend import Backend, Row
 from minicpm.engine.kv_cache import PrefixCache
 from minicpm.engine.request import Piece, Request
+from minicpm.errors import GenerationError
 
 PREFILL_CHUNK_TOKENS = 512  # bounds activation memory: 512 x 5760 x 4 B is 12 MB per MLP tensor of MiniCPM-2B
 
@@ -53,10 +54,33 @@ class Scheduler:
             self._retire(request)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._max_batch:
+        while self._waiting and len(self._running) < self._max_batch and self._fits(self._waiting[0]):
             request = self._waiting.popleft()
             request.admit(self._prefixes.take(request.prompt_ids, request.rope_length))
             self._running.append(request)
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the keys and values of the whole answer have room beside those that run.
+
+        GenerationError when nothing runs and they still have none, which waiting cannot change.
+        """
+        free = self._backend.free_cache_bytes()
+        if free is None:
+            return True
+        # What runs has taken a part of its plan already; the rest of it is spoken for.
+        promised = sum(running.planned_tokens - running.held_tokens for running in self._running)
+        needed = (promised + request.planned_tokens) * self._backend.cache_bytes_per_token
+        if needed <= free:
+            return True
+        if self._running:
+            return False
+        self._prefixes.drop_all()
+        if needed <= (self._backend.free_cache_bytes() or 0):
+            return True
+        raise GenerationError(
+            f"{request.planned_tokens} tokens need {needed / 1e9:.1f} GB for keys and values, "
+            f"{free / 1e9:.1f} GB are free; lower max_tokens or the context"
+        )
 
     def _next_batch(self) -> tuple[list[Row], list[Request]]:
         rows: list[Row] = []

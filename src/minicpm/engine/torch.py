@@ -8,6 +8,7 @@ with what it shares a batch with; the integer backends are the ones that promise
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ import torch
 from transformers import AttentionInterface, Cache
 
 from minicpm.engine.backend import Row
-from minicpm.errors import ModelError
+from minicpm.errors import GenerationError, ModelError
+from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.models import MiniCPMForCausalLM, load_model
 
@@ -112,23 +114,26 @@ AttentionInterface.register(ATTENTION, _ragged_attention)
 
 
 class TorchBackend:
-    """Runs a MiniCPM folder with torch on a CPU or GPU, in the checkpoint's dtype or another."""
+    """Runs an opened checkpoint with torch on a CPU or GPU, in its own dtype or another."""
 
     name = "torch"
 
-    def __init__(self, folder: Path, *, dtype: str = "auto", device: str = "auto", threads: int | None = None):
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", threads: int | None = None
+    ):
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = torch.device(_choose_device(device))
-        self._model: MiniCPMForCausalLM = load_model(folder, dtype=dtype, device=str(self._device))
+        self._model: MiniCPMForCausalLM = load_model(checkpoint, dtype=dtype, device=str(self._device))
         self._model.set_attn_implementation(ATTENTION)
         self._model.eval()
         self.config: DecoderConfig = self._model.config.to_decoder_config()
         self._dtype = next(self._model.parameters()).dtype
+        is_mapped = self._device.type == "cpu" and str(self._dtype) == f"torch.{checkpoint.config.dtype}"
+        self._mapped_bytes = checkpoint.nbytes if is_mapped else 0
         self.vocab_size = self.config.vocab_size
         self.context_length = self.config.context_length
         self.trained_length = self.config.max_position_embeddings
-        self.eos_token_ids = self.config.eos_token_ids
         kv_values = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
         self.cache_bytes_per_token = kv_values * self._dtype.itemsize
 
@@ -138,8 +143,27 @@ class TorchBackend:
     def rope_key(self, length: int) -> float:
         return self.config.rope_base(length)
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def free_cache_bytes(self) -> int | None:
+        if self._device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self._device)[0])
+        free = _free_memory_bytes() if self._device.type == "cpu" else None
+        # The system counts the weights' pages as free, since it could drop them, but every token needs them.
+        return None if free is None else max(0, free - self._mapped_bytes)
+
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        try:
+            return self._forward(rows)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            tokens = sum(len(row.token_ids) + row.sequence.length for row in rows)
+            raise GenerationError(
+                f"out of memory on {self._device} with {tokens} tokens in {len(rows)} sequences; "
+                "lower the context, the batch or the prompt's length"
+            ) from error
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def _forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         sequences = [row.sequence for row in rows]
         lengths = [len(row.token_ids) for row in rows]
         token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=self._device)
@@ -152,7 +176,7 @@ class TorchBackend:
                 input_ids=token_ids[None],
                 position_ids=positions[None].to(self._device),
                 past_key_values=cache,
-                logits_to_keep=torch.tensor(wanted, device=self._device),
+                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self._device),
                 rope_length=torch.tensor([[s.rope_length for s, n in zip(sequences, lengths) for _ in range(n)]]),
                 ragged=(cache, masks),
             ).logits[0]
@@ -164,16 +188,17 @@ class TorchBackend:
 
 @contextmanager
 def _fastest_matmul(token_count: int, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Keep oneDNN away from a single token in bfloat16 on the CPU: torch's own product reads weights 1.5-2 times
-    as fast (benchmarks/results/true_shapes.json), sums in float32 as well, and is the slower one from two tokens on.
+    """Keep oneDNN away from a single token in bfloat16 on the CPU: torch's own product decodes twice as fast
+    (benchmarks/results/decode_onednn.json), sums in float32 as well, and is the slower one from two tokens on.
     """
-    is_slow_case = token_count == 1 and dtype == torch.bfloat16 and device.type == "cpu"
-    before = torch.backends.mkldnn.set_flags(False) if is_slow_case else None
+    if token_count != 1 or dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        yield
+        return
+    torch.backends.mkldnn.enabled = False
     try:
         yield
     finally:
-        if before is not None:
-            torch.backends.mkldnn.set_flags(before[0])
+        torch.backends.mkldnn.enabled = True
 
 
 def _wanted_positions(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
@@ -200,10 +225,24 @@ def _chunk_mask(past: int, T: int, device: torch.device) -> torch.Tensor | None:
 def _choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device 'cuda' was asked for, but this machine's torch sees no CUDA device; use device 'cpu'")
+    if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", device) is None:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+    kind, _, index = device.partition(":")
+    count = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}[kind]
+    if int(index or 0) >= count:
+        raise ModelError(f"device {device} was asked for, but torch sees {count} {kind} devices here; try device cpu")
     return device
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _free_memory_bytes() -> int | None:
+    """What the system could give without swapping: free pages and those of files it can drop."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return None if match is None else int(match[1]) * 1024

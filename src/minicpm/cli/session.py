@@ -1,0 +1,259 @@
+"""A conversation with a model: questions, answers as they come, and the /commands on both."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicpm.cli.conversation import Conversation
+from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim
+from minicpm.cli.run import answer_fields
+from minicpm.cli.text_input import read_text
+from minicpm.errors import FormatError, MiniCPMError
+
+if TYPE_CHECKING:
+    from minicpm.engine.llm import LLM
+    from minicpm.engine.request import Completion
+    from minicpm.sampling import SamplingParams
+
+HELP = """\
+/clear            forget the conversation       /undo             take back the last question and answer
+/retry            answer the last question anew /system [TEXT]    show or set the system text; none empties it
+/set [NAME VALUE] show or set a sampling option /stats            what the answers so far cost
+/save FILE        write the conversation        /load FILE        go on with a saved one
+/read FILE [TEXT] ask TEXT about a text file    /edit [TEXT]      write the question in $EDITOR (also Ctrl-G)
+/show             print the conversation        /bye              leave (also Ctrl-D)
+\"\"\" starts and ends a question of several lines; Alt-Enter breaks a line. Ctrl-C stops an answer.
+A line that starts with a blank is a question, whatever follows."""
+MAX_READ_BYTES = 1 << 20
+
+
+class ChatSession:
+    """The model, the conversation, and where it is kept.
+
+    `file` is written after every change, None keeps nothing. An interactive session survives Ctrl-C: an answer stops
+    and stays as far as it got.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        conversation: Conversation,
+        sampling: SamplingParams,
+        *,
+        file: Path | None,
+        is_json: bool,
+        is_interactive: bool,
+    ):
+        self.llm = llm
+        self.conversation = conversation
+        self.sampling = sampling
+        self.is_over = False
+        self.is_interactive = is_interactive
+        self._file = file
+        self._is_json = is_json
+        self._completions: list[Completion] = []
+        self.commands: dict[str, Callable[[str], None]] = {
+            "help": self._help, "?": self._help,
+            "clear": self._clear, "undo": self._undo, "retry": self._retry, "regen": self._retry,
+            "system": self._system, "set": self._set, "show": self._show, "stats": self._stats,
+            "save": self._save, "load": self._load, "read": self._read, "edit": self._edit,
+            "image": self._image, "bye": self._bye, "exit": self._bye, "quit": self._bye,
+        }  # fmt: skip
+
+    def obey(self, line: str) -> None:
+        """Run a line such as `/undo`; ValueError when it is no command."""
+        word, _, rest = line.removeprefix("/").partition(" ")
+        command = self.commands.get(word)
+        if command is None:
+            raise ValueError(f"/{word} is no command; /help lists them, a leading blank makes it a question")
+        command(rest.strip())
+        self._keep()
+
+    def ask(self, question: str) -> None:
+        """Print the answer as it comes and remember both; what cannot be answered is not remembered."""
+        self.conversation.add("user", question)
+        try:
+            text, completion = self._print_answer()
+        except BaseException:
+            self.conversation.undo()
+            raise
+        self.conversation.add("assistant", text)
+        if completion is not None:
+            self._completions.append(completion)
+        self._keep()
+
+    def _print_answer(self) -> tuple[str, Completion | None]:
+        said: list[str] = []
+        completion = None
+        pieces = self.llm.stream(self.conversation.messages, self.sampling)
+        try:
+            for piece in pieces:
+                said.append(piece.text)
+                completion = piece.completion or completion
+                if not self._is_json:
+                    say(piece.text)
+        except KeyboardInterrupt:
+            if not self.is_interactive or not said:
+                raise
+            talk("\n[stopped]")
+        finally:
+            pieces.close()
+        text = "".join(said)
+        if self._is_json:
+            fields = {"finish_reason": "interrupted"} if completion is None else answer_fields(completion)
+            say(json.dumps({"text": text, **fields}, ensure_ascii=False) + "\n")
+        else:
+            say("\n")
+            if completion is not None and is_terminal(sys.stderr):
+                talk_dim(footer(completion))
+        return text, completion
+
+    def _keep(self) -> None:
+        if self._file is None or not self.conversation.messages:
+            return
+        try:
+            self.conversation.save(self._file)
+        except OSError as error:
+            talk(f"The conversation is not kept: {error.filename or self._file}: {error.strerror}")
+            self._file = None
+
+    def _help(self, rest: str) -> None:
+        talk(HELP)
+
+    def _clear(self, rest: str) -> None:
+        self.conversation.clear()
+        talk("The conversation is forgotten.")
+
+    def _undo(self, rest: str) -> None:
+        question = self.conversation.undo()
+        talk("There is nothing to take back." if question is None else f"Taken back: {_short(question)}")
+
+    def _retry(self, rest: str) -> None:
+        question = self.conversation.undo()
+        if question is None:
+            raise ValueError("there is no question to answer anew")
+        if self.sampling.seed is not None:
+            self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
+            talk_dim(f"seed {self.sampling.seed}")
+        self.ask(question)
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self.conversation.system = "" if rest.lower() == "none" else rest
+        talk(f"System text: {self.conversation.system or '(none)'}")
+
+    def _set(self, rest: str) -> None:
+        name, _, value = rest.partition(" ")
+        name = name.replace("-", "_")
+        options = asdict(self.sampling)
+        if name:
+            if name not in options:
+                raise ValueError(f"{name} is no sampling option; there are: {', '.join(options)}")
+            change: dict[str, Any] = {name: _parsed(name, value.strip())}
+            self.sampling = replace(self.sampling, **change)
+        for option, current in asdict(self.sampling).items():
+            if not name or option == name:
+                talk(f"{option} = {current}")
+
+    def _show(self, rest: str) -> None:
+        for message in self.conversation.messages:
+            talk(f"{message['role']}: {message['content']}")
+        turns = self.conversation.turns
+        talk_dim(f"{turns} turn{'' if turns == 1 else 's'}")
+
+    def _stats(self, rest: str) -> None:
+        if not self._completions:
+            talk("No answer yet.")
+        for number, completion in enumerate(self._completions, start=1):
+            talk(f"{number}: {footer(completion)}")
+
+    def _save(self, rest: str) -> None:
+        path, _ = _file_argument("/save", rest)
+        if path.exists():
+            try:
+                Conversation.load(path)
+            except (FormatError, OSError):
+                raise ValueError(f"{path} exists and is no conversation; choose another name") from None
+        self.conversation.save(path)
+        talk(f"{len(self.conversation.messages)} messages saved to {path}")
+
+    def _load(self, rest: str) -> None:
+        path, _ = _file_argument("/load", rest)
+        self.conversation = Conversation.load(path)
+        talk(f"{self.conversation.turns} turns loaded.")
+
+    def _read(self, rest: str) -> None:
+        path, question = _file_argument("/read", rest)
+        text = read_text(path, MAX_READ_BYTES)
+        self.ask(f"{question}\n\n{text}" if question else text)
+
+    def _edit(self, rest: str) -> None:
+        question = _edited(rest)
+        if question.strip():
+            talk(question)
+            self.ask(question)
+
+    def _image(self, rest: str) -> None:
+        raise ValueError("this model reads text only; images need MiniCPM-V, which this version does not run")
+
+    def _bye(self, rest: str) -> None:
+        self.is_over = True
+
+
+def _parsed(name: str, value: str) -> object:
+    """A value typed after /set: JSON where it is JSON, `none` for nothing, else the text."""
+    if not value:
+        raise ValueError(f"/set {name} needs a value, e.g. /set temperature 0.5")
+    if value.lower() == "none":
+        return None
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return value
+    if name == "logit_bias" and isinstance(parsed, dict):
+        return {int(token_id): bias for token_id, bias in parsed.items()}  # JSON has no whole numbers as keys
+    return parsed
+
+
+def _file_argument(command: str, text: str) -> tuple[Path, str]:
+    """A file name, in quotes if it has blanks, and what follows it."""
+    if not text:
+        raise ValueError(f"{command} needs a file name")
+    source = io.StringIO(text)
+    lexer = shlex.shlex(source, posix=True, punctuation_chars=False)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    try:
+        name = lexer.get_token() or ""
+    except ValueError:
+        raise ValueError(f"{command}: the quote before the file name is not closed") from None
+    return Path(name).expanduser(), source.read().strip()
+
+
+def _edited(text: str) -> str:
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "question.txt"
+        path.write_text(text, encoding="utf-8")
+        try:
+            code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+        except OSError as error:
+            raise MiniCPMError(f"the editor {editor!r} does not start ({error.strerror}); set $EDITOR") from error
+        if code != 0:
+            raise MiniCPMError(f"the editor {editor!r} ended with code {code}; nothing was asked")
+        return read_text(path).rstrip("\n")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."
