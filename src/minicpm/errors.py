@@ -29,6 +29,14 @@ class GenerationError(MiniCPMError):
     """A request cannot be answered, e.g. the prompt is longer than the model's context."""
 
 
+class DataError(MiniCPMError):
+    """Training data that cannot be trained on; the message names file and line."""
+
+
+class TrainingError(MiniCPMError):
+    """A training run cannot start, go on or be resumed."""
+
+
 class HubError(MiniCPMError):
     """A model cannot be found, fetched or verified."""
 
