@@ -1,0 +1,310 @@
+"""Checkpoints of a run: whole or absent, checked by hash, newest first, resumed to the last bit.
+
+    RUN/checkpoints/step-00000100/   config.json  model.safetensors  optimizer.safetensors  state.json
+
+Written under a hidden name, made durable, renamed. Nothing is pickled. What a checkpoint cannot hold has no influence:
+the learning rate follows from the step, the data order from a seed, and the model uses no other random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minicpm.errors import FormatError, MiniCPMError, TrainingError
+from minicpm.formats.checkpoint import TOKENIZER_FILES, open_checkpoint
+from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.formats.folder import copy_file, new_folder
+from minicpm.formats.hf import DEFAULT_SHARD_BYTES, index_of, plan_files, write_weights
+from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
+from minicpm.formats.tensor import TensorInfo, TensorView
+from minicpm.models import MiniCPMForCausalLM
+
+LAYOUT = 1
+KEPT = 2
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
+WEIGHTS, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.json"
+RNG = "rng."  # names of random-number states inside OPTIMIZER
+
+Optimizers = Sequence[torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: steps done, tokens seen and trained on, where the data stand."""
+
+    step: int
+    tokens: int
+    trained_tokens: int
+    data: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run."""
+
+    def __init__(self, path: Path, tell: Callable[[str], None] = lambda _: None):
+        self.path, self._tell = path, tell
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, the newest first."""
+        if not self.path.is_dir():
+            return []
+        found = [STEP_FOLDER.fullmatch(entry.name) for entry in self.path.iterdir() if entry.is_dir()]
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def folder(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
+
+    def save(self, progress: Progress, model: MiniCPMForCausalLM, optimizers: Optimizers) -> bool:
+        """Write a checkpoint and remove all but the newest `KEPT`; False, with a message, when the disk is full."""
+        try:
+            with new_folder(self.folder(progress.step)) as partial:
+                _write(partial, progress, model, optimizers)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            last = next(iter(self.steps()), None)
+            kept = "there is no checkpoint yet" if last is None else f"the one of step {last} is intact"
+            self._tell(
+                f"the disk is full: no checkpoint was written at step {progress.step}, {kept}; training goes on, "
+                "make room before it ends"
+            )
+            return False
+        for step in self.steps()[KEPT:]:
+            shutil.rmtree(self.folder(step), ignore_errors=True)
+        return True
+
+    def load_newest(
+        self, model: MiniCPMForCausalLM, optimizers: Optimizers, check: Callable[[Progress], None] = lambda _: None
+    ) -> Progress | None:
+        """Bring model and optimizers to the newest whole checkpoint; None when there is none at all.
+
+        A damaged one is reported, set aside as `.damaged`, and the one before is taken; TrainingError when all are
+        damaged. `check` may refuse a checkpoint by an exception of its own before anything is changed.
+        """
+        steps = self.steps()
+        for step in steps:
+            folder = self.folder(step)
+            try:
+                return load(folder, model, optimizers, check)
+            except FormatError as error:
+                self._tell(f"the checkpoint of step {step} is damaged and set aside ({error})")
+                aside = folder.with_name(f"{folder.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+        if steps:
+            raise TrainingError(f"{self.path}: every checkpoint is damaged; start a new run in another folder")
+        return None
+
+
+def load(
+    folder: Path,
+    model: MiniCPMForCausalLM,
+    optimizers: Optimizers,
+    check: Callable[[Progress], None] = lambda _: None,
+) -> Progress:
+    """Bring model and optimizers to the checkpoint in `folder`; FormatError if a bit of it is not as it was written."""
+    state = read_state(folder)
+    weights, moments = _read_tensors(folder / WEIGHTS), _read_tensors(folder / OPTIMIZER)
+    progress = Progress(state["step"], state["tokens"], state["trained_tokens"], state["data"])
+    check(progress)
+    own = dict(model.named_parameters())
+    if {name: tuple(t.shape) for name, t in weights.items()} != {name: tuple(p.shape) for name, p in own.items()}:
+        raise TrainingError(f"{folder}: the checkpoint is of a model of another shape")
+    if state["optimizers"] != [type(optimizer).__name__ for optimizer in optimizers]:
+        made_by = " and ".join(state["optimizers"])
+        raise TrainingError(f"{folder}: the checkpoint was made by {made_by}; continue with the same --optimizer")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    for number, optimizer in enumerate(optimizers):
+        _restore_optimizer(optimizer, f"{number}.", own, moments)
+    torch.set_rng_state(moments[f"{RNG}cpu"])
+    if torch.cuda.is_available() and f"{RNG}cuda" in moments:
+        torch.cuda.set_rng_state(moments[f"{RNG}cuda"])
+    return progress
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state.json after comparing every file with its hash; FormatError when one differs."""
+    path = folder / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        files: Mapping[str, str] = state["files"]
+        if state["layout"] != LAYOUT or set(files) != {WEIGHTS, OPTIMIZER, CONFIG}:
+            raise FormatError(path, f"layout {state['layout']!r}, expected {LAYOUT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(path, f"no whole state of a checkpoint ({type(error).__name__})") from error
+    if _digest_of(state) != state.get("digest"):
+        raise FormatError(path, "differs from what was written")
+    for name, digest in files.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+            raise FormatError(folder / name, "missing, or differs from what was written")
+    return dict(state)
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """The checkpoint that a user names: its own folder, or the newest of a run. TrainingError where there is none."""
+    path = Path(path).expanduser()
+    if (path / STATE).is_file():
+        return path
+    checkpoints = CheckpointFolder(path / "checkpoints")
+    steps = checkpoints.steps()
+    if not steps:
+        raise TrainingError(f"{path}: no checkpoint; give the folder of a run, or of one of its checkpoints")
+    return checkpoints.folder(steps[0])
+
+
+def save_model(model: MiniCPMForCausalLM, destination: Path, dtype: str, small_files: Path) -> None:
+    """Write an ordinary Hugging Face folder: weights in `dtype`, config.json, and the tokenizer files of `small_files`.
+
+    It is opened and checked before it stands at `destination`; a model that stood there is replaced.
+    """
+    config = model.config.to_decoder_config().with_dtype(dtype)
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    infos = [TensorInfo(name, dtype, shape) for name, shape in config.parameter_shapes().items()]
+    files = plan_files(infos, DEFAULT_SHARD_BYTES)
+
+    def content(name: str) -> list[memoryview]:
+        return [_view(name, tensors[name].to(getattr(torch, dtype))).buffer]
+
+    with new_folder(destination, overwrite=True) as partial:
+        for _ in write_weights(partial, files, content):
+            pass
+        index = index_of(files)
+        if index is not None:
+            _write_json(partial / index[0], index[1])
+        _write_config(partial, config)
+        _write_json(
+            partial / "generation_config.json",
+            {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids) or None},
+        )
+        copy_tokenizer(small_files, partial)
+        with open_checkpoint(partial):
+            pass
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the tokenizer's files and chat template from one folder to another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            copy_file(source / name, destination / name)
+
+
+def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimizers: Optimizers) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    _write_tensors(folder / WEIGHTS, {name: parameter.detach() for parameter, name in names.items()})
+    moments: dict[str, torch.Tensor] = {f"{RNG}cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        moments[f"{RNG}cuda"] = torch.cuda.get_rng_state()
+    for number, optimizer in enumerate(optimizers):
+        for parameter, values in optimizer.state.items():
+            for key, value in values.items():
+                moments[f"{number}.{names[parameter]}.{key}"] = value
+    _write_tensors(folder / OPTIMIZER, moments)
+    _write_config(folder, model.config.to_decoder_config())
+    state: dict[str, Any] = {
+        "layout": LAYOUT,
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "trained_tokens": progress.trained_tokens,
+        "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
+        "data": progress.data,
+        "files": {name: _sha256(folder / name) for name in (WEIGHTS, OPTIMIZER, CONFIG)},
+    }
+    _write_json(folder / STATE, {**state, "digest": _digest_of(state)})
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    prefix: str,
+    parameters: Mapping[str, torch.nn.Parameter],
+    moments: Mapping[str, torch.Tensor],
+) -> None:
+    names = {parameter: name for name, parameter in parameters.items()}
+    blank = optimizer.state_dict()
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {names[parameter]: number for number, parameter in enumerate(ordered)}
+    values: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in moments.items():
+        name, _, field = key.removeprefix(prefix).rpartition(".")
+        if key.startswith(prefix) and name in numbers:
+            values.setdefault(numbers[name], {})[field] = tensor
+    optimizer.load_state_dict({"state": values, "param_groups": blank["param_groups"]})
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    infos = write_order([TensorInfo(name, _dtype_name(t), tuple(t.shape)) for name, t in tensors.items()])
+    writer = SafetensorsWriter(path, infos)
+    try:
+        for info in infos:
+            writer.write(info.name, [_view(info.name, tensors[info.name]).buffer])
+        writer.close()
+    except BaseException:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            writer.abandon()
+        raise
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    file = SafetensorsFile(path)
+    try:
+        return {name: _tensor(file.read(name)) for name in file.tensors}
+    finally:
+        file.close()
+
+
+def _view(name: str, tensor: torch.Tensor) -> TensorView:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return TensorView(name, _dtype_name(tensor), tuple(tensor.shape), flat.view(torch.uint8).numpy().data)
+
+
+def _tensor(view: TensorView) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, view.dtype)
+    return torch.frombuffer(view.buffer, dtype=dtype).reshape(view.shape).clone()
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _digest_of(state: Mapping[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in state.items() if key != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_config(folder: Path, config: DecoderConfig) -> None:
+    _write_json(folder / CONFIG, config.to_dict())
+
+
+def read_decoder_config(path: Path) -> DecoderConfig:
+    """The configuration in a config.json file; ModelError for what is no MiniCPM."""
+    try:
+        return DecoderConfig.from_dict(read_config_json(path))
+    except FormatError:
+        raise
+    except MiniCPMError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _write_json(path: Path, value: object) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

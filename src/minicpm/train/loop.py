@@ -1,0 +1,210 @@
+"""The one training loop: batches in, weights changed, metrics and checkpoints out. Pretraining and tuning both use it.
+
+The loop sees token ids only; it knows neither texts nor files of data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from minicpm.errors import TrainingError
+from minicpm.models import MiniCPMForCausalLM
+from minicpm.train.batches import Batch, Mixture
+from minicpm.train.checkpoint import CheckpointFolder, Progress
+from minicpm.train.losses import summed_loss
+from minicpm.train.metrics import Metrics, draw_losses, read_metrics
+from minicpm.train.optimizers import set_learning_rate
+from minicpm.train.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop steps. `micro_rows` rows are computed at once, their gradients added up to a whole batch."""
+
+    micro_rows: int = 8
+    clip_norm: float = 1.0
+    is_bf16: bool = False  # autocast; weights, gradients and moments stay float32
+    save_every: int = 100  # steps; 0 saves at the end only
+    eval_every: int = 0  # steps; 0 never
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.micro_rows < 1 or self.save_every < 0 or self.eval_every < 0 or not self.clip_norm > 0:
+            raise ValueError("micro_rows and clip_norm must be above 0, save_every and eval_every not below 0")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step as metrics.jsonl has it: the loss is the mean over the batch's trained tokens before the step."""
+
+    step: int
+    loss: float
+    lr: float  # of the base rate; matrices have theirs by muP
+    grad_norm: float  # before clipping
+    tokens: int  # seen since the start of the run
+    trained_tokens: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Batches that are never trained on, the same each time."""
+
+    batches: Sequence[Batch]
+
+
+class Loop:
+    """A model, its optimizers and its data on their way from `progress` to the schedule's last step."""
+
+    def __init__(
+        self,
+        model: MiniCPMForCausalLM,
+        optimizers: Sequence[torch.optim.Optimizer],
+        schedule: Schedule,
+        mixture: Mixture,
+        *,
+        peak_lr: float,
+        options: LoopOptions,
+        checkpoints: CheckpointFolder,
+        metrics: Metrics,
+        evaluation: Evaluation | None = None,
+        watch: Callable[[StepRecord], None] = lambda _: None,
+        tell: Callable[[str], None] = lambda _: None,
+    ):
+        self.model, self.optimizers, self.schedule, self.mixture = model, optimizers, schedule, mixture
+        self.options, self.checkpoints, self.metrics, self.evaluation = options, checkpoints, metrics, evaluation
+        self.step = self.tokens = self.trained_tokens = 0
+        self._peak_lr, self._watch, self._tell = peak_lr, watch, tell
+
+    def start_at(self, progress: Progress) -> None:
+        """Count on from where a checkpoint was made."""
+        self.step, self.tokens, self.trained_tokens = progress.step, progress.tokens, progress.trained_tokens
+
+    def run(self) -> None:
+        """Train to the schedule's last step, saving and evaluating on the way; TrainingError for NaN and infinity."""
+        self.model.train()
+        while self.step < self.schedule.last_step:
+            record = self._step()
+            self.metrics.append(asdict(record))
+            self._watch(record)
+            is_last = self.step == self.schedule.last_step
+            if self.evaluation and self.options.eval_every and (is_last or self.step % self.options.eval_every == 0):
+                self.metrics.append({"step": self.step, "eval_loss": self.evaluate()})
+            if is_last or (self.options.save_every and self.step % self.options.save_every == 0):
+                self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of this very step, and the picture of the losses so far."""
+        progress = Progress(self.step, self.tokens, self.trained_tokens, self.mixture.state())
+        if self.checkpoints.save(progress, self.model, self.optimizers):
+            draw_losses(read_metrics(self.metrics.path), self.metrics.path.with_name("loss.svg"))
+
+    def evaluate(self) -> float:
+        """Mean loss over the evaluation's trained tokens."""
+        assert self.evaluation is not None
+        self.model.eval()
+        with torch.no_grad():
+            parts = [part for batch in self.evaluation.batches for part in self._parts(batch)]
+            total: float = sum(self._loss(part).item() for part in parts)
+        self.model.train()
+        return total / sum(batch.trained_tokens for batch in self.evaluation.batches)
+
+    def _step(self) -> StepRecord:
+        started_s = time.monotonic()
+        factor = self.schedule.factor(self.step)
+        set_learning_rate(self.optimizers, factor)
+        batch = self.mixture.next_batch()
+        loss, grad_norm = self.train_on(batch)
+        self.step += 1
+        self.tokens += batch.tokens
+        self.trained_tokens += batch.trained_tokens
+        tokens_per_s = batch.tokens / (time.monotonic() - started_s)
+        lr = self._peak_lr * factor
+        return StepRecord(self.step, loss, lr, grad_norm, self.tokens, self.trained_tokens, round(tokens_per_s, 1))
+
+    def train_on(self, batch: Batch) -> tuple[float, float]:
+        """One optimizer step on a batch: its mean loss before the step, and the gradient's norm before clipping.
+
+        However many parts the batch is computed in, the gradient is that of the mean over all its trained tokens.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        trained_tokens = max(1, batch.trained_tokens)
+        loss = 0.0
+        for part in self._parts(batch):
+            mean = self._loss(part) / trained_tokens
+            mean.backward()
+            loss += mean.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(self._diagnosis(batch, loss, norm))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss, norm
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        starts = range(0, len(batch.ids), self.options.micro_rows)
+        parts = [batch.rows(start, start + self.options.micro_rows) for start in starts]
+        return [part for part in parts if part.trained_tokens]
+
+    def _loss(self, part: Batch) -> torch.Tensor:
+        device = torch.device(self.options.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.is_bf16):
+            return summed_loss(self.model, part, device)
+
+    def _diagnosis(self, batch: Batch, loss: float, norm: float) -> str:
+        """Where a number that is none appeared first: in a weight, in a layer's output, or in a gradient."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        where = _broken_weight(self.model) or self._broken_output(batch) or self._broken_gradient(batch)
+        kept = next(iter(self.checkpoints.steps()), None)
+        advice = "start again" if kept is None else f"go on from the checkpoint of step {kept} (--resume)"
+        return (
+            f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}; the first number that is not "
+            f"finite is {where}. {advice[0].upper() + advice[1:]} with a lower learning rate, or look at the data"
+        )
+
+    def _broken_output(self, batch: Batch) -> str | None:
+        """The innermost module whose output is the first not to be finite."""
+        found: list[str] = []
+
+        def hook(name: str) -> Callable[[object, object, object], None]:
+            def look(_module: object, _inputs: object, output: object) -> None:
+                tensor = output[0] if isinstance(output, tuple) else output
+                if not found and isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
+                    found.append(name)
+
+            return look
+
+        with contextlib.ExitStack() as hooks, torch.no_grad():
+            for name, module in self.model.named_modules():
+                if name:
+                    handle = module.register_forward_hook(hook(name))
+                    hooks.callback(handle.remove)
+            for part in self._parts(batch):
+                self._loss(part)
+                if found:
+                    return f"in the output of {found[0]}"
+        return None
+
+    def _broken_gradient(self, batch: Batch) -> str:
+        for part in self._parts(batch):
+            self._loss(part).backward()
+        # The backward pass runs from the head to the embedding, so the last parameter was reached first.
+        for name, parameter in reversed(list(self.model.named_parameters())):
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return f"in the gradient of {name}"
+        return "in the sum of the gradients, which overflows"
+
+
+def _broken_weight(model: MiniCPMForCausalLM) -> str | None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"in the weight {name}"
+    return None

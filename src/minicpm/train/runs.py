@@ -1,0 +1,292 @@
+"""A run: a folder with everything that one training needs and leaves behind.
+
+    RUN/run.json  model/ (shape and tokenizer)  data/ (token stores)  checkpoints/  metrics.jsonl  loss.svg  final/
+
+`pretrain` starts from random weights or branches off another run; `finetune` starts from a model folder. Both end in
+`final/`, an ordinary Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from minicpm.chat import template_for
+from minicpm.errors import TrainingError
+from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.folder import new_folder
+from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
+from minicpm.tokenizer import Tokenizer
+from minicpm.train import checkpoint
+from minicpm.train.batches import Mixture, Share
+from minicpm.train.checkpoint import CheckpointFolder, Progress, copy_tokenizer, read_decoder_config, save_model
+from minicpm.train.loop import Evaluation, Loop, LoopOptions, StepRecord
+from minicpm.train.metrics import Metrics
+from minicpm.train.optimizers import initialize, make_optimizers
+from minicpm.train.options import Precision, RunOptions
+from minicpm.train.rendering import Renderer
+from minicpm.train.schedules import Schedule
+from minicpm.train.store import TokenStore, token_store
+
+# What may differ when a run is resumed: it changes neither a step's result nor which steps there are before the end.
+CHANGEABLE = frozenset({"save_every"})
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who hears of a run: of its plan once, of every step, and of anything worth a sentence."""
+
+    started: Callable[[int, int], None] = lambda first_step, last_step: None
+    stepped: Callable[[StepRecord], None] = lambda record: None
+    tell: Tell = lambda text: None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to."""
+
+    model: Path
+    steps: int
+    tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins: a model folder's shape and tokenizer, and how its weights come to be."""
+
+    kind: Literal["scratch", "branch", "model"]
+    source: Path  # the shape's config.json, the checkpoint, or the model folder
+    tokenizer: Path
+
+
+def pretrain(
+    out: str | Path,
+    options: RunOptions,
+    *,
+    shape: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    branch_from: str | Path | None = None,
+    resume: bool = False,
+    watcher: Watcher = Watcher(),
+) -> Finished:
+    """Train from random weights (`shape`, a config.json, and `tokenizer`, a folder), or on from another run.
+
+    `resume` goes on with the run in `out` where its newest whole checkpoint stands. Raises DataError for bad data,
+    TrainingError for a run that cannot start or go on, ModelError and FormatError for shape and tokenizer.
+    """
+    if (branch_from is None) == (shape is None) or (shape is None) != (tokenizer is None):
+        raise ValueError("give the model's shape and a tokenizer, or a run to branch from")
+    if branch_from is not None:
+        source = checkpoint.checkpoint_of(branch_from)
+        start = _Start("branch", source, source.parent.parent / "model")
+    else:
+        start = _Start("scratch", Path(str(shape)).expanduser(), Path(str(tokenizer)).expanduser())
+    return _run(Path(out).expanduser(), options, start, resume, watcher)
+
+
+def finetune(
+    model: str | Path,
+    out: str | Path,
+    options: RunOptions,
+    *,
+    resume: bool = False,
+    watcher: Watcher = Watcher(),
+) -> Finished:
+    """Train all parameters of the model in a folder; errors and `resume` as for `pretrain`."""
+    folder = Path(model).expanduser()
+    return _run(Path(out).expanduser(), options, _Start("model", folder, folder), resume, watcher)
+
+
+def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: Watcher) -> Finished:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = _device(options.device)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        _agree_on_options(out, options, start, resume)
+        model = _model(start, options).to(device)
+        _keep_model(out / "model", start)
+        tokenizer, template = Tokenizer.from_folder(out / "model"), template_for(out / "model")
+        renderer = Renderer(tokenizer, template, model.config.vocab_size, options.train_on)
+        if options.length > model.config.max_position_embeddings:
+            raise TrainingError(
+                f"rows of {options.length} tokens are longer than the model's context of "
+                f"{model.config.max_position_embeddings}; pass --length {model.config.max_position_embeddings} or less"
+            )
+        mixture = _mixture(out, options.data, options, renderer, watcher.tell)
+        evaluation = _evaluation(out, options, renderer, watcher.tell)
+        optimizers = make_optimizers(model, options.optimizer)
+        checkpoints = CheckpointFolder(out / "checkpoints", watcher.tell)
+        begun = Progress(0, 0, 0, mixture.state())
+        if start.kind == "branch":
+            begun = checkpoint.load(start.source, model, optimizers)
+            mixture.continue_from(begun.data)
+        schedule = _schedule(options, begun.step, mixture.epoch_tokens)
+        loop = Loop(
+            model,
+            optimizers,
+            schedule,
+            mixture,
+            peak_lr=options.optimizer.lr,
+            options=LoopOptions(
+                micro_rows=options.micro_rows,
+                clip_norm=options.clip_norm,
+                is_bf16=_is_bf16(options.precision, device),
+                save_every=options.save_every,
+                eval_every=options.eval_every,
+                device=device,
+            ),
+            checkpoints=checkpoints,
+            metrics=Metrics(out / "metrics.jsonl"),
+            evaluation=evaluation,
+            watch=watcher.stepped,
+            tell=watcher.tell,
+        )
+        resumed = _resumed(checkpoints, loop, mixture, watcher.tell)
+        loop.start_at(resumed or begun)
+        loop.metrics.cut_after(loop.step)
+        if start.kind == "branch" and resumed is None:
+            loop.save()  # from here on the branch does not need the run it came from
+        watcher.started(loop.step, schedule.last_step)
+        loop.run()
+        dtype = _final_dtype(start) if options.dtype == "auto" else options.dtype
+        save_model(model, out / "final", dtype, out / "model")
+        return Finished(out / "final", loop.step, loop.tokens, loop.trained_tokens)
+
+
+def _resumed(checkpoints: CheckpointFolder, loop: Loop, mixture: Mixture, tell: Tell) -> Progress | None:
+    progress = checkpoints.load_newest(loop.model, loop.optimizers, lambda found: mixture.restore(found.data))
+    if progress is not None:
+        tell(f"resumed at step {progress.step}")
+    return progress
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the run's folder for one process; the lock dies with it."""
+    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{out}: another process is training here; wait for it, or stop it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _agree_on_options(out: Path, options: RunOptions, start: _Start, resume: bool) -> None:
+    """Note the options of a new run; compare those of a resumed one with the note."""
+    path = out / "run.json"
+    wanted = json.loads(json.dumps({"start": start.kind, "from": str(start.source.resolve()), **asdict(options)}))
+    if path.is_file() and not resume:
+        raise TrainingError(f"{out}: there is a run already; pass --resume to go on with it, or choose another folder")
+    if not path.is_file():
+        partial = out / ".run.json.partial"
+        partial.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainingError(f"{path}: not valid JSON ({error}); the run cannot be resumed") from error
+    may_differ = {*CHANGEABLE, "from"} if start.kind == "branch" else CHANGEABLE  # the other run may have moved on
+    differing = [key for key in wanted if key not in may_differ and noted.get(key) != wanted[key]]
+    if differing:
+        key = differing[0]
+        raise TrainingError(
+            f"{out}: the run was started with {key} {noted.get(key)!r}, now it is {wanted[key]!r}; "
+            "resume with the same options, or branch a new run off it"
+        )
+
+
+def _model(start: _Start, options: RunOptions) -> MiniCPMForCausalLM:
+    """The model in float32, whatever the weights' dtype: they are the master weights."""
+    if start.kind == "model":
+        # Parameters may be pages of the file; training must not write through them.
+        model = load_model(start.source, dtype="float32", attn_implementation="sdpa")
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        return model
+    path = start.source / checkpoint.CONFIG if start.kind == "branch" else start.source
+    config = MiniCPMConfig.from_decoder_config(read_decoder_config(path).with_dtype("float32"))
+    config._attn_implementation = "sdpa"
+    model = MiniCPMForCausalLM(config)
+    if start.kind == "scratch":
+        initialize(model, options.seed)
+    return model
+
+
+def _keep_model(folder: Path, start: _Start) -> None:
+    """The run's own copy of tokenizer and template, so that it can be resumed when the original is gone."""
+    if not folder.is_dir():
+        with new_folder(folder) as partial:
+            copy_tokenizer(start.tokenizer, partial)
+            Tokenizer.from_folder(partial)
+
+
+def _mixture(
+    out: Path, files: tuple[str, ...], options: RunOptions, renderer: Renderer, tell: Tell, seed: int | None = None
+) -> Mixture:
+    shares = [Share.parse(text) for text in files]
+    stores: list[TokenStore] = [token_store(share.path, out / "data", renderer, tell) for share in shares]
+    mixture = Mixture(
+        stores,
+        shares,
+        rows=options.rows,
+        length=options.length,
+        seed=options.seed if seed is None else seed,
+    )
+    if mixture.unusable_documents:
+        tell(f"{mixture.unusable_documents} conversations have no trained token among their first {options.length}")
+    if mixture.cut_documents:
+        tell(f"{mixture.cut_documents} conversations are longer than {options.length} tokens and lose their end")
+    return mixture
+
+
+def _evaluation(out: Path, options: RunOptions, renderer: Renderer, tell: Tell) -> Evaluation | None:
+    """The first batches of a fixed order: the same tokens at every evaluation of every run."""
+    if not options.evaluation:
+        return None
+    mixture = _mixture(out, options.evaluation, options, renderer, tell, seed=0)
+    enough = max(1, math.ceil(mixture.epoch_tokens / (options.rows * options.length)))
+    return Evaluation([mixture.next_batch() for _ in range(min(options.eval_batches, enough))])
+
+
+def _schedule(options: RunOptions, first_step: int, epoch_tokens: int) -> Schedule:
+    steps = options.steps or max(1, math.ceil(options.epochs * epoch_tokens / (options.rows * options.length)))
+    if options.decay_steps > steps:
+        raise ValueError(f"{options.decay_steps} decay steps do not fit into {steps} steps")
+    return Schedule(options.schedule, first_step + steps, options.warmup_steps, options.decay_steps)
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_bf16(precision: Precision, device: str) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _final_dtype(start: _Start) -> str:
+    if start.kind != "model":
+        return "bfloat16"
+    with open_checkpoint(start.source) as opened:
+        return opened.config.dtype

@@ -1,0 +1,221 @@
+"""Whole runs: resumed to the last bit, killed, on full disks and damaged checkpoints, branched and fine-tuned."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minicpm.engine.llm import LLM
+from minicpm.errors import DataError, TrainingError
+from minicpm.formats.safetensors import SafetensorsWriter
+from minicpm.models import load_model
+from minicpm.train.checkpoint import CheckpointFolder
+from minicpm.train.metrics import read_metrics
+from minicpm.train.options import OptimizerOptions, RunOptions
+from minicpm.train.runs import Watcher, finetune, pretrain
+from train.killing import killed_at_random, losses
+
+Options = Callable[..., RunOptions]
+
+
+class Stopped(Exception):
+    """Somebody pulled the plug."""
+
+
+def stop_after(step: int) -> Watcher:
+    def stepped(record: Any) -> None:
+        if record.step == step:
+            raise Stopped
+
+    return Watcher(stepped=stepped)
+
+
+@pytest.fixture
+def train(shape: Path, toy: Path, tmp_path: Path) -> Callable[..., Path]:
+    """train(name, options, ...): pretrain the tiny shape in a folder of that name."""
+
+    def run(name: str, options: RunOptions, **arguments: Any) -> Path:
+        pretrain(tmp_path / name, options, shape=shape, tokenizer=toy, **arguments)
+        return tmp_path / name
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": OptimizerOptions(name="muon")}, {"precision": "bf16"}],
+    ids=["adamw", "muon", "bf16"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(
+    changes: dict[str, Any], train: Callable[..., Path], tiny_options: Options
+):
+    options = tiny_options(**changes)
+    whole = train("whole", options)
+    with pytest.raises(Stopped):
+        train("broken", options, watcher=stop_after(5))
+    broken = train("broken", options, resume=True)
+    assert losses(broken) == losses(whole) and len(losses(whole)) == 6
+    assert (broken / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+
+
+def test_kill_9_at_random_moments_changes_no_loss(
+    train: Callable[..., Path], tiny_options: Options, shape: Path, toy: Path, tmp_path: Path
+):
+    options = tiny_options(steps=14, save_every=3)
+    whole = train("whole", options)
+    kills = killed_at_random(tmp_path / "killed", options, shape, toy, kills=3, random=random.Random(4))
+    assert kills == 3
+    assert losses(tmp_path / "killed") == losses(whole)
+
+
+def test_the_final_folder_is_an_ordinary_model(train: Callable[..., Path], tiny_options: Options):
+    run = train("run", tiny_options(dtype="float32"))
+    llm = LLM(run / "final", backend="torch")
+    assert llm.chat("Hi", max_tokens=4).ids is not None
+    trained = load_model(run / "final")
+    assert trained.dtype == torch.float32
+    assert trained.config.scale_emb == 12 and trained.config.tie_word_embeddings
+
+
+def test_two_checkpoints_are_kept(train: Callable[..., Path], tiny_options: Options):
+    run = train("run", tiny_options())
+    assert CheckpointFolder(run / "checkpoints").steps() == [6, 4]
+    assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".partial"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    damage: str, name: str, train: Callable[..., Path], tiny_options: Options
+):
+    whole = train("whole", tiny_options())
+    with pytest.raises(Stopped):
+        train("run", tiny_options(), watcher=stop_after(5))
+    run = whole.with_name("run")
+    victim = run / "checkpoints/step-00000004" / name
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(data if damage == "flipped" else data[:-7])
+    told: list[str] = []
+    train("run", tiny_options(), resume=True, watcher=Watcher(tell=told.append))
+    assert any("checkpoint of step 4 is damaged" in text for text in told)
+    assert "resumed at step 2" in told
+    assert losses(run) == losses(whole)
+
+
+def test_a_run_of_damaged_checkpoints_says_so(train: Callable[..., Path], tiny_options: Options):
+    run = train("run", tiny_options())
+    for state in run.glob("checkpoints/*/state.json"):
+        state.write_text("{}")
+    with pytest.raises(TrainingError, match="every checkpoint is damaged"):
+        train("run", tiny_options(), resume=True)
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(
+    train: Callable[..., Path], tiny_options: Options, monkeypatch: pytest.MonkeyPatch
+):
+    whole = train("whole", tiny_options())
+    write, is_full = SafetensorsWriter.write, [False]
+
+    def writing(self: SafetensorsWriter, name: str, chunks: Any) -> int:
+        if "step-00000004" in str(self.path) and "optimizer" in self.path.name:
+            is_full[0] = True
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, name, chunks)
+
+    monkeypatch.setattr(SafetensorsWriter, "write", writing)
+    told: list[str] = []
+    watcher = Watcher(stepped=stop_after(5).stepped, tell=told.append)
+    with pytest.raises(Stopped):
+        train("run", tiny_options(), watcher=watcher)
+    run = whole.with_name("run")
+    assert is_full[0] and any("disk is full" in text and "step 2 is intact" in text for text in told)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    train("run", tiny_options(), resume=True)
+    assert losses(run) == losses(whole)
+
+
+def test_a_half_written_line_of_metrics_is_forgotten(train: Callable[..., Path], tiny_options: Options):
+    with pytest.raises(Stopped):
+        train("run", tiny_options(), watcher=stop_after(5))
+    run = train("other", tiny_options()).with_name("run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    train("run", tiny_options(), resume=True)
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert (run / "loss.svg").read_text().startswith("<svg")
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_options(train: Callable[..., Path], tiny_options: Options):
+    train("run", tiny_options())
+    with pytest.raises(TrainingError, match="pass --resume"):
+        train("run", tiny_options())
+    with pytest.raises(TrainingError, match="started with seed 0, now it is 1"):
+        train("run", tiny_options(seed=1), resume=True)
+
+
+def test_bad_data_stop_a_run_before_its_first_step(
+    train: Callable[..., Path], tiny_options: Options, stories: Path, tmp_path: Path
+):
+    stories.write_text(stories.read_text() + '{"text": 3}\n')
+    with pytest.raises(DataError, match="line 61: text must be a string"):
+        train("run", tiny_options())
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_decay_branch_goes_on_from_a_stable_checkpoint(
+    train: Callable[..., Path], tiny_options: Options, tmp_path: Path
+):
+    stable = train("stable", tiny_options(decay_steps=0))
+    before = (stable / "checkpoints/step-00000006/model.safetensors").read_bytes()
+    branch = tmp_path / "branch"
+    options = tiny_options(steps=4, decay_steps=4, length=48, eval_every=2, evaluation=tiny_options().data[:1])
+    with pytest.raises(Stopped):
+        pretrain(branch, options, branch_from=stable, watcher=stop_after(9))
+    pretrain(branch, options, branch_from=stable, resume=True)
+    records = [record for record in read_metrics(branch / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in records] == [7, 8, 9, 10]
+    assert records[0]["lr"] == 0.01 and records[-1]["lr"] == pytest.approx(0.01 * 0.5 ** (5 * 3 / 4))
+    assert records[0]["loss"] < losses(stable)[0]  # weights came along
+    assert (stable / "checkpoints/step-00000006/model.safetensors").read_bytes() == before
+    evaluated = [record["eval_loss"] for record in read_metrics(branch / "metrics.jsonl") if "eval_loss" in record]
+    assert len(evaluated) == 2
+
+
+def test_finetuning_keeps_the_source_and_lowers_the_loss(toy: Path, questions: Path, tmp_path: Path):
+    before = (toy / "model.safetensors").read_bytes()
+    options = RunOptions(
+        data=(str(questions),),
+        length=64,
+        rows=4,
+        epochs=6,
+        warmup_steps=2,
+        optimizer=OptimizerOptions(lr=3e-3),
+        precision="fp32",
+        device="cpu",
+        eval_every=0,
+    )
+    done = finetune(toy, tmp_path / "run", options)
+    found = losses(tmp_path / "run")
+    assert found[-1] < 0.6 * found[0]
+    assert (toy / "model.safetensors").read_bytes() == before
+    assert json.loads((done.model / "config.json").read_text())["torch_dtype"] == "float32"  # the source's own
+
+
+def test_nobody_trains_in_a_folder_twice_at_once(train: Callable[..., Path], tiny_options: Options, tmp_path: Path):
+    def stepped(record: Any) -> None:
+        with pytest.raises(TrainingError, match="another process is training here"):
+            train("run", tiny_options(), resume=True)
+
+    train("run", tiny_options(steps=1, decay_steps=0), watcher=Watcher(stepped=stepped))
