@@ -1,0 +1,130 @@
+"""`minicpm data check FILE`: every bad record of a training file by its line, and what the good ones amount to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicpm import hub
+from minicpm.chat import STOP_STRINGS, contains_markers, template_for
+from minicpm.cli.arguments import add_model_argument
+from minicpm.cli.output import is_terminal, printable, talk
+from minicpm.cli.progress import TerminalProgress
+from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.tokenizer import Tokenizer
+from minicpm.train.options import TRAIN_ON
+from minicpm.train.records import Conversation, Problem, Record, Text, read_records
+
+if TYPE_CHECKING:
+    from minicpm.train.rendering import Document, Renderer
+
+KINDS = {Conversation: "conversations", Text: "texts"}
+MAX_LISTED = 100  # problems printed one by one
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Check training data: list every bad record by its line and count the good ones. With -m, token counts too, "
+        "and how the first records are learned: trained tokens plain, the others in [brackets] or dimmed."
+    )
+    parser.add_argument("action", choices=["check"], help="what to do")
+    parser.add_argument("file", metavar="FILE", help="a .jsonl, .jsonl.gz or .json file")
+    add_model_argument(parser)
+    parser.add_argument("--train-on", choices=TRAIN_ON, default="assistant", help="(default: assistant)")
+    parser.add_argument("--length", type=int, default=512, metavar="N", help="tokens a row (default: 512)")
+    parser.add_argument("--show", type=int, default=1, metavar="N", help="records to show, with -m (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    renderer = _renderer(args) if args.model else None
+    problems: list[Problem] = []
+    kinds: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    lengths: list[int] = []
+    trained_tokens = 0
+    for place, record in read_records(Path(args.file).expanduser()):
+        if isinstance(record, Problem):
+            problems.append(record)
+            continue
+        document = None
+        if renderer is not None:
+            try:
+                document = renderer.render(record)
+            except ValueError as error:
+                problems.append(Problem(place, str(error)))
+                continue
+            lengths.append(len(document.ids))
+            trained_tokens += sum(document.is_trained)
+        kinds[KINDS.get(type(record), "token lists")] += 1
+        notes.update(_notes(record, document, args.length))
+        if document is not None and renderer is not None and len(lengths) <= args.show and not args.json:
+            _show(document, renderer)
+    summary: dict[str, Any] = {"file": args.file, "records": kinds.total(), "kinds": dict(kinds), "notes": dict(notes)}
+    if lengths:
+        summary |= {"tokens": sum(lengths), "trained_tokens": trained_tokens, "longest": max(lengths)}
+    if args.json:
+        listed = [{"place": problem.place, "problem": problem.text} for problem in problems]
+        print(json.dumps({**summary, "problems": listed}, indent=2, ensure_ascii=False))
+    else:
+        _print(summary, problems)
+    return 1 if problems or not kinds else 0
+
+
+def _renderer(args: argparse.Namespace) -> Renderer:
+    from minicpm.train.rendering import Renderer
+
+    folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    config = DecoderConfig.from_dict(read_config_json(folder / "config.json"))
+    return Renderer(Tokenizer.from_folder(folder), template_for(folder), config.vocab_size, args.train_on)
+
+
+def _notes(record: Record, document: Document | None, length: int) -> list[str]:
+    """What is allowed, but seldom meant."""
+    notes = []
+    if isinstance(record, Conversation) and any(contains_markers(message["content"]) for message in record.messages):
+        notes.append(f"records with a turn marker ({' or '.join(STOP_STRINGS)}) in their text")
+    if isinstance(record, Conversation) and record.messages[-1]["role"] != "assistant":
+        notes.append("conversations that end with a question, which is not learned")
+    if document is not None and not document.is_text and len(document.ids) > length:
+        notes.append(f"conversations longer than {length} tokens, which lose their end")
+    return notes
+
+
+def _show(document: Document, renderer: Renderer) -> None:
+    """One record as it is learned."""
+    is_coloured = is_terminal(sys.stdout) and "NO_COLOR" not in os.environ
+    before, after = ("\x1b[2m", "\x1b[0m") if is_coloured else ("[", "]")
+    parts: list[str] = []
+    start = 0
+    for i in range(1, len(document.ids) + 1):
+        if i == len(document.ids) or document.is_trained[i] != document.is_trained[start]:
+            ids = document.ids[start:i]
+            text = printable(renderer.tokenizer.decode(ids, skip_special_tokens=False, continues=True))
+            parts.append(text if document.is_trained[start] else f"{before}{text}{after}")
+            start = i
+    print("".join(parts), end="\n\n")
+
+
+def _print(summary: dict[str, Any], problems: list[Problem]) -> None:
+    for problem in problems[:MAX_LISTED]:
+        print(printable(f"{summary['file']}: {problem}"))
+    if len(problems) > MAX_LISTED:
+        print(f"{summary['file']}: and {len(problems) - MAX_LISTED:,} more (--json lists all)")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary["kinds"].items()) or "no good records"
+    tokens = ""
+    if "tokens" in summary:
+        tokens = (
+            f"; {summary['tokens']:,} tokens, {summary['trained_tokens']:,} of them trained, "
+            f"the longest record has {summary['longest']:,}"
+        )
+    talk(f"{kinds}{tokens}")
+    for note, count in summary["notes"].items():
+        talk(f"{count:,} {note}")
+    if problems:
+        talk(f"{len(problems):,} bad records; nothing is trained on a file that has any")

@@ -1,0 +1,36 @@
+"""`minicpm finetune -m MODEL --data FILE ... --out RUN`: train all parameters of a model on conversations or texts."""
+
+from __future__ import annotations
+
+import argparse
+
+from minicpm import hub
+from minicpm.cli.arguments import add_model_argument
+from minicpm.cli.progress import TerminalProgress
+from minicpm.cli.training import LiveLine, add_run_arguments, report, require_torch, run_options
+from minicpm.train.options import OptimizerOptions, RunOptions
+
+METHODS = ("full",)
+# The base rate of muP: at MiniCPM-2B's width matrices train at a ninth of it, 2e-5.
+DEFAULTS = RunOptions(data=("-",), optimizer=OptimizerOptions(lr=2e-4, weight_decay=0.0), warmup_steps=20)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Go on training a model with your data. Of conversations only the assistant's words are learned, each answer "
+        "with the token that ends it."
+    )
+    add_model_argument(parser)
+    parser.add_argument("--method", choices=METHODS, default="full", help="full trains all parameters (default: full)")
+    add_run_arguments(parser, DEFAULTS)
+
+
+def run(args: argparse.Namespace) -> int:
+    require_torch()
+    options = run_options(args)
+    folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    from minicpm.train.runs import finetune
+
+    done = finetune(folder, args.out, options, resume=args.resume, watcher=LiveLine().watcher())
+    report(done, args.json)
+    return 0
