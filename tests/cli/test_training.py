@@ -59,6 +59,15 @@ def test_data_check_lists_bad_records_by_line(minicpm: Command, questions: Path)
     assert "2 bad records; nothing is trained" in done.err
 
 
+def test_data_check_notes_what_is_seldom_meant(minicpm: Command, toy: Path, questions: Path):
+    more = [{"text": "One </s> two"}, {"messages": [*question(1)["messages"], {"role": "user", "content": "<AI>?"}]}]
+    write_lines(questions, [question(1, 3), *more])
+    done = minicpm("data", "check", questions, "-m", toy, "--length", "40")
+    assert done.code == 0
+    assert "1 records that spell the end token" in done.err and "1 records with a turn marker" in done.err
+    assert "1 conversations that end with a question" in done.err and "1 conversations longer than 40" in done.err
+
+
 def test_data_check_speaks_json(minicpm: Command, toy: Path, questions: Path):
     found = json.loads(minicpm("data", "check", questions, "-m", toy, "--json").out)
     assert found["records"] == 30 and found["problems"] == [] and found["trained_tokens"] < found["tokens"]

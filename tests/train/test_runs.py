@@ -90,8 +90,15 @@ def test_two_checkpoints_are_kept(train: Callable[..., Path], tiny_options: Opti
     assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".partial"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize(
+    "damage, name",
+    [
+        ("flipped", "model.safetensors"),
+        ("cut", "optimizer.safetensors"),
+        ("flipped", "state.json"),
+        ("gone", "state.json"),
+    ],
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     damage: str, name: str, train: Callable[..., Path], tiny_options: Options
 ):
@@ -199,7 +206,7 @@ def test_finetuning_keeps_the_source_and_lowers_the_loss(toy: Path, questions: P
         data=(str(questions),),
         length=64,
         rows=4,
-        epochs=6,
+        epochs=4,
         warmup_steps=2,
         optimizer=OptimizerOptions(lr=3e-3),
         precision="fp32",
@@ -208,7 +215,7 @@ def test_finetuning_keeps_the_source_and_lowers_the_loss(toy: Path, questions: P
     )
     done = finetune(toy, tmp_path / "run", options)
     found = losses(tmp_path / "run")
-    assert found[-1] < 0.6 * found[0]
+    assert found[-1] < 0.75 * found[0]
     assert (toy / "model.safetensors").read_bytes() == before
     assert json.loads((done.model / "config.json").read_text())["torch_dtype"] == "float32"  # the source's own
 

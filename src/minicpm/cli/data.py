@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
             lengths.append(len(document.ids))
             trained_tokens += sum(document.is_trained)
         kinds[KINDS.get(type(record), "token lists")] += 1
-        notes.update(_notes(record, document, args.length))
+        notes.update(_notes(record))
+        if document is not None and renderer is not None:
+            notes.update(_token_notes(record, document, renderer, args.length))
         if document is not None and renderer is not None and len(lengths) <= args.show and not args.json:
             _show(document, renderer)
     summary: dict[str, Any] = {"file": args.file, "records": kinds.total(), "kinds": dict(kinds), "notes": dict(notes)}
@@ -84,15 +86,25 @@ def _renderer(args: argparse.Namespace) -> Renderer:
     return Renderer(Tokenizer.from_folder(folder), template_for(folder), config.vocab_size, args.train_on)
 
 
-def _notes(record: Record, document: Document | None, length: int) -> list[str]:
+def _notes(record: Record) -> list[str]:
     """What is allowed, but seldom meant."""
     notes = []
     if isinstance(record, Conversation) and any(contains_markers(message["content"]) for message in record.messages):
         notes.append(f"records with a turn marker ({' or '.join(STOP_STRINGS)}) in their text")
     if isinstance(record, Conversation) and record.messages[-1]["role"] != "assistant":
         notes.append("conversations that end with a question, which is not learned")
-    if document is not None and not document.is_text and len(document.ids) > length:
+    return notes
+
+
+def _token_notes(record: Record, document: Document, renderer: Renderer, length: int) -> list[str]:
+    """The same, of what only the tokens show."""
+    notes = []
+    if not document.is_text and len(document.ids) > length:
         notes.append(f"conversations longer than {length} tokens, which lose their end")
+    turns = record.messages if isinstance(record, Conversation) else ()
+    ends = max(1, sum(message["role"] == "assistant" for message in turns))
+    if isinstance(record, Conversation | Text) and document.ids.count(renderer.eos_token_id) > ends:
+        notes.append("records that spell the end token, which the model reads as an end")
     return notes
 
 
