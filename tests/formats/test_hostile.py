@@ -141,6 +141,36 @@ def tokenizer_a_link_to_elsewhere(folder: Path) -> None:
     (folder / "tokenizer.json").symlink_to("/etc/passwd")
 
 
+# --- generation_config.json --------------------------------------------------------------------------------------
+
+GENERATION = "generation_config.json"
+
+
+def generation_case(name: str, content: bytes, words: str) -> None:
+    CASES[f"generation_{name}"] = (lambda folder: (folder / GENERATION).write_bytes(content) and None, words)
+
+
+generation_case("that_is_no_json", b"{'eos_token_id': 2}", "not valid JSON")
+generation_case("that_is_a_list", b"[2]", "expected an object")
+generation_case("that_is_too_deep", b"[" * 100_000, "not valid JSON")
+generation_case("that_is_too_long", b" " * ((1 << 20) + 1), GENERATION)
+generation_case("end_as_text", b'{"eos_token_id": "</s>"}', "eos_token_id")
+generation_case("end_with_escapes", b'{"eos_token_id": "\\u001b[31m"}', "eos_token_id")
+generation_case("end_that_is_true", b'{"eos_token_id": true}', "eos_token_id")
+generation_case("end_that_is_a_fraction", b'{"eos_token_id": 2.0}', "eos_token_id")
+generation_case("negative_end", b'{"eos_token_id": [2, -1]}', "from 0 to 39")
+generation_case("end_beyond_the_vocabulary", b'{"eos_token_id": 40}', "from 0 to 39")
+generation_case("end_of_many_digits", b'{"eos_token_id": 1' + b"0" * 4000 + b"}", "eos_token_id")
+generation_case("nested_ends", b'{"eos_token_id": [[2]]}', "eos_token_id")
+generation_case("too_many_ends", json.dumps({"eos_token_id": [2] * 100_000}).encode(), "at most 256")
+
+
+@case("out of the model folder")
+def generation_config_outside(folder: Path) -> None:
+    (folder.parent / "secret.json").write_text('{"eos_token_id": 3}')
+    (folder / GENERATION).symlink_to(folder.parent / "secret.json")
+
+
 # --- safetensors -------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from minicpm.errors import FormatError, ModelError
 from minicpm.formats import granite, hf, llama, vllmcpm
-from minicpm.formats.checkpoint import TOKENIZER_FILES, Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import GENERATION_FILE, TOKENIZER_FILES, Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.derive import Derived, chain, stream, unchanged
 from minicpm.formats.folder import ModelFolder, check_destination, copy_file, new_folder
@@ -187,7 +187,7 @@ def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None
 def _copies(checkpoint: Checkpoint, to: str) -> list[Path]:
     """The small files that go along unchanged."""
     folder = ModelFolder(checkpoint.path)
-    wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, "generation_config.json"}
+    wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
     names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
     copies = [folder.file(name) for name in names]
     for path in copies:
