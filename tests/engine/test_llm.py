@@ -154,6 +154,15 @@ def test_a_stop_string_that_is_a_special_token_ends_the_answer(llm: LLM):
     assert (completion.ids, completion.finish_reason) == ((), "stop")
 
 
+def test_an_end_token_of_generation_config_ends_the_answer(folder: Path, tmp_path: Path):
+    for path in folder.iterdir():
+        if path.name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(path, tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 52]}', encoding="utf-8")
+    completion = LLM(tmp_path, threads=1).generate("hello", temperature=0, max_tokens=5, logit_bias={52: 100.0})[0]
+    assert (completion.ids, completion.finish_reason) == ((), "stop")
+
+
 def test_logprobs_are_those_of_the_logits(llm: LLM):
     completion = llm.generate("hello", GREEDY, max_tokens=5, logprobs=2)[0]
     ids = llm.tokenizer.encode("hello")
