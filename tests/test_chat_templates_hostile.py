@@ -157,7 +157,7 @@ def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path):
     with pytest.raises(FormatError, match=r"chat_template\.jinja: not UTF-8 text"):
         template_for(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"x" * 1_000_000)
-    with pytest.raises(FormatError, match="1,000,000 bytes are no chat template"):
+    with pytest.raises(FormatError, match="1,000,000 bytes, expected at most 262,144"):
         template_for(tmp_path)
 
 

@@ -91,7 +91,7 @@ def config_number_of_a_million_digits(folder: Path) -> None:
     (folder / "config.json").write_text('{"hidden_size": ' + "9" * 900_000 + "}")
 
 
-@case("is no model configuration")
+@case("expected at most 1,048,576")
 def config_of_a_hundred_megabytes(folder: Path) -> None:
     with (folder / "config.json").open("r+b") as file:
         file.truncate(100 << 20)
@@ -420,7 +420,7 @@ def index_without_a_weight_map(folder: Path) -> None:
     index.write_text("{}")
 
 
-@case("weight_map must be an object")
+@case("expected an object")
 def index_a_list(folder: Path) -> None:
     index, _ = sharded(folder)
     index.write_text("[]")
@@ -432,7 +432,7 @@ def index_nested(folder: Path) -> None:
     index.write_text('{"weight_map":' * 50_000)
 
 
-@case("is no index of shards")
+@case("expected at most 16,777,216")
 def index_of_a_hundred_megabytes(folder: Path) -> None:
     index, _ = sharded(folder)
     with index.open("r+b") as file:

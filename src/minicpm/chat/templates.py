@@ -16,6 +16,7 @@ from typing import Any
 from minicpm.chat.messages import ASSISTANT_MARKER, STOP_STRINGS, USER_MARKER, Message, validate_messages
 from minicpm.chat.sandbox import render_foreign
 from minicpm.errors import FormatError
+from minicpm.files import file_in, has_entry, read_text
 from minicpm.tokenizer import read_tokenizer_config
 
 MAX_TEMPLATE_CHARACTERS = 1 << 16
@@ -115,14 +116,9 @@ KNOWN_TEMPLATES = (CURRENT_TEMPLATE, FEBRUARY_2024_TEMPLATE, CHATML_TEMPLATE)
 
 def _template_text(folder: Path, config: dict[str, Any]) -> tuple[str, Path] | None:
     """The template of a folder and the file it is in, looked up in transformers' order."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        if path.stat().st_size > 4 * MAX_TEMPLATE_CHARACTERS:
-            raise FormatError(path, f"{path.stat().st_size:,} bytes are no chat template")
-        try:
-            return path.read_text(encoding="utf-8"), path
-        except UnicodeDecodeError as error:
-            raise FormatError(path, f"not UTF-8 text: {error}") from error
+    if has_entry(folder, "chat_template.jinja"):
+        path = file_in(folder, "chat_template.jinja")
+        return read_text(path, 4 * MAX_TEMPLATE_CHARACTERS), path
     path = folder / "tokenizer_config.json"
     text = config.get("chat_template")
     if isinstance(text, list):

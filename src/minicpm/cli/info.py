@@ -10,9 +10,10 @@ from minicpm import hub
 from minicpm.cli.arguments import add_model_argument
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
-from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.formats.config import DecoderConfig
 from minicpm.formats.convert import is_licence
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.tokenizer import read_tokenizer_config
 
 # Bytes of a weight with its share of a float16 scale per 64 weights (DESIGN.md, quantized weights).
 SCALE_BYTES = 2 / 64
@@ -87,9 +88,7 @@ def has_chat_template(checkpoint: Checkpoint) -> bool:
     files = {file.name: file for file in checkpoint.tokenizer_files}
     if "chat_template.jinja" in files:
         return True
-    return "tokenizer_config.json" in files and bool(
-        read_config_json(files["tokenizer_config.json"]).get("chat_template")
-    )
+    return "tokenizer_config.json" in files and bool(read_tokenizer_config(checkpoint.path).get("chat_template"))
 
 
 def weight_memory(config: DecoderConfig) -> dict[str, int]:

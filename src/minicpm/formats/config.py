@@ -7,13 +7,13 @@ can steer a library to foreign code (auto_map, `_`-prefixed keys and nested conf
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from minicpm.errors import FormatError, ModelError
+from minicpm.files import read_json_object
 
 MAX_CONFIG_BYTES = 1 << 20
 # Far above any member of the family (2B: 2304 / 5760 / 40 / 122753), far below what exhausts a machine.
@@ -240,16 +240,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
     """Read a config.json as a plain object; FormatError if it is missing, huge, not JSON or not an object."""
     if not path.is_file():
         raise FormatError(path, "no such file; a model folder holds config.json beside its weights")
-    size = path.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise FormatError(path, f"{size} bytes is no model configuration (at most {MAX_CONFIG_BYTES})")
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise FormatError(path, f"holds a JSON {type(raw).__name__}, expected an object")
-    return raw
+    return read_json_object(path, MAX_CONFIG_BYTES)
 
 
 def architecture_names(raw: dict[str, Any]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from minicpm.errors import FormatError, ModelError
+from minicpm.files import write_text
 from minicpm.formats import granite, hf, llama, vllmcpm
 from minicpm.formats.checkpoint import GENERATION_FILE, TOKENIZER_FILES, Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -268,8 +269,8 @@ def _write(folder: Path, plan: _Plan, checkpoint: Checkpoint, progress: Progress
     index = None if plan.files[0].name == vllmcpm.WEIGHTS_FILE else hf.index_of(plan.files)
     if index is not None:
         name, raw = index
-        _write_text(folder / name, json.dumps(raw, indent=2) + "\n")
-    _write_text(folder / "config.json", plan.config_text)
+        write_text(folder / name, json.dumps(raw, indent=2) + "\n")
+    write_text(folder / "config.json", plan.config_text)
     return checksums
 
 
@@ -318,10 +319,3 @@ def _forget_cached_pages(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -8,15 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from minicpm.errors import FormatError
-from minicpm.formats.config import read_config_json
+from minicpm.files import read_json_object
 from minicpm.formats.mapped import brief
 
+MAX_FILE_BYTES = 1 << 20
 MAX_EOS_TOKEN_IDS = 256
 
 
 def read_eos_token_ids(path: Path, vocab_size: int) -> tuple[int, ...]:
     """eos_token_id of a generation_config.json, () where it says nothing. Raises FormatError for what is no id."""
-    value = read_config_json(path).get("eos_token_id")
+    value = read_json_object(path, MAX_FILE_BYTES).get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if len(ids) > MAX_EOS_TOKEN_IDS:
         raise FormatError(path, f"eos_token_id has {len(ids):,} ids, expected at most {MAX_EOS_TOKEN_IDS}")

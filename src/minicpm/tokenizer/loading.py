@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError
+from minicpm.files import file_in, has_entry, parse_json_object, read_bytes, read_json_object
 from minicpm.tokenizer.sentencepiece import (
     MAX_PIECE_CHARACTERS,
     PieceType,
@@ -20,7 +21,6 @@ from minicpm.tokenizer.sentencepiece import (
 
 # The real file has 6,202,715 bytes, 122,753 pieces and 171,540 merges; these are room for bigger kin, not for bombs.
 MAX_FILE_BYTES = 32 << 20
-MAX_JSON_ITEMS = 3_000_000
 MAX_VOCAB_SIZE = 1 << 19
 MAX_MERGES = 1 << 20
 MAX_ADDED_TOKENS = 1 << 14
@@ -31,11 +31,11 @@ SPACE_MARK = "▁"
 
 def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, Path]:
     """The `tokenizers.Tokenizer` of a folder and the file it came from. Raises FormatError naming the file."""
-    if (folder / "tokenizer.json").is_file():
-        source = folder / "tokenizer.json"
+    if has_entry(folder, "tokenizer.json"):
+        source = file_in(folder, "tokenizer.json")
         library_tokenizer = _load_json(source)
-    elif (folder / "tokenizer.model").is_file():
-        source = folder / "tokenizer.model"
+    elif has_entry(folder, "tokenizer.model"):
+        source = file_in(folder, "tokenizer.model")
         library_tokenizer = _build_from_sentencepiece(read_sentencepiece(source))
     else:
         raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
@@ -45,30 +45,14 @@ def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, P
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json as a plain object, {} where there is none. Raises FormatError if it is no JSON object."""
-    path = folder / "tokenizer_config.json"
-    return _read_json(path, MAX_CONFIG_BYTES)[0] if path.is_file() else {}
-
-
-def _read_json(path: Path, max_bytes: int) -> tuple[dict[str, Any], bytes]:
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise FormatError(path, f"{size:,} bytes, expected at most {max_bytes:,}")
-    data = path.read_bytes()
-    items = data.count(b",")
-    if items > MAX_JSON_ITEMS:
-        raise FormatError(path, f"about {items:,} JSON items, expected at most {MAX_JSON_ITEMS:,}")
-    try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise FormatError(path, f"holds a JSON {type(raw).__name__}, expected an object")
-    return raw, data
+    if not has_entry(folder, "tokenizer_config.json"):
+        return {}
+    return read_json_object(file_in(folder, "tokenizer_config.json"), MAX_CONFIG_BYTES)
 
 
 def _load_json(path: Path) -> Any:
-    raw, data = _read_json(path, MAX_FILE_BYTES)
-    _check_pipeline(raw, path)
+    data = read_bytes(path, MAX_FILE_BYTES)
+    _check_pipeline(parse_json_object(path, data), path)
     import tokenizers
 
     try:
