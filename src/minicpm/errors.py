@@ -38,3 +38,11 @@ class MissingExtra(MiniCPMError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f"{what} needs the '{extra}' extra; install it with: pip install 'minicpm[{extra}]'")
+
+
+def brief(value: object, limit: int = 80) -> str:
+    """An untrusted value for an error message: `limit` characters of a line at most, and none that a terminal obeys."""
+    text = (
+        ascii(value) if not isinstance(value, int) or abs(value) < 1 << 64 else f"a number of {value.bit_length()} bits"
+    )
+    return text if len(text) <= limit else text[: limit - 3] + "..."

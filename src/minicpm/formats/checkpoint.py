@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import granite, hf, llama, vllmcpm
 from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import read_eos_token_ids
-from minicpm.formats.mapped import TensorFile, brief
+from minicpm.formats.mapped import TensorFile
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
 
 TOKENIZER_FILES = (

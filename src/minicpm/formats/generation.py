@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minicpm.errors import FormatError
+from minicpm.errors import FormatError, brief
 from minicpm.files import read_json_object
-from minicpm.formats.mapped import brief
 
 MAX_FILE_BYTES = 1 << 20
 MAX_EOS_TOKEN_IDS = 256

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, brief
 from minicpm.files import is_plain_name, read_json_object
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.folder import ModelFolder
-from minicpm.formats.mapped import TensorFile, brief
+from minicpm.formats.mapped import TensorFile
 from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
 from minicpm.formats.tensor import TensorInfo
 from minicpm.formats.torch_bin import TorchFile, TorchWriter

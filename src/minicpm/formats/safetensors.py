@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError
-from minicpm.formats.mapped import MappedFile, aligned_view, brief, byte_size, checked_shape
+from minicpm.errors import FormatError, brief
+from minicpm.formats.mapped import MappedFile, aligned_view, byte_size, checked_shape
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
 # MiniCPM-2B's 362 tensors take 40 kB. The library allows 100 MB, which takes seconds to parse.
