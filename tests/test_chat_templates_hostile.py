@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 
 from minicpm.chat import template_for
 from minicpm.errors import FormatError
+from minicpm.tokenizer import Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "简短。"},
@@ -150,6 +153,28 @@ def test_no_helper_outlives_its_template(render: Render):
 def children() -> list[str]:
     listing = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True)
     return [line for line in listing.stdout.splitlines() if "sandbox_child" in line]
+
+
+@pytest.mark.parametrize("spelling", ["{{ bos_token }}", "<s>", ""])
+@pytest.mark.parametrize("names_bos", [True, False])
+@pytest.mark.parametrize("adds_bos", [True, False, None])
+def test_a_prompt_begins_with_one_bos_where_template_or_tokenizer_wants_it(
+    golden: Path, tmp_path: Path, adds_bos: bool | None, names_bos: bool, spelling: str
+):
+    toy = golden / "minicpm2b_tied"
+    shutil.copy(toy / "tokenizer.json", tmp_path)
+    config = json.loads((toy / "tokenizer_config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("add_bos_token", "bos_token", "chat_template")}
+    config |= {} if adds_bos is None else {"add_bos_token": adds_bos}
+    config |= {"bos_token": "<s>"} if names_bos else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "chat_template.jinja").write_text(spelling + "[{{ messages[0].content }}]")
+    tokenizer, template = Tokenizer.from_folder(tmp_path), template_for(tmp_path)
+    ids = tokenizer.encode(template.render(CONVERSATION))
+    is_wanted = adds_bos is not False or spelling != ""
+    assert tokenizer.bos_token_id == 1
+    assert [i for i in ids if i == 1] == ids[:1] * is_wanted
+    assert tokenizer.decode(ids).strip() == "[简短。]"
 
 
 def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path):

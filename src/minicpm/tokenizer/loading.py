@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError
+from minicpm.errors import FormatError, brief
 from minicpm.files import file_in, has_entry, parse_json_object, read_bytes, read_json_object
 from minicpm.tokenizer.sentencepiece import (
     MAX_PIECE_CHARACTERS,
@@ -27,6 +27,10 @@ MAX_ADDED_TOKENS = 1 << 14
 MAX_CONFIG_BYTES = 4 << 20
 
 SPACE_MARK = "▁"
+
+
+# LlamaTokenizer's, which every 2024 configuration names.
+DEFAULT_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, Path]:
@@ -48,6 +52,20 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     if not has_entry(folder, "tokenizer_config.json"):
         return {}
     return read_json_object(file_in(folder, "tokenizer_config.json"), MAX_CONFIG_BYTES)
+
+
+def special_token(config: dict[str, Any], key: str) -> object:
+    """What a tokenizer_config.json gives as its bos_token, eos_token and so on: a str, None, or what is no token."""
+    named = config.get(key, DEFAULT_TOKENS.get(key))
+    return named.get("content") if isinstance(named, dict) else named
+
+
+def adds_bos(config: dict[str, Any], folder: Path) -> bool:
+    """Whether `<s>` is put in front of a text. Raises FormatError if the configuration says neither yes nor no."""
+    value = config.get("add_bos_token", True)
+    if not isinstance(value, bool):
+        raise FormatError(folder / "tokenizer_config.json", f"add_bos_token must be true or false, got {brief(value)}")
+    return value and special_token(config, "bos_token") is not None
 
 
 def _load_json(path: Path) -> Any:
