@@ -19,12 +19,13 @@ from typing import Protocol
 from minicpm.errors import HubError, ModelError
 from minicpm.hub import cache, huggingface, licences, modelscope, transfer
 from minicpm.hub.cache import LocalModel, list_models, missing_parts
-from minicpm.hub.names import KNOWN_MODELS, KnownModel, Reference, Source, is_name, parse_name
+from minicpm.hub.names import KNOWN_MODELS, SOURCES, KnownModel, Reference, Source, is_name, parse_name
 from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
 from minicpm.progress import Progress, Silent
 
 __all__ = [
     "KNOWN_MODELS",
+    "SOURCES",
     "KnownModel",
     "LocalModel",
     "Reference",
