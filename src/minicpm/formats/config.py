@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, brief
 from minicpm.files import read_json_object
+from minicpm.formats.tensor import FLOAT_DTYPES
 
 MAX_CONFIG_BYTES = 1 << 20
 # Far above any member of the family (2B: 2304 / 5760 / 40 / 122753), far below what exhausts a machine.
@@ -36,6 +37,16 @@ def residual_scale(scale_depth: float, num_hidden_layers: int) -> float:
 def logit_scale(hidden_size: int, dim_model_base: int) -> float:
     """Factor of the final hidden state before the head."""
     return dim_model_base / hidden_size
+
+
+def dynamic_rope_base(length: Any, *, theta: float, factor: float, trained_length: int, head_dim: int) -> Any:
+    """Rotary base of dynamic NTK for texts of `length` tokens, a number or a float tensor of any shape.
+
+    theta (f L / Lmax - (f - 1)) ** (D / (D - 2)) for L > Lmax, written so that nothing cancels: up to Lmax it is
+    exactly theta in every precision, so equal bases as numbers are equal bases in the tensors of a model.
+    """
+    beyond = (length - trained_length) * (length > trained_length)
+    return theta * (1.0 + factor * beyond / trained_length) ** (head_dim / (head_dim - 2))
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,8 @@ class DecoderConfig:
             raise ModelError("dynamic rope_scaling is undefined for head_dim 2")
         if not isinstance(self.tie_word_embeddings, bool):
             raise ModelError(f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}")
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise ModelError(f"dtype must be float32, float16 or bfloat16, got {self.dtype!r}")
+        if self.dtype not in FLOAT_DTYPES:
+            raise ModelError(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, got {brief(self.dtype)}")
         for name in ("bos_token_id", "pad_token_id"):
             _check_token_id(name, getattr(self, name))
         for token_id in self.eos_token_ids:
@@ -144,8 +155,14 @@ class DecoderConfig:
         scaling = self.rope_scaling
         if scaling is None or scaling.type != "dynamic":
             return self.rope_theta
-        stretch = max(1.0, scaling.factor * length / self.max_position_embeddings - (scaling.factor - 1))
-        return float(self.rope_theta * stretch ** (self.head_dim / (self.head_dim - 2)))
+        base: float = dynamic_rope_base(
+            length,
+            theta=self.rope_theta,
+            factor=scaling.factor,
+            trained_length=self.max_position_embeddings,
+            head_dim=self.head_dim,
+        )
+        return base
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Published tensor name -> shape of every stored parameter, in the order of the forward pass."""

@@ -100,11 +100,6 @@ def write_order(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
     return sorted(tensors, key=lambda info: -STORAGE_DTYPES[info.dtype].itemsize)
 
 
-def header_bytes(tensors: Sequence[TensorInfo]) -> int:
-    """Size of the file's part before the first tensor."""
-    return len(_header(list(tensors)))
-
-
 def _header(tensors: list[TensorInfo]) -> bytes:
     # transformers refuses a file without the "format" note.
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
