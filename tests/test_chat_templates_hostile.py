@@ -155,6 +155,14 @@ def children() -> list[str]:
     return [line for line in listing.stdout.splitlines() if "sandbox_child" in line]
 
 
+def test_a_templates_complaint_cannot_drive_the_terminal(render: Render):
+    with pytest.raises(FormatError, match="the chat template failed: TemplateError: first") as caught:
+        render(r"{{ raise_exception('first\x1b[2J\x07\u202e\x9b31m second ' ~ 'x' * 1000) }}")
+    assert str(caught.value).isprintable()
+    assert "second" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("spelling", ["{{ bos_token }}", "<s>", ""])
 @pytest.mark.parametrize("names_bos", [True, False])
 @pytest.mark.parametrize("adds_bos", [True, False, None])

@@ -58,9 +58,11 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.type not in ("linear", "dynamic"):
-            raise ModelError(f"rope_scaling type {self.type!r} is not supported; MiniCPM has 'linear' and 'dynamic'")
+            raise ModelError(
+                f"rope_scaling type {brief(self.type)} is not supported; MiniCPM has 'linear' and 'dynamic'"
+            )
         if not (_is_number(self.factor) and 1.0 < self.factor <= 1024.0):
-            raise ModelError(f"rope_scaling factor must be a number above 1, got {self.factor!r}")
+            raise ModelError(f"rope_scaling factor must be a number above 1, got {brief(self.factor)}")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class DecoderConfig:
         if self.head_dim == 2 and self.rope_scaling is not None and self.rope_scaling.type == "dynamic":
             raise ModelError("dynamic rope_scaling is undefined for head_dim 2")
         if not isinstance(self.tie_word_embeddings, bool):
-            raise ModelError(f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}")
+            raise ModelError(f"tie_word_embeddings must be true or false, got {brief(self.tie_word_embeddings)}")
         if self.dtype not in FLOAT_DTYPES:
             raise ModelError(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, got {brief(self.dtype)}")
         for name in ("bos_token_id", "pad_token_id"):
@@ -245,11 +247,13 @@ class DecoderConfig:
             if raw.get(key):
                 raise ModelError(f"{key} is true, but MiniCPM's projections have no biases")
         if raw.get("hidden_act", "silu") != "silu":
-            raise ModelError(f"hidden_act {raw['hidden_act']!r} is not MiniCPM's 'silu'")
+            raise ModelError(f"hidden_act {brief(raw['hidden_act'])} is not MiniCPM's 'silu'")
         config = cls(**known)
         head_dim = raw.get("head_dim")
         if head_dim is not None and head_dim != config.head_dim:
-            raise ModelError(f"head_dim {head_dim} differs from hidden_size / num_attention_heads = {config.head_dim}")
+            raise ModelError(
+                f"head_dim {brief(head_dim)} differs from hidden_size / num_attention_heads = {config.head_dim}"
+            )
         return config
 
 
@@ -283,7 +287,7 @@ def _require_minicpm_decoder(raw: dict[str, Any]) -> None:
         return
     if model_type is None and "MiniCPMForCausalLM" in names and all(key in raw for key in MUP_KEYS):
         return
-    found = f"model_type {model_type!r}, architectures {list(names)}"
+    found = f"model_type {brief(model_type)}, architectures {brief(list(names))}"
     raise ModelError(f"not a MiniCPM configuration ({found}); expected MiniCPMForCausalLM with {', '.join(MUP_KEYS)}")
 
 
@@ -291,7 +295,7 @@ def _rope_scaling(raw: object) -> RopeScaling | None:
     if not raw:
         return None
     if not isinstance(raw, dict):
-        raise ModelError(f"rope_scaling must be null or an object, got {raw!r}")
+        raise ModelError(f"rope_scaling must be null or an object, got {brief(raw)}")
     kind = raw.get("type") or raw.get("rope_type") or "default"
     if kind == "default":
         return None
@@ -308,14 +312,14 @@ def _is_number(value: object) -> bool:
 
 def _check_int(name: str, value: object, limit: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise ModelError(f"{name} must be a whole number from 1 to {limit}, got {value!r}")
+        raise ModelError(f"{name} must be a whole number from 1 to {limit}, got {brief(value)}")
 
 
 def _check_positive(name: str, value: object) -> None:
     if not _is_number(value) or not value > 0:  # type: ignore[operator]
-        raise ModelError(f"{name} must be a positive number, got {value!r}")
+        raise ModelError(f"{name} must be a positive number, got {brief(value)}")
 
 
 def _check_token_id(name: str, value: object) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31):
-        raise ModelError(f"{name} must be a token id or null, got {value!r}")
+        raise ModelError(f"{name} must be a token id or null, got {brief(value)}")

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError, brief
+from minicpm.errors import FormatError, brief, one_line
 from minicpm.files import file_in, has_entry, parse_json_object, read_bytes, read_json_object
 from minicpm.tokenizer.sentencepiece import (
     MAX_PIECE_CHARACTERS,
@@ -76,7 +76,7 @@ def _load_json(path: Path) -> Any:
     try:
         return tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:
-        raise FormatError(path, f"the tokenizers library refuses it: {str(error)[:200]}") from error
+        raise FormatError(path, f"the tokenizers library refuses it: {one_line(str(error))}") from error
     except BaseException as error:
         # A Rust panic arrives as a BaseException of a class that cannot be imported.
         if type(error).__name__ != "PanicException":
@@ -92,13 +92,13 @@ def _check_pipeline(raw: dict[str, Any], path: Path) -> None:
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else model
-        raise FormatError(path, f"model type is {kind!r}, expected 'BPE'")
+        raise FormatError(path, f"model type is {brief(kind)}, expected 'BPE'")
     _check_vocab(model.get("vocab"), model.get("merges"), path)
     if model.get("dropout"):
-        raise FormatError(path, f"model.dropout is {model['dropout']!r}: ids would be random; expected null")
+        raise FormatError(path, f"model.dropout is {brief(model['dropout'])}: ids would be random; expected null")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise FormatError(path, f"model.{key} is {model[key]!r}, expected null")
+            raise FormatError(path, f"model.{key} is {brief(model[key])}, expected null")
     _check_added_tokens(raw.get("added_tokens"), path)
     _check_parts(raw.get("normalizer"), "normalizer", {"Prepend", "Replace"}, path)
     _check_parts(raw.get("pre_tokenizer"), "pre_tokenizer", {"Metaspace"}, path)
@@ -132,7 +132,7 @@ def _check_added_tokens(added: object, path: Path) -> None:
     for token in added:
         content = token.get("content") if isinstance(token, dict) else None
         if not isinstance(content, str) or not 0 < len(content) <= MAX_PIECE_CHARACTERS:
-            raise FormatError(path, f"added_tokens holds {str(token)[:80]!r}, which is no token")
+            raise FormatError(path, f"added_tokens holds {brief(token)}, which is no token")
 
 
 def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> None:
@@ -145,7 +145,7 @@ def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> Non
         kind = step.get("type") if isinstance(step, dict) else step
         if not isinstance(kind, str) or kind not in allowed:
             known = ", ".join(sorted(allowed))
-            raise FormatError(path, f"{field} has the step {str(kind)[:40]!r}; MiniCPM's tokenizers have {known} only")
+            raise FormatError(path, f"{field} has the step {brief(kind)}; MiniCPM's tokenizers have {known} only")
         _check_step(step, field, path)
 
 
@@ -158,9 +158,9 @@ def _check_step(step: dict[str, Any], field: str, path: Path) -> None:
         if not isinstance(old, str) or not old:
             raise FormatError(path, f"{field} has a regular expression; expected a plain string to replace")
         if not isinstance(new, str) or len(new) > len(old):
-            raise FormatError(path, f"{field} replaces {old[:20]!r} by something longer")
+            raise FormatError(path, f"{field} replaces {brief(old)} by something longer")
     if step["type"] == "Prepend" and step.get("prepend") != SPACE_MARK:
-        raise FormatError(path, f"{field} prepends {str(step.get('prepend'))[:20]!r}, expected {SPACE_MARK!r}")
+        raise FormatError(path, f"{field} prepends {brief(step.get('prepend'))}, expected {SPACE_MARK!r}")
 
 
 def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:
@@ -176,7 +176,9 @@ def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     if steps not in (expected, [*expected, strip]):
         kinds = [step.get("type") for step in steps] or raw.get("type")
-        raise FormatError(path, f"decoder is {kinds}, expected SentencePiece's Replace, ByteFallback, Fuse and Strip")
+        raise FormatError(
+            path, f"decoder is {brief(kinds)}, expected SentencePiece's Replace, ByteFallback, Fuse and Strip"
+        )
     return len(steps) == 4
 
 
@@ -187,7 +189,7 @@ def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path:
         raise FormatError(path, f"added_tokens_decoder must be an object of at most {MAX_ADDED_TOKENS:,} tokens")
     for key in declared:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise FormatError(path, f"added_tokens_decoder has the key {key[:40]!r}, expected a token id")
+            raise FormatError(path, f"added_tokens_decoder has the key {brief(key)}, expected a token id")
     _check_added_tokens(list(declared.values()), path)
     from tokenizers import AddedToken
 
@@ -203,7 +205,7 @@ def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path:
         if library_tokenizer.token_to_id(content) != token_id:
             raise FormatError(
                 path,
-                f"added_tokens_decoder gives {content!r} the id {token_id}, but the vocabulary gives it "
+                f"added_tokens_decoder gives {brief(content)} the id {token_id}, but the vocabulary gives it "
                 f"{library_tokenizer.token_to_id(content)}",
             )
 
