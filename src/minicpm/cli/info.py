@@ -8,6 +8,7 @@ from typing import Any
 
 from minicpm import hub
 from minicpm.cli.arguments import add_model_argument
+from minicpm.cli.output import printable
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
                 {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
                 for info in checkpoint.tensors.values()
             ]
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else "\n".join(_lines(facts)))
+    print(json.dumps(facts, indent=2) if args.json else printable("\n".join(_lines(facts))))
     return 0
 
 
