@@ -25,7 +25,7 @@ from minicpm.tokenizer.loading import (
     strips_first_blank,
 )
 
-# Room for the longest context (131,072 tokens) in English; merging it takes up to 3 s and is worse than linear beyond.
+# Room for the longest context (131,072 tokens) in English; rare characters of that number take 3 s and 0.5 GB.
 MAX_TEXT_CHARACTERS = 1 << 20
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
