@@ -121,12 +121,15 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- Writing ---------------------------------------------------------------------------------------------------
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text durably: whoever opens `path` finds the old content or the new one, never a part."""
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Write a UTF-8 text durably: whoever opens `path` finds the old content or the new one, never a part.
+
+    `mode` is the file's permissions before the umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
     try:
-        with new.open("w", encoding="utf-8") as out:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
