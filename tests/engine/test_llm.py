@@ -283,6 +283,15 @@ def test_a_request_that_memory_cannot_hold_is_refused_with_the_numbers(folder: P
         llm.generate([[5] * 100], GREEDY, max_tokens=100)
 
 
+def test_an_answer_without_a_limit_gets_the_limit_of_the_memory(folder: Path, monkeypatch):
+    llm = LLM(folder, threads=1)
+    monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 180 * llm.backend.cache_bytes_per_token)
+    completion = llm.generate([[5] * 100], GREEDY)[0]
+    assert (len(completion.ids), completion.finish_reason) == (80, "length")
+    with pytest.raises(GenerationError, match="for keys and values"):
+        llm.generate([[5] * 120], GREEDY)
+
+
 def test_requests_wait_for_memory_rather_than_share_too_little(folder: Path, monkeypatch):
     llm = LLM(folder, threads=1)
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
