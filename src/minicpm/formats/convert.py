@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from minicpm.errors import FormatError, ModelError
+from minicpm.files import write_text
 from minicpm.formats import granite, hf, llama, vllmcpm
-from minicpm.formats.checkpoint import TOKENIZER_FILES, Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import GENERATION_FILE, TOKENIZER_FILES, Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.derive import Derived, chain, stream, unchanged
 from minicpm.formats.folder import ModelFolder, check_destination, copy_file, new_folder
@@ -187,7 +188,7 @@ def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None
 def _copies(checkpoint: Checkpoint, to: str) -> list[Path]:
     """The small files that go along unchanged."""
     folder = ModelFolder(checkpoint.path)
-    wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, "generation_config.json"}
+    wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
     names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
     copies = [folder.file(name) for name in names]
     for path in copies:
@@ -268,8 +269,8 @@ def _write(folder: Path, plan: _Plan, checkpoint: Checkpoint, progress: Progress
     index = None if plan.files[0].name == vllmcpm.WEIGHTS_FILE else hf.index_of(plan.files)
     if index is not None:
         name, raw = index
-        _write_text(folder / name, json.dumps(raw, indent=2) + "\n")
-    _write_text(folder / "config.json", plan.config_text)
+        write_text(folder / name, json.dumps(raw, indent=2) + "\n")
+    write_text(folder / "config.json", plan.config_text)
     return checksums
 
 
@@ -318,10 +319,3 @@ def _forget_cached_pages(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
