@@ -219,7 +219,7 @@ class Blocks:
     def queue(self): return self
     def launch(self, server_name, server_port, show_error):
         print("launched", server_name, server_port)
-        pieces = list(handlers[0]([{"role": "user", "content": "hello"}], 0.8, 0.8, 12))
+        pieces = list(handlers[0]([{"role": "user", "content": "hello"}], 0.8, 0.8, 60))
         print("pieces", len(pieces), pieces == sorted(pieces, key=len))
 
 
@@ -236,6 +236,8 @@ def Markdown(text): print(text)
 def test_the_gradio_demo_starts_and_really_streams(compat: Compat, model_folder: Path, tmp_path: Path):
     write(tmp_path / "gradio.py", FAKE_GRADIO)
     script = write(tmp_path / "hf_based_demo.py", DEMO)
+    raw = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    write(model_folder / "config.json", json.dumps(raw | {"eos_token_id": 2}))  # an answer of some length
     done = compat(script, "--model_path", str(model_folder), "--torch_dtype", "float32", "--server_port", "7861")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
