@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rm": ("rm", "remove a downloaded model"),
     "info": ("info", "show what a model folder holds and what it needs"),
     "convert": ("convert", "write a model in another format"),
+    "quantize": ("quantize", "write a model with 4- or 8-bit weights"),
 }
 
 
