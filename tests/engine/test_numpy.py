@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -444,6 +446,31 @@ def test_logits_differ_from_torch_on_dequantized_weights_no_more_than_activation
 
     assert distance(rounded, exact) < 0.04
     assert distance(logits(backends[name], ids), exact) < 1.15 * distance(rounded, exact)
+
+
+def test_what_was_forgotten_cannot_spoil_what_comes_after():
+    sequence, random = NumpySequence(EVEN, 100, True), np.random.default_rng(0)
+    good = random.standard_normal((5, 2, 64)).astype(np.float32)
+    sequence.append(0, good, good)
+    sequence.length = 5
+    bad = np.full((6, 2, 64), np.nan, np.float32)
+    sequence.append(0, bad, bad)
+    sequence.append(0, good[:1], good[:1])
+    assert np.isfinite(engine.attend(random.standard_normal((1, 4, 64)).astype(np.float32), sequence, 0, True)).all()
+
+
+def test_a_quantized_model_answers_without_importing_torch(golden: Path, tmp_path: Path):
+    quantize_folder(golden / "minicpm2b_tied", tmp_path / "int4")
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from minicpm import LLM\n"
+        f"for folder in ({str(tmp_path / 'int4')!r}, {str(golden / 'minicpm2b_tied')!r}):\n"
+        "    llm = LLM(folder)\n"
+        "    print(llm.backend.name, len(llm.generate('hello', max_tokens=3, ignore_eos=True)[0].ids))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["numpy", "3", "numpy", "3"]
+    assert done.stderr.count("torch is not installed") == 1
 
 
 # --- what it refuses ---------------------------------------------------------------------------------------------
