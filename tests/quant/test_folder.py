@@ -166,6 +166,12 @@ class TestHostile:
         save_file(weights, folder / "model.safetensors")
         self.refuses(folder, "negative or not finite")
 
+    def test_an_int8_code_of_minus_128(self, folder: Path):
+        weights = load_file(folder / "model.safetensors")
+        weights["model.embed_tokens.weight_packed"].view(np.uint8)[7, 9] = 0
+        save_file(weights, folder / "model.safetensors")
+        self.refuses(folder, "holds the code -128")
+
     def test_a_shape_that_contradicts_the_configuration(self, folder: Path):
         weights = load_file(folder / "model.safetensors")
         weights["model.layers.0.self_attn.k_proj.weight_shape"][1] = 120

@@ -58,12 +58,6 @@ def test_codes_out_of_range_are_refused(kind, code: int):
         kind.pack(np.full((1, 32), code, np.int8), np.ones((1, 1), np.float16), 32)
 
 
-def test_a_foreign_int8_code_of_minus_128_is_refused():
-    weight = Int8Weight(np.zeros((1, 32), np.uint8), np.ones((1, 1), np.float16), 32, 32)
-    with pytest.raises(ValueError, match="-128"):
-        weight.codes()
-
-
 @pytest.mark.parametrize("packed, scales", [((2, 12), (2, 1)), ((2, 16), (2, 2)), ((2, 16), (1, 1))])
 def test_shapes_that_contradict_each_other_are_refused(packed: tuple[int, int], scales: tuple[int, int]):
     with pytest.raises(ValueError, match=r"packed|scales"):

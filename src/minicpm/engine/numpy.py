@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from minicpm.engine.backend import Row
 from minicpm.engine.memory import free_memory_bytes
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
@@ -414,10 +414,7 @@ class NumpyBackend:
         packed = [weight for weight in weights if isinstance(weight, IntWeight)]
         views = [weight for weight in weights if isinstance(weight, TensorView)]
         if packed and not views and len({weight.group_size for weight in packed}) == 1:
-            try:
-                return IntLinear(packed, self._keeps_expanded)
-            except ValueError as error:
-                raise FormatError(self._checkpoint.path, f"{names[0]}: {error}") from error
+            return IntLinear(packed, self._keeps_expanded)
         if packed:
             return _Stacked([self.linear(name) for name in names])
         if self.is_quantized:

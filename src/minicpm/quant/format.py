@@ -79,7 +79,7 @@ class IntWeight:
         return type(self)(self.packed[chosen], self.scales[chosen], self.in_features, self.group_size)
 
     def codes(self) -> Codes:
-        """(N, K) int8. Raises ValueError for a code the arithmetic excludes (int8's -128)."""
+        """(N, K) int8."""
         raise NotImplementedError
 
     def grouped_codes(self) -> Codes:
@@ -118,10 +118,7 @@ class Int8Weight(IntWeight):
     bits, low, high = 8, -127, 127
 
     def codes(self) -> Codes:
-        stored = self.packed[:, : self.in_features]
-        if not stored.all():
-            raise ValueError("an int8 code is -128; codes are -127..127, so that no product pair saturates 16 bits")
-        return (stored ^ np.uint8(0x80)).view(np.int8)
+        return (self.packed[:, : self.in_features] ^ np.uint8(0x80)).view(np.int8)
 
     @classmethod
     def pack(cls, codes: Codes, scales: Scales, group_size: int) -> Int8Weight:
@@ -141,7 +138,7 @@ def round_scales(scales: Floats) -> npt.NDArray[np.float16]:
 def read_weight(checkpoint: Checkpoint, name: str) -> IntWeight | TensorView:
     """The weight of a published name over the file's own pages: quantized, or a TensorView where it is stored as it is.
 
-    Raises FormatError for scales that are negative or not finite, or another shape than the configuration's.
+    Raises FormatError for what the arithmetic excludes: scales that are negative or not finite, the int8 code -128.
     """
     packing = checkpoint.packings.get(name)
     if packing is None:
@@ -156,6 +153,8 @@ def read_weight(checkpoint: Checkpoint, name: str) -> IntWeight | TensorView:
     if not (np.isfinite(scales).all() and (scales >= 0).all()):
         raise FormatError(checkpoint.path, f"{name}{SCALE} holds a scale that is negative or not finite")
     packed = np.frombuffer(checkpoint.read(name + PACKED).buffer, np.uint8).reshape(N, -1)
+    if packing.bits == 8 and not packed[:, :K].all():
+        raise FormatError(checkpoint.path, f"{name}{PACKED} holds the code -128; int8 codes are -127..127")
     return WEIGHT_TYPES[packing.bits](packed, scales, K, packing.group_size)
 
 
