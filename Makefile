@@ -48,6 +48,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/true_shapes.py
+	$(BIN)/python benchmarks/versus_transformers.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

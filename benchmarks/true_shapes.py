@@ -1,10 +1,10 @@
 """Every verb on the true MiniCPM-2B shapes: time and memory of converting, loading, chatting and completing.
 
-    python benchmarks/true_shapes.py [--folder runs/2b] [--repeats 3]
+    python benchmarks/true_shapes.py [--folder runs/2b]
 
-Makes the model if it is not there (random weights, real tokenizer), converts it to every format, loads it from each,
-and alternates `minicpm run` with transformers on the same weights. Needs 30 GB of disk; removes what it made but the
-model. Writes benchmarks/results/true_shapes.json and, from all results, benchmarks/RESULTS.md.
+Makes the model if it is not there (random weights, real tokenizer), converts it to every format and loads it from
+each. Needs 30 GB of disk; removes what it made but the model. Writes benchmarks/results/true_shapes.json and, from all
+results, benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,12 +39,11 @@ TOKENS = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"))
-    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     if not args.folder.exists():
         print(f"making {args.folder}", flush=True)
         make_model(args.folder)
-    rows = list(all_rows(args.folder, args.repeats))
+    rows = list(all_rows(args.folder))
     note = (
         "MiniCPM-2B shapes, random weights, bf16 unless said; files in the page cache. Peak private memory is what "
         "one process needs for itself; peak RSS adds pages shared with the files."
@@ -54,7 +52,7 @@ def main() -> None:
     write_report()
 
 
-def all_rows(model: Path, repeats: int) -> Iterator[dict[str, object]]:
+def all_rows(model: Path) -> Iterator[dict[str, object]]:
     yield told(row("info", measure([*MINICPM, "info", "-m", str(model)])))
     for what, (target, *flags) in CONVERSIONS.items():
         with converted(model, target, flags, what) as (folder, cost, size):
@@ -69,7 +67,6 @@ def all_rows(model: Path, repeats: int) -> Iterator[dict[str, object]]:
     yield told(batch_row(model))
     with converted(model, "granite", [], "for the peer") as (granite, _, size):
         yield told(peer_save_row(granite, size))
-        yield from (told(one) for one in versus(model, granite, repeats))
 
 
 @contextmanager
@@ -123,37 +120,6 @@ def batch_row(model: Path) -> dict[str, object]:
 
 def speeds(answer: dict[str, dict[str, float]]) -> dict[str, object]:
     return {"decode_tokens_per_s": round(answer["timings"]["decode_tokens_per_s"], 2)}
-
-
-def versus(model: Path, granite: Path, repeats: int) -> Iterator[dict[str, object]]:
-    """minicpm and transformers in turn on the same weights, medians of `repeats`."""
-    ours: list[tuple[Cost, float]] = []
-    peers: list[tuple[Cost, float]] = []
-    first_ours: list[float] = []
-    first_peers: list[float] = []
-    for _ in range(repeats):
-        cost = generate(model, TOKENS)
-        ours.append((cost, json.loads(cost.stdout)["timings"]["decode_tokens_per_s"]))
-        cost = measure([sys.executable, str(PEER), str(granite), str(TOKENS), PROMPT])
-        peers.append((cost, json.loads(cost.stdout)["decode_tokens_per_s"]))
-        first_ours.append(generate(model, 1).wall_s)
-        first_peers.append(measure([sys.executable, str(PEER), str(granite), "1", PROMPT]).wall_s)
-    yield versus_row(f"minicpm run, start to first token and {TOKENS} greedy tokens", ours, first_ours)
-    yield versus_row("transformers (Granite form), the same", peers, first_peers)
-
-
-def versus_row(what: str, runs: list[tuple[Cost, float]], firsts: list[float]) -> dict[str, object]:
-    def median(of: Callable[[Cost], float]) -> float:
-        return round(statistics.median(of(cost) for cost, _ in runs), 2)
-
-    return {
-        "what": what,
-        "runs": len(runs),
-        "first_token_s": round(statistics.median(firsts), 2),
-        "decode_tokens_per_s": round(statistics.median(speed for _, speed in runs), 2),
-        "peak_private_bytes": median(lambda cost: cost.peak_private_bytes),
-        "peak_rss_bytes": median(lambda cost: cost.peak_rss_bytes),
-    }
 
 
 def told(one: dict[str, object]) -> dict[str, object]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 
 from minicpm.chat import template_for
 from minicpm.errors import FormatError
+from minicpm.tokenizer import Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "简短。"},
@@ -152,12 +155,42 @@ def children() -> list[str]:
     return [line for line in listing.stdout.splitlines() if "sandbox_child" in line]
 
 
+def test_a_templates_complaint_cannot_drive_the_terminal(render: Render):
+    with pytest.raises(FormatError, match="the chat template failed: TemplateError: first") as caught:
+        render(r"{{ raise_exception('first\x1b[2J\x07\u202e\x9b31m second ' ~ 'x' * 1000) }}")
+    assert str(caught.value).isprintable()
+    assert "second" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("spelling", ["{{ bos_token }}", "<s>", ""])
+@pytest.mark.parametrize("names_bos", [True, False])
+@pytest.mark.parametrize("adds_bos", [True, False, None])
+def test_a_prompt_begins_with_one_bos_where_template_or_tokenizer_wants_it(
+    golden: Path, tmp_path: Path, adds_bos: bool | None, names_bos: bool, spelling: str
+):
+    toy = golden / "minicpm2b_tied"
+    shutil.copy(toy / "tokenizer.json", tmp_path)
+    config = json.loads((toy / "tokenizer_config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("add_bos_token", "bos_token", "chat_template")}
+    config |= {} if adds_bos is None else {"add_bos_token": adds_bos}
+    config |= {"bos_token": "<s>"} if names_bos else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "chat_template.jinja").write_text(spelling + "[{{ messages[0].content }}]")
+    tokenizer, template = Tokenizer.from_folder(tmp_path), template_for(tmp_path)
+    ids = tokenizer.encode(template.render(CONVERSATION))
+    is_wanted = adds_bos is not False or spelling != ""
+    assert tokenizer.bos_token_id == 1
+    assert [i for i in ids if i == 1] == ids[:1] * is_wanted
+    assert tokenizer.decode(ids).strip() == "[简短。]"
+
+
 def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe\x00{{")
     with pytest.raises(FormatError, match=r"chat_template\.jinja: not UTF-8 text"):
         template_for(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"x" * 1_000_000)
-    with pytest.raises(FormatError, match="1,000,000 bytes are no chat template"):
+    with pytest.raises(FormatError, match="1,000,000 bytes, expected at most 262,144"):
         template_for(tmp_path)
 
 

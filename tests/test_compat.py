@@ -20,7 +20,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 NOTICE = "minicpm.compat: this machine has no CUDA device, so the script runs on the CPU"
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 
-# The release's README, 2024-02-04, save for the path.
+NAME = "openbmb/MiniCPM-2B-dpo-bf16"
+# The release's README, 2024-02-04, byte for byte where {path} is NAME.
 QUICK_START = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import torch
@@ -55,8 +56,9 @@ def model_folder(golden: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+def run(command: list[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = ENVIRONMENT | environment
+    return subprocess.run(command, capture_output=True, text=True, env=settings, timeout=300, check=False)
 
 
 @dataclass
@@ -110,14 +112,19 @@ def compat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(textwrap.dedent(text), encoding="utf-8")
     return path
 
 
 @no_cuda
-def test_the_quick_start_runs_unchanged_with_one_notice(model_folder: Path, tmp_path: Path):
-    script = write(tmp_path / "quick_start.py", QUICK_START.format(path=f"{model_folder}/", load=LOAD))
-    done = run([sys.executable, "-m", "minicpm.compat", script])
+def test_the_quick_start_runs_byte_for_byte_with_one_notice(model_folder: Path, tmp_path: Path):
+    cached = tmp_path / "hub" / f"models--{NAME.replace('/', '--')}"
+    shutil.copytree(model_folder, cached / "snapshots" / ("0" * 40))
+    write(cached / "refs" / "main", "0" * 40)
+    script = write(tmp_path / "quick_start.py", QUICK_START.format(path=NAME, load=LOAD))
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "MINICPM_HOME": str(tmp_path / "home")}
+    done = run([sys.executable, "-m", "minicpm.compat", script], **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n")
     assert [line for line in done.stderr.splitlines() if line.startswith("minicpm.compat")] == [NOTICE]

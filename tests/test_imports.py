@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "minicpm"
 
 # Rooms from the ground up; a room may import its own level's lower neighbours only through a smaller number.
 LEVELS: dict[str, int] = {
-    "errors": 0, "progress": 0,
+    "errors": 0, "files": 0, "progress": 0,
     "native": 1, "chat": 1, "tokenizer": 1, "sampling": 1, "hub": 1,
     "vision": 2, "formats": 2,
     "quant": 3,

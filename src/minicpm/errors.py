@@ -38,3 +38,18 @@ class MissingExtra(MiniCPMError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f"{what} needs the '{extra}' extra; install it with: pip install 'minicpm[{extra}]'")
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """A stranger's sentence inside one of ours: one line of `limit` characters, none that a terminal obeys."""
+    text = " ".join(text[: 8 * limit].split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def brief(value: object, limit: int = 80) -> str:
+    """An untrusted value for an error message: `limit` characters of a line at most, and none that a terminal obeys."""
+    text = (
+        ascii(value) if not isinstance(value, int) or abs(value) < 1 << 64 else f"a number of {value.bit_length()} bits"
+    )
+    return text if len(text) <= limit else text[: limit - 3] + "..."

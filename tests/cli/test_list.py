@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fake_hub import FakeHub, isolate
+from minicpm.hub.cache import huggingface_root
 
 
 @pytest.fixture
@@ -65,6 +66,16 @@ def test_json_holds_what_the_table_shows_and_the_path(minicpm, cached):
         "last_used": None,
     }
     assert second["complete"] is False
+
+
+def test_names_on_the_disk_cannot_drive_the_terminal(minicpm, tmp_path, monkeypatch):
+    isolate(monkeypatch, tmp_path, FakeHub())
+    root = huggingface_root()
+    (root / "models--openbmb--a\x1b[2J\x9b31m" / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    for arguments in (["list"], ["list", "--json"]):
+        out = minicpm(*arguments).out
+        assert "openbmb/a" in out
+        assert out.replace("\n", "").replace("\ufffd", "").isprintable()
 
 
 def test_an_empty_machine_is_told_how_to_begin(minicpm, tmp_path, monkeypatch):

@@ -154,6 +154,15 @@ def test_a_stop_string_that_is_a_special_token_ends_the_answer(llm: LLM):
     assert (completion.ids, completion.finish_reason) == ((), "stop")
 
 
+def test_an_end_token_of_generation_config_ends_the_answer(folder: Path, tmp_path: Path):
+    for path in folder.iterdir():
+        if path.name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(path, tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 52]}', encoding="utf-8")
+    completion = LLM(tmp_path, threads=1).generate("hello", temperature=0, max_tokens=5, logit_bias={52: 100.0})[0]
+    assert (completion.ids, completion.finish_reason) == ((), "stop")
+
+
 def test_logprobs_are_those_of_the_logits(llm: LLM):
     completion = llm.generate("hello", GREEDY, max_tokens=5, logprobs=2)[0]
     ids = llm.tokenizer.encode("hello")
@@ -272,6 +281,15 @@ def test_a_request_that_memory_cannot_hold_is_refused_with_the_numbers(folder: P
     monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 100 * llm.backend.cache_bytes_per_token)
     with pytest.raises(GenerationError, match=r"200 tokens need .* GB for keys and values"):
         llm.generate([[5] * 100], GREEDY, max_tokens=100)
+
+
+def test_an_answer_without_a_limit_gets_the_limit_of_the_memory(folder: Path, monkeypatch):
+    llm = LLM(folder, threads=1)
+    monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 180 * llm.backend.cache_bytes_per_token)
+    completion = llm.generate([[5] * 100], GREEDY)[0]
+    assert (len(completion.ids), completion.finish_reason) == (80, "length")
+    with pytest.raises(GenerationError, match="for keys and values"):
+        llm.generate([[5] * 120], GREEDY)
 
 
 def test_requests_wait_for_memory_rather_than_share_too_little(folder: Path, monkeypatch):

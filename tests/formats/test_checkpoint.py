@@ -53,6 +53,35 @@ def test_tokenizer_files_are_listed(golden: Path):
     assert names == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"]
 
 
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        (None, (2,)),
+        ({}, (2,)),
+        ({"eos_token_id": None}, (2,)),
+        ({"eos_token_id": 2}, (2,)),
+        ({"eos_token_id": 39}, (2, 39)),
+        ({"eos_token_id": [39, 2, 7, 39]}, (2, 39, 7)),
+        ({"eos_token_id": []}, (2,)),
+    ],
+)
+def test_a_text_ends_where_either_configuration_says_so(
+    model_folder: ModelFolder, generation: dict[str, object] | None, expected: tuple[int, ...]
+):
+    folder = model_folder()
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.eos_token_ids == expected
+
+
+def test_the_configurations_own_ids_come_first(model_folder: ModelFolder):
+    folder = model_folder(eos_token_id=[9, 5])
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 1]}')
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.eos_token_ids == (9, 5, 1)
+
+
 def test_the_dtype_is_that_of_the_weights_not_of_the_config(model_folder: ModelFolder):
     with open_checkpoint(model_folder(torch_dtype="float16")) as checkpoint:
         assert checkpoint.config.dtype == "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -495,6 +496,12 @@ def test_memory_stays_far_below_the_model(larger_model: Path, tmp_path: Path, to
     assert 0 < grown < 60 << 20, f"{grown} bytes more for a model of {size}"
 
 
+def written_bytes(folder: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):  # the folder appears, and is renamed, while we look
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 0
+
+
 def test_a_killed_run_leaves_nothing_under_the_final_name_and_the_next_one_cleans_up(
     larger_model: Path, tmp_path: Path
 ):
@@ -506,7 +513,9 @@ def test_a_killed_run_leaves_nothing_under_the_final_name_and_the_next_one_clean
         )
         assert child.stdout is not None
         child.stdout.readline()  # imports are over, the conversion begins
-        time.sleep(moments.uniform(0.0, 0.4))
+        share = moments.uniform(0.0, 0.9) * (larger_model / "model.safetensors").stat().st_size
+        while child.poll() is None and written_bytes(tmp_path / ".out.partial") < share:
+            time.sleep(0.001)
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()

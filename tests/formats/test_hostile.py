@@ -91,7 +91,7 @@ def config_number_of_a_million_digits(folder: Path) -> None:
     (folder / "config.json").write_text('{"hidden_size": ' + "9" * 900_000 + "}")
 
 
-@case("is no model configuration")
+@case("expected at most 1,048,576")
 def config_of_a_hundred_megabytes(folder: Path) -> None:
     with (folder / "config.json").open("r+b") as file:
         file.truncate(100 << 20)
@@ -139,6 +139,36 @@ def config_a_link_to_itself(folder: Path) -> None:
 @case("symbolic link out of the model folder")
 def tokenizer_a_link_to_elsewhere(folder: Path) -> None:
     (folder / "tokenizer.json").symlink_to("/etc/passwd")
+
+
+# --- generation_config.json --------------------------------------------------------------------------------------
+
+GENERATION = "generation_config.json"
+
+
+def generation_case(name: str, content: bytes, words: str) -> None:
+    CASES[f"generation_{name}"] = (lambda folder: (folder / GENERATION).write_bytes(content) and None, words)
+
+
+generation_case("that_is_no_json", b"{'eos_token_id': 2}", "not valid JSON")
+generation_case("that_is_a_list", b"[2]", "expected an object")
+generation_case("that_is_too_deep", b"[" * 100_000, "not valid JSON")
+generation_case("that_is_too_long", b" " * ((1 << 20) + 1), GENERATION)
+generation_case("end_as_text", b'{"eos_token_id": "</s>"}', "eos_token_id")
+generation_case("end_with_escapes", b'{"eos_token_id": "\\u001b[31m"}', "eos_token_id")
+generation_case("end_that_is_true", b'{"eos_token_id": true}', "eos_token_id")
+generation_case("end_that_is_a_fraction", b'{"eos_token_id": 2.0}', "eos_token_id")
+generation_case("negative_end", b'{"eos_token_id": [2, -1]}', "from 0 to 39")
+generation_case("end_beyond_the_vocabulary", b'{"eos_token_id": 40}', "from 0 to 39")
+generation_case("end_of_many_digits", b'{"eos_token_id": 1' + b"0" * 4000 + b"}", "eos_token_id")
+generation_case("nested_ends", b'{"eos_token_id": [[2]]}', "eos_token_id")
+generation_case("too_many_ends", json.dumps({"eos_token_id": [2] * 100_000}).encode(), "at most 256")
+
+
+@case("out of the model folder")
+def generation_config_outside(folder: Path) -> None:
+    (folder.parent / "secret.json").write_text('{"eos_token_id": 3}')
+    (folder / GENERATION).symlink_to(folder.parent / "secret.json")
 
 
 # --- safetensors -------------------------------------------------------------------------------------------------
@@ -390,7 +420,7 @@ def index_without_a_weight_map(folder: Path) -> None:
     index.write_text("{}")
 
 
-@case("weight_map must be an object")
+@case("expected an object")
 def index_a_list(folder: Path) -> None:
     index, _ = sharded(folder)
     index.write_text("[]")
@@ -402,7 +432,7 @@ def index_nested(folder: Path) -> None:
     index.write_text('{"weight_map":' * 50_000)
 
 
-@case("is no index of shards")
+@case("expected at most 16,777,216")
 def index_of_a_hundred_megabytes(folder: Path) -> None:
     index, _ = sharded(folder)
     with index.open("r+b") as file:

@@ -257,6 +257,31 @@ def test_a_busy_hub_is_asked_again(server, repo, said, status, what, source):
     assert sum(f"status {status}" in text for text in said) == 2
 
 
+NOISE = "no\x1b[2J\x07\x9b31m\u202e 模型 " + "x" * 5000
+
+
+@pytest.mark.parametrize("message", [NOISE, NOISE.encode().decode("latin-1")])
+def test_what_a_hub_says_cannot_drive_the_terminal(server, repo, said, message):
+    header = {"X-Error-Message": "".join(c for c in message if "\x80" <= c < "\u0100" or " " <= c <= "~")}
+    server.faults.statuses["list"] = [(400, header)]
+    with pytest.raises(HubError, match="with status 400 no") as refused:
+        hub.pull(NAME, tell=said.append)
+    server.faults.listing = {"Success": False, "Message": message}
+    with pytest.raises(HubError, match="with status 200 no") as complaint:
+        hub.pull(NAME, source="modelscope", tell=said.append)
+    for error in (refused, complaint):
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 400
+
+
+def test_what_a_hub_lists_cannot_drive_the_terminal(server, repo, said):
+    server.faults.extra_entries = [{"type": "file", "path": "a\x1b[2J" + "x" * 5000, "size": 1, "oid": "0" * 40}]
+    with pytest.raises(HubError, match="lists a file named") as error:
+        hub.pull(NAME, tell=said.append)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
+
+
 def test_a_hub_that_asks_for_an_hour_is_not_waited_for(server, repo, said):
     server.faults.statuses["model.safetensors"] = [(429, {"Retry-After": "3600"})]
     with pytest.raises(HubError, match="come back in 3600 s"):

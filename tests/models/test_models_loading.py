@@ -51,6 +51,27 @@ def test_a_tied_head_is_the_embedding(golden: Path):
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize(
+    ("config_ids", "generation_ids", "expected"),
+    [(2, 2, 2), (2, [2, 7], [2, 7]), (None, 7, 7), (None, None, None), ([5, 6], 5, [5, 6])],
+)
+def test_generation_ends_where_either_configuration_says_so(
+    tied_folder: Folder, config_ids: object, generation_ids: object, expected: object
+):
+    folder = tied_folder(eos_token_id=config_ids)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation_ids}))
+    assert load_model(folder).generation_config.eos_token_id == expected
+
+
+def test_generate_stops_at_an_id_that_only_the_generation_config_names(tied_folder: Folder):
+    folder = tied_folder()
+    free = load_model(folder).generate(IDS, max_new_tokens=8, do_sample=False)[0, IDS.shape[1] :].tolist()
+    last = next(i for i in range(1, 8) if free[i] not in free[:i])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, free[last]]}))
+    ended = load_model(folder).generate(IDS, max_new_tokens=8, do_sample=False)[0, IDS.shape[1] :].tolist()
+    assert ended == free[: last + 1]
+
+
 def test_nothing_is_left_on_the_meta_device(golden: Path):
     model = load_model(golden / "minicpm2b_tied")
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"cpu"}

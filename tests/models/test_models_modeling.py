@@ -82,12 +82,23 @@ def test_linear_scaling_divides_positions(small: Build):
 
 def test_dynamic_scaling_follows_its_formula_above_the_trained_length(small: Build):
     model = small(**DYNAMIC).model
-    assert model.rope_base(64) == 10000.0
-    assert model.rope_base(1) == 10000.0
-    assert model.rope_base(100) == pytest.approx(10000 * (4 * 100 / 64 - 3) ** (8 / 6), rel=1e-6)
+    base = 10000 * (4 * 100 / 64 - 3) ** (8 / 6)
+    assert model.config.to_decoder_config().rope_base(100) == pytest.approx(base, rel=1e-12)
     cos, _ = model.rotary_emb(torch.arange(100)[None])
-    angle = 50 / model.rope_base(100) ** (torch.arange(0, 8, 2) / 8)
+    angle = 50 / base ** (torch.arange(0, 8, 2) / 8)
     assert torch.allclose(cos[0, 50, :4], angle.cos(), atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.1, 3.3, 4.0, 7.7])
+def test_texts_of_one_base_have_the_same_angles_to_the_bit(small: Build, factor: float):
+    model = small(**DYNAMIC | {"rope_parameters": DYNAMIC["rope_parameters"] | {"factor": factor}}).model
+    config, positions = model.config.to_decoder_config(), torch.arange(60)[None]
+    angles = {length: model.rotary_emb(positions, length)[0] for length in (1, 60, 63, 64, 65, 200)}
+    bases = {length: config.rope_base(length) for length in angles}
+    assert len(set(bases.values())) == 3
+    for one in angles:
+        for other in angles:
+            assert torch.equal(angles[one], angles[other]) == (bases[one] == bases[other]), (one, other)
 
 
 def test_a_short_prompt_after_a_long_one_gives_the_same_logits_as_before(small: Build):

@@ -13,7 +13,7 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
-from minicpm.errors import FormatError
+from minicpm.errors import FormatError, one_line
 
 CPU_S = 2  # start-up and a long conversation take 0.3
 WALL_S = 10.0  # only a machine too busy to give two seconds of CPU gets here
@@ -86,5 +86,5 @@ def _read_answer(answer: bytes, source: Path) -> str:
     except (ValueError, AttributeError, RecursionError):
         prompt, problem = None, "its output is no text"
     if not isinstance(prompt, str):
-        raise FormatError(source, f"the chat template failed: {' '.join(str(problem).split())[:300]}")
+        raise FormatError(source, f"the chat template failed: {one_line(str(problem), 300)}")
     return prompt

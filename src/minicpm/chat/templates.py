@@ -16,7 +16,8 @@ from typing import Any
 from minicpm.chat.messages import ASSISTANT_MARKER, STOP_STRINGS, USER_MARKER, Message, validate_messages
 from minicpm.chat.sandbox import render_foreign
 from minicpm.errors import FormatError
-from minicpm.tokenizer import read_tokenizer_config
+from minicpm.files import file_in, has_entry, read_text
+from minicpm.tokenizer import adds_bos, read_tokenizer_config, special_token
 
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 
@@ -36,7 +37,9 @@ class ChatTemplate:
     _render: Callable[[Sequence[Message], bool], str] = field(repr=False, compare=False, kw_only=True)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt text, without the beginning-of-sequence token: that one is the tokenizer's.
+        """The prompt text, without the beginning-of-sequence token if the folder's tokenizer puts it in front.
+
+        `tokenizer.encode(template.render(messages))` has it once where either of the two writes it.
 
         MiniCPM's own templates end each user turn with `<AI>`, so `add_generation_prompt` changes nothing there.
         Raises ValueError for what is no conversation, FormatError if a foreign template fails.
@@ -115,14 +118,9 @@ KNOWN_TEMPLATES = (CURRENT_TEMPLATE, FEBRUARY_2024_TEMPLATE, CHATML_TEMPLATE)
 
 def _template_text(folder: Path, config: dict[str, Any]) -> tuple[str, Path] | None:
     """The template of a folder and the file it is in, looked up in transformers' order."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        if path.stat().st_size > 4 * MAX_TEMPLATE_CHARACTERS:
-            raise FormatError(path, f"{path.stat().st_size:,} bytes are no chat template")
-        try:
-            return path.read_text(encoding="utf-8"), path
-        except UnicodeDecodeError as error:
-            raise FormatError(path, f"not UTF-8 text: {error}") from error
+    if has_entry(folder, "chat_template.jinja"):
+        path = file_in(folder, "chat_template.jinja")
+        return read_text(path, 4 * MAX_TEMPLATE_CHARACTERS), path
     path = folder / "tokenizer_config.json"
     text = config.get("chat_template")
     if isinstance(text, list):
@@ -220,24 +218,25 @@ def _joined(parts: list[object]) -> list[object]:
 
 
 def _foreign_template(text: str, path: Path, config: dict[str, Any]) -> ChatTemplate:
-    tokens = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    render = partial(_render_in_sandbox, text, path, tokens)
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    tokens = {name: token if isinstance(token := special_token(config, name), str) else "" for name in names}
+    # Templates of other families write the first token themselves; it must not come from the tokenizer once more.
+    written_twice = tokens["bos_token"] if adds_bos(config, path.parent) else ""
+    render = partial(_render_in_sandbox, text, path, tokens, written_twice)
     stops = tuple(marker for marker in ("<|im_end|>", *STOP_STRINGS) if marker in text)
     return ChatTemplate("foreign", text, stops, path.name, _render=render)
 
 
-def _token_text(token: object) -> str:
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else ""
-
-
 def _render_in_sandbox(
-    text: str, path: Path, tokens: dict[str, str], messages: Sequence[Message], add_generation_prompt: bool
+    text: str,
+    path: Path,
+    tokens: dict[str, str],
+    written_twice: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
 ) -> str:
     variables = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **tokens}
-    prompt = render_foreign(text, variables, path)
-    # Templates of other families write the first token themselves; ours comes from the tokenizer, once.
-    return prompt.removeprefix(tokens["bos_token"])
+    return render_foreign(text, variables, path).removeprefix(written_twice)
 
 
 @cache

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from minicpm.chat import Message, validate_messages
 from minicpm.cli.text_input import read_text
 from minicpm.errors import FormatError
+from minicpm.files import write_text
 
 
 class Conversation:
@@ -49,18 +49,8 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write to `path`, readable by its owner alone; a crash leaves the old file or the new one, whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with os.fdopen(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-            ) as f:
-                f.writelines(json.dumps(message, ensure_ascii=False) + "\n" for message in self.messages)
-                f.flush()
-                os.fsync(f.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        lines = [json.dumps(message, ensure_ascii=False) + "\n" for message in self.messages]
+        write_text(path, "".join(lines), mode=0o600)
 
     @classmethod
     def load(cls, path: Path) -> Conversation:

@@ -9,11 +9,13 @@ from typing import Any
 
 from minicpm import hub
 from minicpm.cli.arguments import add_model_argument
+from minicpm.cli.output import printable
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
-from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.formats.config import DecoderConfig
 from minicpm.formats.convert import is_licence
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.tokenizer import read_tokenizer_config
 
 # Bytes of a weight with its share of a float16 scale per 64 weights (DESIGN.md, quantized weights).
 SCALE_BYTES = 2 / 64
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
                 for info in checkpoint.tensors.values()
             ]
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else "\n".join(_lines(facts)))
+    print(json.dumps(facts, indent=2) if args.json else printable("\n".join(_lines(facts))))
     return 0
 
 
@@ -95,9 +97,7 @@ def has_chat_template(checkpoint: Checkpoint) -> bool:
     files = {file.name: file for file in checkpoint.tokenizer_files}
     if "chat_template.jinja" in files:
         return True
-    return "tokenizer_config.json" in files and bool(
-        read_config_json(files["tokenizer_config.json"]).get("chat_template")
-    )
+    return "tokenizer_config.json" in files and bool(read_tokenizer_config(checkpoint.path).get("chat_template"))
 
 
 def weight_memory(config: DecoderConfig) -> dict[str, int]:

@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 
 from minicpm import hub
+from minicpm.cli.output import printable
 from minicpm.cli.progress import format_bytes
 
 
@@ -28,9 +29,9 @@ def run(args: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     rows = [
         (
-            model.name,
+            printable(model.name),
             model.source,
-            model.revision,
+            printable(model.revision),
             format_bytes(model.nbytes),
             "complete" if model.is_complete else "incomplete",
             _age(now, model.last_used),

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "other programs find them; every byte is verified. Prints the model's folder."
     )
     parser.add_argument("name", metavar="NAME", help="an alias (minicpm-2b-dpo), org/name[@revision], or a hub's page")
-    parser.add_argument("--source", choices=["huggingface", "hf", "modelscope", "ms"], help="where to fetch from")
+    parser.add_argument("--source", choices=list(hub.SOURCES), help="where to fetch from")
     parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit (default: the hub's main line)")
     parser.add_argument("--all", action="store_true", help="every file, not only what loading the model needs")
     parser.add_argument("--verify", action="store_true", help="read the files that are here; fetch damaged ones again")
@@ -25,10 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    source: hub.Source | None = {"hf": "huggingface", "ms": "modelscope"}.get(args.source, args.source)
     folder = hub.pull(
         args.name,
-        source=source,
+        source=hub.SOURCES.get(args.source),
         revision=args.revision,
         everything=args.all,
         verify=args.verify,

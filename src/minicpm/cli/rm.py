@@ -17,16 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'minicpm list' prints them, never folders."
     )
     parser.add_argument("name", metavar="NAME", help="an alias, org/name, or org/name@revision for that one only")
-    parser.add_argument("--source", choices=["huggingface", "hf", "modelscope", "ms"], help="which hub's cache")
+    parser.add_argument("--source", choices=list(hub.SOURCES), help="which hub's cache")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    source: hub.Source | None = {"hf": "huggingface", "ms": "modelscope"}.get(args.source, args.source)
     if not args.yes and not _confirmed(args.name):
         return 1
-    freed_bytes = hub.remove(args.name, source=source)
+    freed_bytes = hub.remove(args.name, source=hub.SOURCES.get(args.source))
     if args.json:
         print(json.dumps({"name": args.name, "freed_bytes": freed_bytes}))
     else:

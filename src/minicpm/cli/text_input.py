@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minicpm.errors import FormatError
+from minicpm.files import read_bytes
 
 MAX_TEXT_BYTES = 64 << 20
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     """A whole text file; FormatError when it is too large or not UTF-8."""
-    size = path.stat().st_size
-    if size > limit:
-        raise FormatError(path, f"{size} bytes are too much text (at most {limit})")
-    return decoded(str(path), path.read_bytes())
+    return decoded(str(path), read_bytes(path, limit))
 
 
 def read_stdin() -> str:

@@ -87,7 +87,7 @@ class LLM:
         self.context_length = context or longest
         self.backend: Backend = _load(checkpoint, backend, dtype=dtype, device=device, threads=threads)
         self._max_batch = max_batch
-        self._eos_token_ids = frozenset(checkpoint.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
+        self._eos_token_ids = frozenset(checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self._prefixes = PrefixCache(self.backend, capacity=1)
 
     def chat(

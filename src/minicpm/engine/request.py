@@ -14,6 +14,9 @@ from minicpm.engine.backend import KVSequence
 from minicpm.sampling import SampledToken, Sampler, SamplingParams
 from minicpm.tokenizer import Detokenizer, Tokenizer
 
+# An answer that memory would cut below this is refused rather than begun.
+SHORTEST_ANSWER_TOKENS = 64
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -108,6 +111,14 @@ class Request:
     def planned_tokens(self) -> int:
         """Prompt and the longest answer."""
         return len(self.prompt_ids) + self.max_new_tokens
+
+    def shorten(self, tokens: int) -> bool:
+        """Plan for `tokens` at most, prompt included; False if a limit was asked for or too little would be left."""
+        room = tokens - len(self.prompt_ids)
+        if self.params.max_tokens is not None or room < SHORTEST_ANSWER_TOKENS:
+            return False
+        self.max_new_tokens = min(self.max_new_tokens, room)
+        return True
 
     @property
     def held_tokens(self) -> int:

@@ -62,7 +62,8 @@ class Scheduler:
     def _fits(self, request: Request) -> bool:
         """Whether the keys and values of the whole answer have room beside those that run.
 
-        GenerationError when nothing runs and they still have none, which waiting cannot change.
+        When nothing runs waiting changes nothing: an answer without a limit then gets the limit of the memory, and
+        one that asked for more is refused with a GenerationError.
         """
         free = self._backend.free_cache_bytes()
         if free is None:
@@ -75,11 +76,12 @@ class Scheduler:
         if self._running:
             return False
         self._prefixes.drop_all()
-        if needed <= (self._backend.free_cache_bytes() or 0):
+        free = self._backend.free_cache_bytes() or 0
+        if needed <= free or request.shorten(free // self._backend.cache_bytes_per_token):
             return True
         raise GenerationError(
             f"{request.planned_tokens} tokens need {needed / 1e9:.1f} GB for keys and values, "
-            f"{free / 1e9:.1f} GB are free; lower max_tokens or the context"
+            f"{free / 1e9:.1f} GB are free; lower max_tokens or shorten the prompt"
         )
 
     def _next_batch(self) -> tuple[list[Row], list[Request]]:

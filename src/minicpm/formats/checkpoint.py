@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import compressed_tensors, granite, hf, llama, vllmcpm
 from minicpm.formats.compressed_tensors import Packing
 from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
-from minicpm.formats.mapped import TensorFile, brief
+from minicpm.formats.generation import read_eos_token_ids
+from minicpm.formats.mapped import TensorFile
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
 
 TOKENIZER_FILES = (
@@ -32,6 +33,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+GENERATION_FILE = "generation_config.json"
 # Tables that old checkpoints store although they follow from the configuration.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
 # How much of a stored head is compared with the embedding that it must repeat.
@@ -64,6 +66,7 @@ class Checkpoint:
     config: DecoderConfig  # its dtype is that of the stored embedding
     tensors: dict[str, TensorInfo]  # published name -> what is stored, in the order of config.parameter_shapes()
     packings: dict[str, Packing]  # published names whose weights are stored packed, as name + _packed, _scale, _shape
+    eos_token_ids: tuple[int, ...]  # ids that end a text: the configuration's, then generation_config.json's
     tokenizer_files: tuple[Path, ...]
     folded_scales: llama.FoldedScales | None  # constants that a llama-format folder says it has folded in
 
@@ -78,6 +81,7 @@ class Checkpoint:
             self.folded_scales = llama.kept_scales(raw) if form == "llama" else None
         except ModelError as error:
             raise ModelError(f"{config_path}: {error}") from error
+        self.eos_token_ids = _eos_token_ids(folder, config)
         self.tokenizer_files = tuple(folder.file(name) for name in TOKENIZER_FILES if folder.has(name))
         stored = FORMS[form].open_weights(folder)
         self._files = set(stored.values())
@@ -166,6 +170,13 @@ def recognise(raw: dict[str, Any]) -> str:
         if model_type == traits.model_type or (model_type is None and traits.architecture in names):
             return form
     return "hf"
+
+
+def _eos_token_ids(folder: ModelFolder, config: DecoderConfig) -> tuple[int, ...]:
+    more: tuple[int, ...] = ()
+    if folder.has(GENERATION_FILE):
+        more = read_eos_token_ids(folder.file(GENERATION_FILE), config.vocab_size)
+    return tuple(dict.fromkeys([*config.eos_token_ids, *more]))
 
 
 def _published(path: Path, stored: Mapping[str, TensorFile]) -> dict[str, str]:

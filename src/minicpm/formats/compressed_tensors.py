@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
-from minicpm.formats.mapped import brief
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo
 
 PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"

@@ -7,13 +7,14 @@ can steer a library to foreign code (auto_map, `_`-prefixed keys and nested conf
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, brief
+from minicpm.files import read_json_object
+from minicpm.formats.tensor import FLOAT_DTYPES
 
 MAX_CONFIG_BYTES = 1 << 20
 # Far above any member of the family (2B: 2304 / 5760 / 40 / 122753), far below what exhausts a machine.
@@ -38,6 +39,16 @@ def logit_scale(hidden_size: int, dim_model_base: int) -> float:
     return dim_model_base / hidden_size
 
 
+def dynamic_rope_base(length: Any, *, theta: float, factor: float, trained_length: int, head_dim: int) -> Any:
+    """Rotary base of dynamic NTK for texts of `length` tokens, a number or a float tensor of any shape.
+
+    theta (f L / Lmax - (f - 1)) ** (D / (D - 2)) for L > Lmax, written so that nothing cancels: up to Lmax it is
+    exactly theta in every precision, so equal bases as numbers are equal bases in the tensors of a model.
+    """
+    beyond = (length - trained_length) * (length > trained_length)
+    return theta * (1.0 + factor * beyond / trained_length) ** (head_dim / (head_dim - 2))
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Context extension: positions divided by `factor` (linear) or a base that grows past training length (dynamic)."""
@@ -47,9 +58,11 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.type not in ("linear", "dynamic"):
-            raise ModelError(f"rope_scaling type {self.type!r} is not supported; MiniCPM has 'linear' and 'dynamic'")
+            raise ModelError(
+                f"rope_scaling type {brief(self.type)} is not supported; MiniCPM has 'linear' and 'dynamic'"
+            )
         if not (_is_number(self.factor) and 1.0 < self.factor <= 1024.0):
-            raise ModelError(f"rope_scaling factor must be a number above 1, got {self.factor!r}")
+            raise ModelError(f"rope_scaling factor must be a number above 1, got {brief(self.factor)}")
 
 
 @dataclass(frozen=True)
@@ -106,9 +119,9 @@ class DecoderConfig:
         if self.head_dim == 2 and self.rope_scaling is not None and self.rope_scaling.type == "dynamic":
             raise ModelError("dynamic rope_scaling is undefined for head_dim 2")
         if not isinstance(self.tie_word_embeddings, bool):
-            raise ModelError(f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}")
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise ModelError(f"dtype must be float32, float16 or bfloat16, got {self.dtype!r}")
+            raise ModelError(f"tie_word_embeddings must be true or false, got {brief(self.tie_word_embeddings)}")
+        if self.dtype not in FLOAT_DTYPES:
+            raise ModelError(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, got {brief(self.dtype)}")
         for name in ("bos_token_id", "pad_token_id"):
             _check_token_id(name, getattr(self, name))
         for token_id in self.eos_token_ids:
@@ -144,8 +157,14 @@ class DecoderConfig:
         scaling = self.rope_scaling
         if scaling is None or scaling.type != "dynamic":
             return self.rope_theta
-        stretch = max(1.0, scaling.factor * length / self.max_position_embeddings - (scaling.factor - 1))
-        return float(self.rope_theta * stretch ** (self.head_dim / (self.head_dim - 2)))
+        base: float = dynamic_rope_base(
+            length,
+            theta=self.rope_theta,
+            factor=scaling.factor,
+            trained_length=self.max_position_embeddings,
+            head_dim=self.head_dim,
+        )
+        return base
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Published tensor name -> shape of every stored parameter, in the order of the forward pass."""
@@ -228,11 +247,13 @@ class DecoderConfig:
             if raw.get(key):
                 raise ModelError(f"{key} is true, but MiniCPM's projections have no biases")
         if raw.get("hidden_act", "silu") != "silu":
-            raise ModelError(f"hidden_act {raw['hidden_act']!r} is not MiniCPM's 'silu'")
+            raise ModelError(f"hidden_act {brief(raw['hidden_act'])} is not MiniCPM's 'silu'")
         config = cls(**known)
         head_dim = raw.get("head_dim")
         if head_dim is not None and head_dim != config.head_dim:
-            raise ModelError(f"head_dim {head_dim} differs from hidden_size / num_attention_heads = {config.head_dim}")
+            raise ModelError(
+                f"head_dim {brief(head_dim)} differs from hidden_size / num_attention_heads = {config.head_dim}"
+            )
         return config
 
 
@@ -240,16 +261,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
     """Read a config.json as a plain object; FormatError if it is missing, huge, not JSON or not an object."""
     if not path.is_file():
         raise FormatError(path, "no such file; a model folder holds config.json beside its weights")
-    size = path.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise FormatError(path, f"{size} bytes is no model configuration (at most {MAX_CONFIG_BYTES})")
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise FormatError(path, f"holds a JSON {type(raw).__name__}, expected an object")
-    return raw
+    return read_json_object(path, MAX_CONFIG_BYTES)
 
 
 def architecture_names(raw: dict[str, Any]) -> tuple[str, ...]:
@@ -275,7 +287,7 @@ def _require_minicpm_decoder(raw: dict[str, Any]) -> None:
         return
     if model_type is None and "MiniCPMForCausalLM" in names and all(key in raw for key in MUP_KEYS):
         return
-    found = f"model_type {model_type!r}, architectures {list(names)}"
+    found = f"model_type {brief(model_type)}, architectures {brief(list(names))}"
     raise ModelError(f"not a MiniCPM configuration ({found}); expected MiniCPMForCausalLM with {', '.join(MUP_KEYS)}")
 
 
@@ -283,7 +295,7 @@ def _rope_scaling(raw: object) -> RopeScaling | None:
     if not raw:
         return None
     if not isinstance(raw, dict):
-        raise ModelError(f"rope_scaling must be null or an object, got {raw!r}")
+        raise ModelError(f"rope_scaling must be null or an object, got {brief(raw)}")
     kind = raw.get("type") or raw.get("rope_type") or "default"
     if kind == "default":
         return None
@@ -300,14 +312,14 @@ def _is_number(value: object) -> bool:
 
 def _check_int(name: str, value: object, limit: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise ModelError(f"{name} must be a whole number from 1 to {limit}, got {value!r}")
+        raise ModelError(f"{name} must be a whole number from 1 to {limit}, got {brief(value)}")
 
 
 def _check_positive(name: str, value: object) -> None:
     if not _is_number(value) or not value > 0:  # type: ignore[operator]
-        raise ModelError(f"{name} must be a positive number, got {value!r}")
+        raise ModelError(f"{name} must be a positive number, got {brief(value)}")
 
 
 def _check_token_id(name: str, value: object) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31):
-        raise ModelError(f"{name} must be a token id or null, got {value!r}")
+        raise ModelError(f"{name} must be a token id or null, got {brief(value)}")

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from minicpm.errors import FormatError, ModelError
+from minicpm.files import write_text
 from minicpm.formats import granite, hf, llama, vllmcpm
-from minicpm.formats.checkpoint import TOKENIZER_FILES, Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import GENERATION_FILE, TOKENIZER_FILES, Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.derive import Derived, chain, stream, unchanged
 from minicpm.formats.folder import ModelFolder, check_destination, copy_file, new_folder
@@ -192,7 +193,7 @@ def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None
 def companion_files(checkpoint: Checkpoint, to: str) -> list[Path]:
     """The small files that go along unchanged into the form `to`: tokenizer, licence, generation settings."""
     folder = ModelFolder(checkpoint.path)
-    wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, "generation_config.json"}
+    wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
     names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
     copies = [folder.file(name) for name in names]
     for path in copies:
@@ -324,10 +325,3 @@ def forget_cached_pages(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,8 +1,4 @@
-"""A model folder: which file of it may be read, and how a new one comes into being all at once.
-
-Nothing outside the folder is read, except through the symbolic links of a Hugging Face cache, whose snapshots
-point into the `blobs` folder of the same model.
-"""
+"""A model folder: an existing one, and how a new one comes into being all at once."""
 
 from __future__ import annotations
 
@@ -12,11 +8,11 @@ import errno
 import fcntl
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import ModelError
+from minicpm.files import file_in, has_entry, sync_folder
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -30,49 +26,13 @@ class ModelFolder:
             raise ModelError(f"{path}: no such folder; give the folder of a model, or the name of one to pull")
         if not self.path.is_dir():
             raise ModelError(f"{path}: not a folder; give the folder that holds config.json and the weights")
-        self._root = self.path.resolve()
 
     def has(self, name: str) -> bool:
-        return os.path.lexists(self.path / name)
+        return has_entry(self.path, name)
 
     def file(self, name: str) -> Path:
         """Path of the regular file `name`; FormatError when it is missing, special, or lies outside the folder."""
-        if not is_plain_name(name):
-            raise FormatError(self.path, f"{ascii(name)[:80]} is not a plain file name inside the model folder")
-        path = self.path / name
-        try:
-            target = path.resolve(strict=True)
-        except FileNotFoundError:
-            dangling = " (a symbolic link to nothing)" if path.is_symlink() else ""
-            raise FormatError(path, f"no such file{dangling}; the model folder is incomplete") from None
-        except (OSError, RuntimeError) as error:  # RuntimeError: Python 3.11's word for a loop of links.
-            raise FormatError(path, "cannot be resolved; it is a loop of symbolic links") from error
-        if not any(target.is_relative_to(root) for root in self._readable_roots()):
-            raise FormatError(path, f"is a symbolic link out of the model folder, to {target}; copy the file instead")
-        if not stat.S_ISREG(target.stat().st_mode):
-            raise FormatError(path, "not a regular file")
-        return path
-
-    def _readable_roots(self) -> Iterator[Path]:
-        yield self._root
-        snapshots = self._root.parent
-        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
-            model = snapshots.parent
-            yield model / "blobs"
-            # huggingface_hub 2 can share equal files among all models of a cache.
-            if (model.parent / "blobs" / ".huggingface-shared-blobs").is_file():
-                yield model.parent / "blobs"
-
-
-def is_plain_name(name: object) -> bool:
-    """True for a name that cannot leave its folder, on any platform."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) <= 255
-        and name not in (".", "..")
-        and not any(character in name for character in "/\\\0:")
-        and name.isprintable()
-    )
+        return file_in(self.path, name)
 
 
 @contextlib.contextmanager
@@ -120,15 +80,6 @@ def check_destination(destination: Path, overwrite: bool = False) -> None:
         raise ValueError(f"{destination}: already exists; choose another destination or pass --force to replace it")
     if not (destination / "config.json").is_file() or any(path.is_dir() for path in content):
         raise ValueError(f"{destination}: --force replaces model folders only, and this is not one; remove it yourself")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def copy_file(source: Path, destination: Path) -> None:

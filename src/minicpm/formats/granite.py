@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from minicpm.errors import ModelError
+from minicpm.errors import ModelError, brief
 from minicpm.formats.config import MUP_KEYS, DecoderConfig
 from minicpm.formats.llama import SHARED_KEYS
 
@@ -52,7 +52,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
 def _multiplier(raw: dict[str, Any], name: str) -> float:
     value = raw.get(name, 1.0)  # Granite's default
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ModelError(f"{name} must be a positive number, got {value!r}")
+        raise ModelError(f"{name} must be a positive number, got {brief(value)}")
     return float(value)
 
 

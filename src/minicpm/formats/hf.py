@@ -5,16 +5,16 @@ Finds and checks the files of weights of a folder, and plans and writes them. Kn
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, brief
+from minicpm.files import is_plain_name, read_json_object
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.folder import ModelFolder, is_plain_name
-from minicpm.formats.mapped import TensorFile, brief
+from minicpm.formats.folder import ModelFolder
+from minicpm.formats.mapped import TensorFile
 from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
 from minicpm.formats.tensor import TensorInfo
 from minicpm.formats.torch_bin import TorchFile, TorchWriter
@@ -81,14 +81,7 @@ def _open_shards(folder: ModelFolder, index_path: Path) -> dict[str, TensorFile]
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    size = path.stat().st_size
-    if size > MAX_INDEX_BYTES:
-        raise FormatError(path, f"{size} bytes is no index of shards (at most {MAX_INDEX_BYTES})")
-    try:
-        raw = json.loads(path.read_bytes(), object_pairs_hook=_unique_object)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"not valid JSON: {brief(str(error))}") from error
-    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    weight_map = read_json_object(path, MAX_INDEX_BYTES, unique_keys=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(path, "weight_map must be an object from tensor names to files")
     suffix = ".safetensors" if path.name.startswith("model.safetensors") else ".bin"
@@ -99,13 +92,6 @@ def _read_weight_map(path: Path) -> dict[str, str]:
             )
             raise FormatError(path, problem)
     return weight_map
-
-
-def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key appears twice")
-    return made
 
 
 def _require_listed(index_path: Path, weight_map: dict[str, str], name: str, file: TensorFile) -> None:

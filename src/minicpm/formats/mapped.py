@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from minicpm.errors import FormatError
+from minicpm.errors import FormatError, brief
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
 # Python 3.11's mmap module does not name this flag. Without it Linux refuses a private mapping of a file larger
@@ -108,14 +108,6 @@ def checked_shape(path: Path, name: str, shape: object) -> tuple[int, ...]:
 
 def byte_size(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * STORAGE_DTYPES[dtype].itemsize
-
-
-def brief(value: object) -> str:
-    """An untrusted value for an error message, at most a line of it and never a control character."""
-    text = (
-        ascii(value) if not isinstance(value, int) or abs(value) < 1 << 64 else f"a number of {value.bit_length()} bits"
-    )
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _open_regular(path: Path) -> int:

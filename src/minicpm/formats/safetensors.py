@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError
-from minicpm.formats.mapped import MappedFile, aligned_view, brief, byte_size, checked_shape
+from minicpm.errors import FormatError, brief
+from minicpm.formats.mapped import MappedFile, aligned_view, byte_size, checked_shape
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
 # MiniCPM-2B's 362 tensors take 40 kB. The library allows 100 MB, which takes seconds to parse.
@@ -98,11 +98,6 @@ class SafetensorsWriter:
 def write_order(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
     """The same tensors, wider dtypes first, otherwise as given."""
     return sorted(tensors, key=lambda info: -STORAGE_DTYPES[info.dtype].itemsize)
-
-
-def header_bytes(tensors: Sequence[TensorInfo]) -> int:
-    """Size of the file's part before the first tensor."""
-    return len(_header(list(tensors)))
 
 
 def _header(tensors: list[TensorInfo]) -> bytes:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from minicpm.errors import FormatError
-from minicpm.formats.mapped import MappedFile, aligned_view, brief, checked_shape
+from minicpm.errors import FormatError, brief
+from minicpm.formats.mapped import MappedFile, aligned_view, checked_shape
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
 # MiniCPM-2B's own pickle has 40 kB and 17,000 opcodes, its directory 363 entries.

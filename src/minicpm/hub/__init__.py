@@ -16,15 +16,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from minicpm.errors import HubError, ModelError
+from minicpm.errors import HubError, ModelError, one_line
 from minicpm.hub import cache, huggingface, licences, modelscope, transfer
 from minicpm.hub.cache import LocalModel, list_models, missing_parts
-from minicpm.hub.names import KNOWN_MODELS, KnownModel, Reference, Source, is_name, parse_name
+from minicpm.hub.names import KNOWN_MODELS, SOURCES, KnownModel, Reference, Source, is_name, parse_name
 from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
 from minicpm.progress import Progress, Silent
 
 __all__ = [
     "KNOWN_MODELS",
+    "SOURCES",
     "KnownModel",
     "LocalModel",
     "Reference",
@@ -248,5 +249,9 @@ def _locked(path: Path, busy: str, tell: Callable[[str], None] | None) -> Iterat
 def _absent_offline(reference: Reference, *, is_asked: bool) -> str:
     why = "--offline was given" if is_asked else "HF_HUB_OFFLINE is set"
     folder = cache.store(reference).locate(reference.revision)
-    state = f"incomplete on this machine ({missing_parts(folder)} is missing)" if folder else "not on this machine"
+    state = (
+        f"incomplete on this machine ({one_line(missing_parts(folder) or 'nothing')} is missing)"
+        if folder
+        else "not on this machine"
+    )
     return f"{reference} is {state}, and nothing is downloaded because {why}; pull it once with a network"

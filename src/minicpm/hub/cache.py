@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from minicpm.errors import HubError
+from minicpm.errors import FormatError, HubError
+from minicpm.files import read_json_object, read_text, sync_folder, write_text
 from minicpm.hub.names import Reference, Source
 from minicpm.hub.remote import Listing, RemoteFile
 
 PARTIAL_SUFFIX = ".minicpm.incomplete"  # ends as the library's own partials do, so that its tools see and clean it
 _MANIFEST = ".minicpm.json"
-_MAX_JSON_BYTES = 64 << 20
+_MAX_JSON_BYTES, _MAX_TEXT_BYTES = 64 << 20, 1 << 12
 
 
 class Store(Protocol):
@@ -136,7 +137,7 @@ class HuggingFaceStore:
 
     def stage(self, file: RemoteFile) -> None:
         self.partial(file).replace(self.content(file))
-        _sync_folder(self.content(file).parent)
+        sync_folder(self.content(file).parent)
 
     def discard(self, file: RemoteFile) -> None:
         self.content(file).unlink(missing_ok=True)
@@ -152,7 +153,7 @@ class HuggingFaceStore:
         if revision != listing.commit:
             reference = self.folder / "refs" / (revision or "main")
             if _read_text(reference) != listing.commit:
-                _write_atomically(reference, listing.commit)
+                write_text(reference, listing.commit)
         return snapshot
 
     def locate(self, revision: str | None) -> Path | None:
@@ -228,7 +229,7 @@ class ModelScopeStore:
 
     def stage(self, file: RemoteFile) -> None:
         self.partial(file).replace(self._waiting / file.digest)
-        _sync_folder(self._waiting)
+        sync_folder(self._waiting)
 
     def discard(self, file: RemoteFile) -> None:
         self.content(file).unlink(missing_ok=True)
@@ -263,7 +264,7 @@ class ModelScopeStore:
         known = {path: mark for path, mark in self._manifest().items() if (self.folder / path).is_file()}
         known |= {file.path: _mark(self.folder / file.path, file.digest) for file in files}
         manifest = {"revision": revision or manifest.get("revision"), "files": known}
-        _write_atomically(self.folder / _MANIFEST, json.dumps(manifest, indent=1))
+        write_text(self.folder / _MANIFEST, json.dumps(manifest, indent=1))
 
 
 # What is here
@@ -451,41 +452,16 @@ def _mark(path: Path, digest: str) -> list[object]:
 
 
 def _read_text(path: Path) -> str | None:
+    """A line that a program wrote down, a commit for one; None where there is none."""
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        return read_text(path, _MAX_TEXT_BYTES).strip()
+    except (OSError, FormatError):
         return None
 
 
 def _read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file; empty where there is none or it is something else."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            return {}
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(path, _MAX_JSON_BYTES)
+    except (OSError, FormatError):
         return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
-    try:
-        with new.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from minicpm import __version__
-from minicpm.errors import HubError
+from minicpm.errors import HubError, brief, one_line
 from minicpm.hub import transfer
 from minicpm.hub.names import Reference, did_you_mean
 from minicpm.hub.remote import Listing, RemoteFile, checked_file, checked_listing
@@ -79,7 +79,7 @@ def _ask(call: Callable[[], Result], reference: Reference, tell: Callable[[str],
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # The library trusts its hub's JSON; another server's may have any shape.
             raise HubError(
-                f"{endpoint()} did not answer as a Hugging Face hub does ({error!r}); check HF_ENDPOINT"
+                f"{endpoint()} did not answer as a Hugging Face hub does ({brief(error, 200)}); check HF_ENDPOINT"
             ) from error
 
     return transfer.with_retries(once, str(reference), tell)
@@ -105,4 +105,6 @@ def _explain(reference: Reference, status: int, headers: Mapping[str, str]) -> s
         hint = did_you_mean(reference.repo_id)
         private = "your token cannot read it" if token else f"if it is private, {login}"
         return f"there is no model '{reference.repo_id}' on {endpoint()}{hint or ''}; {private}"
-    return f"{endpoint()} refused {reference} with status {status} {headers.get('X-Error-Message', '')}".rstrip()
+    return (
+        f"{endpoint()} refused {reference} with status {status} {one_line(headers.get('X-Error-Message', ''))}".rstrip()
+    )

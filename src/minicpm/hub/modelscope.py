@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlencode
 
 from minicpm import __version__
-from minicpm.errors import HubError
+from minicpm.errors import HubError, one_line
 from minicpm.hub import transfer
 from minicpm.hub.huggingface import checked_endpoint
 from minicpm.hub.names import Reference, did_you_mean
@@ -61,7 +60,7 @@ def _state(files: list[RemoteFile]) -> str:
 
 def _explain(reference: Reference, status: int, headers: Mapping[str, str], message: str = "") -> str:
     """Why the hub refused, and what the user can do about it."""
-    said = re.sub(r"\s+", " ", message)[:200]
+    said = one_line(message)
     if status in (401, 403):
         return (
             f"{reference} is not public on ModelScope; fetch it with ModelScope's own SDK and your account there, "

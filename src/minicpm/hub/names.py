@@ -16,11 +16,12 @@ from minicpm.errors import HubError
 
 Source = Literal["huggingface", "modelscope"]
 
-_PREFIXES: dict[str, Source] = {
-    "hf": "huggingface",
+# What people call a hub: before a name, after --source, in MINICPM_HUB.
+SOURCES: dict[str, Source] = {
     "huggingface": "huggingface",
-    "ms": "modelscope",
+    "hf": "huggingface",
     "modelscope": "modelscope",
+    "ms": "modelscope",
 }
 # The library's own rule for a repository's name, without the form that has no owner.
 _REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
@@ -117,9 +118,9 @@ def parse_name(name: str, *, source: Source | None = None, revision: str | None 
         prefix, _, text = text.partition(":")
         if prefix.lower() == "wisemodel":
             raise HubError(_wisemodel_advice(text))
-        if prefix.lower() not in _PREFIXES:
+        if prefix.lower() not in SOURCES:
             raise HubError(f"unknown hub '{prefix}' in '{name}'; expected hf: or ms: before the name")
-        named_source = _PREFIXES[prefix.lower()]
+        named_source = SOURCES[prefix.lower()]
     if source is not None and named_source is not None and named_source != source:
         raise ValueError(f"'{name}' names {named_source}, but the source asked for is {source}")
     text, _, named_revision = text.rstrip("/").partition("@")
@@ -151,7 +152,7 @@ def did_you_mean(name: str) -> str:
 def is_name(text: str) -> bool:
     """Whether `text` can only be a name (or address), not a path: prefixed, an alias, or one owner and one name."""
     head = text.strip().rstrip("/")
-    if "://" in head or head.partition(":")[0].lower() in (*_PREFIXES, "wisemodel"):
+    if "://" in head or head.partition(":")[0].lower() in (*SOURCES, "wisemodel"):
         return True
     return not head.startswith((".", "/", "~")) and head.count("/") <= 1 and "\\" not in head
 
@@ -179,9 +180,9 @@ def _find(text: str, source: Source | None) -> Reference:
 
 def _preferred_source() -> Source:
     value = os.environ.get("MINICPM_HUB", "")
-    if value and value not in _PREFIXES:
+    if value and value not in SOURCES:
         raise ValueError(f"MINICPM_HUB is '{value}'; expected huggingface or modelscope")
-    return _PREFIXES[value] if value else "huggingface"
+    return SOURCES[value] if value else "huggingface"
 
 
 def _main_aliases() -> str:

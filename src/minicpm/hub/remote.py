@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minicpm.errors import HubError
+from minicpm.errors import HubError, brief
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -70,19 +70,19 @@ def checked_file(where: str, path: object, size: object, digest: object) -> Remo
     """
     if not isinstance(path, str) or not _is_safe_path(path):
         raise HubError(
-            f"{where} lists a file named {path!r}, which would leave the model's folder; nothing was fetched"
+            f"{where} lists a file named {brief(path)}, which would leave the model's folder; nothing was fetched"
         )
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FILE_BYTES:
-        raise HubError(f"{where} says that {path} has {size!r} bytes, which cannot be; nothing was fetched")
+        raise HubError(f"{where} says that {path} has {brief(size)} bytes, which cannot be; nothing was fetched")
     if not isinstance(digest, str) or not (_SHA1.fullmatch(digest) or _SHA256.fullmatch(digest)):
-        raise HubError(f"{where} gives no usable hash for {path} ({digest!r}), so it cannot be verified")
+        raise HubError(f"{where} gives no usable hash for {path} ({brief(digest)}), so it cannot be verified")
     return RemoteFile(path, size, digest)
 
 
 def checked_listing(repo_id: str, where: str, commit: object, files: Iterable[RemoteFile]) -> Listing:
     """The entries as a Listing; HubError for too many of them, doubles, a file that is also a folder, or no commit."""
     if not isinstance(commit, str) or not _SHA1.fullmatch(commit):
-        raise HubError(f"{where} answered with commit {commit!r}; expected 40 hex digits")
+        raise HubError(f"{where} answered with commit {brief(commit)}; expected 40 hex digits")
     found: dict[str, RemoteFile] = {}
     for file in files:
         if file.path in found:

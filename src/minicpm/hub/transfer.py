@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from minicpm.errors import HubError
+from minicpm.errors import HubError, brief, one_line
 from minicpm.hub.remote import RemoteFile
 from minicpm.progress import Progress
 
@@ -231,10 +231,13 @@ def _check_length(file: RemoteFile, response: Response, start: int) -> None:
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         if not found or int(found[1]) != start or found[3] not in ("*", str(file.size)):
             answered = response.headers.get("Content-Range", "no Content-Range")
-            raise HubError(f"{file.path}: asked for bytes {start}- of {file.size}, the server answered {answered}")
+            raise HubError(
+                f"{file.path}: asked for bytes {start}- of {file.size}, the server answered {one_line(answered)}"
+            )
         expected = int(found[2]) + 1 - start
     announced = response.headers.get("Content-Length", str(expected))
     if announced != str(expected) or start + expected > file.size:
+        announced = one_line(announced, 40)
         raise HubError(
             f"{file.path}: the hub lists {file.size} bytes, but the server announces {announced} from byte {start} on"
         )
@@ -262,7 +265,7 @@ def _get(
                 return
             target = urljoin(url, response.headers["Location"])
         if not _may_follow(url, target):
-            raise HubError(f"{url} redirects to {target}, which is not a safe place to fetch from")
+            raise HubError(f"{url} redirects to {brief(target, 200)}, which is not a safe place to fetch from")
         url = target
     raise HubError(f"{start} redirects more than {MAX_REDIRECTS} times")
 
@@ -281,7 +284,7 @@ def _network_errors() -> Iterator[None]:
     except HfHubHTTPError:
         raise
     except client_error as error:
-        raise _TryAgain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
+        raise _TryAgain(one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)) from error
 
 
 def _raise_if_transient(response: Response) -> None:

@@ -42,6 +42,8 @@ def load_model(
     # A tied head is not among the checkpoint's tensors; that everything else is, open_checkpoint has made sure of.
     model.load_state_dict(state, strict=not config.tie_word_embeddings, assign=True)
     model.tie_weights()
+    ends = source.eos_token_ids
+    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else next(iter(ends), None)
     return model.eval()
 
 

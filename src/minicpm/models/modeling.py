@@ -34,7 +34,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from minicpm.errors import FormatError
-from minicpm.formats.config import read_config_json
+from minicpm.formats.config import dynamic_rope_base, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.models.configuration import MiniCPMConfig
 from minicpm.models.conversation import chat
@@ -84,18 +84,19 @@ class MiniCPMRotaryEmbedding(nn.Module):
         if self.rope_type == "dynamic":
             if rope_length is None:
                 rope_length = position_ids.amax(dim=-1, keepdim=True) + 1
-            base = self.stretched_base(torch.as_tensor(rope_length, device=device))[..., None]
+            base = dynamic_rope_base(
+                torch.as_tensor(rope_length, device=device).float()[..., None],
+                theta=self.theta,
+                factor=self.factor,
+                trained_length=self.max_position_embeddings,
+                head_dim=self.head_dim,
+            )
         positions = position_ids.float()
         if self.rope_type == "linear":
             positions = positions / self.factor
         angles = positions[..., None] * (1.0 / (base**exponent))  # (B, T, D/2)
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
-
-    def stretched_base(self, length: torch.Tensor) -> torch.Tensor:
-        """Dynamic NTK for sequences of `length`, any shape: theta (f L / Lmax - (f - 1)) ** (D / (D - 2)), L > Lmax."""
-        stretch = (self.factor * length.float() / self.max_position_embeddings - (self.factor - 1)).clamp(min=1.0)
-        return self.theta * stretch ** (self.head_dim / (self.head_dim - 2))
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -227,11 +228,6 @@ class MiniCPMModel(MiniCPMPreTrainedModel):
         self.rotary_emb = MiniCPMRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def rope_base(self, length: int) -> float:
-        """Base of the rotary embedding for a sequence that may grow to `length`; equal bases may share a cache."""
-        rope = self.rotary_emb
-        return rope.stretched_base(torch.tensor(length)).item() if rope.rope_type == "dynamic" else rope.theta
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]

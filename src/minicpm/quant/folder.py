@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from minicpm.errors import FormatError, ModelError
+from minicpm.files import write_text
 from minicpm.formats import hf
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE, Packing, is_linear, write_quantization
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.convert import check_places, companion_files, forget_cached_pages, require_disk, write_text
+from minicpm.formats.convert import check_places, companion_files, forget_cached_pages, require_disk
 from minicpm.formats.folder import copy_file, new_folder
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
 from minicpm.formats.llama import EMBEDDING, HEAD

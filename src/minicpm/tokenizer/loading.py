@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError
+from minicpm.errors import FormatError, brief, one_line
+from minicpm.files import file_in, has_entry, parse_json_object, read_bytes, read_json_object
 from minicpm.tokenizer.sentencepiece import (
     MAX_PIECE_CHARACTERS,
     PieceType,
@@ -20,7 +21,6 @@ from minicpm.tokenizer.sentencepiece import (
 
 # The real file has 6,202,715 bytes, 122,753 pieces and 171,540 merges; these are room for bigger kin, not for bombs.
 MAX_FILE_BYTES = 32 << 20
-MAX_JSON_ITEMS = 3_000_000
 MAX_VOCAB_SIZE = 1 << 19
 MAX_MERGES = 1 << 20
 MAX_ADDED_TOKENS = 1 << 14
@@ -29,13 +29,17 @@ MAX_CONFIG_BYTES = 4 << 20
 SPACE_MARK = "▁"
 
 
+# LlamaTokenizer's, which every 2024 configuration names.
+DEFAULT_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
 def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, Path]:
     """The `tokenizers.Tokenizer` of a folder and the file it came from. Raises FormatError naming the file."""
-    if (folder / "tokenizer.json").is_file():
-        source = folder / "tokenizer.json"
+    if has_entry(folder, "tokenizer.json"):
+        source = file_in(folder, "tokenizer.json")
         library_tokenizer = _load_json(source)
-    elif (folder / "tokenizer.model").is_file():
-        source = folder / "tokenizer.model"
+    elif has_entry(folder, "tokenizer.model"):
+        source = file_in(folder, "tokenizer.model")
         library_tokenizer = _build_from_sentencepiece(read_sentencepiece(source))
     else:
         raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
@@ -45,36 +49,34 @@ def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, P
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json as a plain object, {} where there is none. Raises FormatError if it is no JSON object."""
-    path = folder / "tokenizer_config.json"
-    return _read_json(path, MAX_CONFIG_BYTES)[0] if path.is_file() else {}
+    if not has_entry(folder, "tokenizer_config.json"):
+        return {}
+    return read_json_object(file_in(folder, "tokenizer_config.json"), MAX_CONFIG_BYTES)
 
 
-def _read_json(path: Path, max_bytes: int) -> tuple[dict[str, Any], bytes]:
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise FormatError(path, f"{size:,} bytes, expected at most {max_bytes:,}")
-    data = path.read_bytes()
-    items = data.count(b",")
-    if items > MAX_JSON_ITEMS:
-        raise FormatError(path, f"about {items:,} JSON items, expected at most {MAX_JSON_ITEMS:,}")
-    try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise FormatError(path, f"holds a JSON {type(raw).__name__}, expected an object")
-    return raw, data
+def special_token(config: dict[str, Any], key: str) -> object:
+    """What a tokenizer_config.json gives as its bos_token, eos_token and so on: a str, None, or what is no token."""
+    named = config.get(key, DEFAULT_TOKENS.get(key))
+    return named.get("content") if isinstance(named, dict) else named
+
+
+def adds_bos(config: dict[str, Any], folder: Path) -> bool:
+    """Whether `<s>` is put in front of a text. Raises FormatError if the configuration says neither yes nor no."""
+    value = config.get("add_bos_token", True)
+    if not isinstance(value, bool):
+        raise FormatError(folder / "tokenizer_config.json", f"add_bos_token must be true or false, got {brief(value)}")
+    return value and special_token(config, "bos_token") is not None
 
 
 def _load_json(path: Path) -> Any:
-    raw, data = _read_json(path, MAX_FILE_BYTES)
-    _check_pipeline(raw, path)
+    data = read_bytes(path, MAX_FILE_BYTES)
+    _check_pipeline(parse_json_object(path, data), path)
     import tokenizers
 
     try:
         return tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:
-        raise FormatError(path, f"the tokenizers library refuses it: {str(error)[:200]}") from error
+        raise FormatError(path, f"the tokenizers library refuses it: {one_line(str(error))}") from error
     except BaseException as error:
         # A Rust panic arrives as a BaseException of a class that cannot be imported.
         if type(error).__name__ != "PanicException":
@@ -90,13 +92,13 @@ def _check_pipeline(raw: dict[str, Any], path: Path) -> None:
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else model
-        raise FormatError(path, f"model type is {kind!r}, expected 'BPE'")
+        raise FormatError(path, f"model type is {brief(kind)}, expected 'BPE'")
     _check_vocab(model.get("vocab"), model.get("merges"), path)
     if model.get("dropout"):
-        raise FormatError(path, f"model.dropout is {model['dropout']!r}: ids would be random; expected null")
+        raise FormatError(path, f"model.dropout is {brief(model['dropout'])}: ids would be random; expected null")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise FormatError(path, f"model.{key} is {model[key]!r}, expected null")
+            raise FormatError(path, f"model.{key} is {brief(model[key])}, expected null")
     _check_added_tokens(raw.get("added_tokens"), path)
     _check_parts(raw.get("normalizer"), "normalizer", {"Prepend", "Replace"}, path)
     _check_parts(raw.get("pre_tokenizer"), "pre_tokenizer", {"Metaspace"}, path)
@@ -130,7 +132,7 @@ def _check_added_tokens(added: object, path: Path) -> None:
     for token in added:
         content = token.get("content") if isinstance(token, dict) else None
         if not isinstance(content, str) or not 0 < len(content) <= MAX_PIECE_CHARACTERS:
-            raise FormatError(path, f"added_tokens holds {str(token)[:80]!r}, which is no token")
+            raise FormatError(path, f"added_tokens holds {brief(token)}, which is no token")
 
 
 def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> None:
@@ -143,7 +145,7 @@ def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> Non
         kind = step.get("type") if isinstance(step, dict) else step
         if not isinstance(kind, str) or kind not in allowed:
             known = ", ".join(sorted(allowed))
-            raise FormatError(path, f"{field} has the step {str(kind)[:40]!r}; MiniCPM's tokenizers have {known} only")
+            raise FormatError(path, f"{field} has the step {brief(kind)}; MiniCPM's tokenizers have {known} only")
         _check_step(step, field, path)
 
 
@@ -156,9 +158,9 @@ def _check_step(step: dict[str, Any], field: str, path: Path) -> None:
         if not isinstance(old, str) or not old:
             raise FormatError(path, f"{field} has a regular expression; expected a plain string to replace")
         if not isinstance(new, str) or len(new) > len(old):
-            raise FormatError(path, f"{field} replaces {old[:20]!r} by something longer")
+            raise FormatError(path, f"{field} replaces {brief(old)} by something longer")
     if step["type"] == "Prepend" and step.get("prepend") != SPACE_MARK:
-        raise FormatError(path, f"{field} prepends {str(step.get('prepend'))[:20]!r}, expected {SPACE_MARK!r}")
+        raise FormatError(path, f"{field} prepends {brief(step.get('prepend'))}, expected {SPACE_MARK!r}")
 
 
 def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:
@@ -174,7 +176,9 @@ def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     if steps not in (expected, [*expected, strip]):
         kinds = [step.get("type") for step in steps] or raw.get("type")
-        raise FormatError(path, f"decoder is {kinds}, expected SentencePiece's Replace, ByteFallback, Fuse and Strip")
+        raise FormatError(
+            path, f"decoder is {brief(kinds)}, expected SentencePiece's Replace, ByteFallback, Fuse and Strip"
+        )
     return len(steps) == 4
 
 
@@ -185,7 +189,7 @@ def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path:
         raise FormatError(path, f"added_tokens_decoder must be an object of at most {MAX_ADDED_TOKENS:,} tokens")
     for key in declared:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise FormatError(path, f"added_tokens_decoder has the key {key[:40]!r}, expected a token id")
+            raise FormatError(path, f"added_tokens_decoder has the key {brief(key)}, expected a token id")
     _check_added_tokens(list(declared.values()), path)
     from tokenizers import AddedToken
 
@@ -201,7 +205,7 @@ def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path:
         if library_tokenizer.token_to_id(content) != token_id:
             raise FormatError(
                 path,
-                f"added_tokens_decoder gives {content!r} the id {token_id}, but the vocabulary gives it "
+                f"added_tokens_decoder gives {brief(content)} the id {token_id}, but the vocabulary gives it "
                 f"{library_tokenizer.token_to_id(content)}",
             )
 

@@ -12,6 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from minicpm.errors import FormatError
+from minicpm.files import read_bytes
 
 # The real file has 1,994,871 bytes and its longest piece 16 characters.
 MAX_FILE_BYTES = 16 << 20
@@ -49,11 +50,9 @@ class SentencePieceModel:
 def read_sentencepiece(path: str | Path) -> SentencePieceModel:
     """Read tokenizer.model. Raises FormatError if it is damaged, hostile, or no BPE model with identity normaliser."""
     path = Path(path)
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise FormatError(path, f"{size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
+    data = read_bytes(path, MAX_FILE_BYTES)
     try:
-        return _read_model(memoryview(path.read_bytes()))
+        return _read_model(memoryview(data))
     except _Malformed as error:
         raise FormatError(path, f"not a SentencePiece model: {error}") from None
 

@@ -16,10 +16,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError
-from minicpm.tokenizer.loading import load_library_tokenizer, read_tokenizer_config, strips_first_blank
+from minicpm.errors import FormatError, brief
+from minicpm.tokenizer.loading import (
+    adds_bos,
+    load_library_tokenizer,
+    read_tokenizer_config,
+    special_token,
+    strips_first_blank,
+)
 
-# Room for the longest context (131,072 tokens) in English; merging it takes up to 3 s and is worse than linear beyond.
+# Room for the longest context (131,072 tokens) in English; rare characters of that number take 3 s and 0.5 GB.
 MAX_TEXT_CHARACTERS = 1 << 20
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -38,9 +44,9 @@ class Tokenizer:
         self._library.no_padding()
         self._library.post_processor = None
         self.vocab_size: int = self._library.get_vocab_size(with_added_tokens=True)
-        self.bos_token_id = self._special_id(config, "bos_token", "<s>")
-        self.eos_token_id = self._special_id(config, "eos_token", "</s>")
-        self.adds_bos = _flag(config, "add_bos_token", True, source) and self.bos_token_id is not None
+        self.bos_token_id = self._special_id(config, "bos_token")
+        self.eos_token_id = self._special_id(config, "eos_token")
+        self.adds_bos = adds_bos(config, source.parent) and self.bos_token_id is not None
         self._strips_first_blank = strips_first_blank(self._library, source)
         self.special_token_ids = frozenset(
             token_id for token_id, token in self._library.get_added_tokens_decoder().items() if token.special
@@ -119,15 +125,13 @@ class Tokenizer:
     def _with_bos(self, ids: list[int]) -> list[int]:
         return [self.bos_token_id, *ids] if self.adds_bos else ids  # type: ignore[list-item]
 
-    def _special_id(self, config: dict[str, Any], key: str, default: str) -> int | None:
-        named = config.get(key, default)
-        if isinstance(named, dict):
-            named = named.get("content")
+    def _special_id(self, config: dict[str, Any], key: str) -> int | None:
+        named = special_token(config, key)
         if named is None:
             return None
         token_id = self.token_to_id(named) if isinstance(named, str) else None
         if token_id is None and key in config:
-            raise FormatError(self._source, f"has no token {named!r}, which tokenizer_config.json names as {key}")
+            raise FormatError(self._source, f"has no token {brief(named)}, which tokenizer_config.json names as {key}")
         return token_id
 
 
@@ -190,10 +194,3 @@ def _checked_id(token_id: int) -> int:
     if not 0 <= token_id < 1 << 31:
         raise ValueError(f"a token id must be from 0 to 2**31 - 1, got {token_id}")
     return token_id
-
-
-def _flag(config: dict[str, Any], key: str, default: bool, source: Path) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise FormatError(source.with_name("tokenizer_config.json"), f"{key} must be true or false, got {value!r}")
-    return value

@@ -1,0 +1,149 @@
+"""Small files: those of strangers, looked up and read with distrust; and our own, written so that none is half there.
+
+Nothing outside a model folder is read, except through the symbolic links of a Hugging Face cache, whose snapshots
+point into the `blobs` folder of the same model. Weights are not small: minicpm.formats maps those.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minicpm.errors import FormatError
+
+# A parsed value takes up to a hundred bytes, a comma one: a file of commas would fill the memory.
+MAX_JSON_ITEMS = 3_000_000
+
+
+# --- Looking up ------------------------------------------------------------------------------------------------
+
+
+def is_plain_name(name: object) -> bool:
+    """True for a name that cannot leave its folder, on any platform."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 255
+        and name not in (".", "..")
+        and not any(character in name for character in "/\\\0:")
+        and name.isprintable()
+    )
+
+
+def has_entry(folder: Path, name: str) -> bool:
+    """Whether anything of that name is there, be it a link to nothing: `file_in` says then what is wrong with it."""
+    return os.path.lexists(folder / name)
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """Path of the regular file `name`; FormatError when it is missing, special, or lies outside the folder."""
+    if not is_plain_name(name):
+        raise FormatError(folder, f"{ascii(name)[:80]} is not a plain file name inside the model folder")
+    path = folder / name
+    try:
+        target = path.resolve(strict=True)
+    except FileNotFoundError:
+        dangling = " (a symbolic link to nothing)" if path.is_symlink() else ""
+        raise FormatError(path, f"no such file{dangling}; the model folder is incomplete") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: Python 3.11's word for a loop of links.
+        raise FormatError(path, "cannot be resolved; it is a loop of symbolic links") from error
+    if not any(target.is_relative_to(root) for root in _readable_roots(folder.resolve())):
+        raise FormatError(path, f"is a symbolic link out of the model folder, to {target}; copy the file instead")
+    if not stat.S_ISREG(target.stat().st_mode):
+        raise FormatError(path, "not a regular file")
+    return path
+
+
+def _readable_roots(folder: Path) -> Iterator[Path]:
+    yield folder
+    snapshots = folder.parent
+    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+        model = snapshots.parent
+        yield model / "blobs"
+        # huggingface_hub 2 can share equal files among all models of a cache.
+        if (model.parent / "blobs" / ".huggingface-shared-blobs").is_file():
+            yield model.parent / "blobs"
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The whole file; FormatError, before anything is read, if it is larger than `max_bytes`."""
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise FormatError(path, f"{size:,} bytes, expected at most {max_bytes:,}")
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)  # some files, those of /proc, do not know their size
+    if len(data) > max_bytes:
+        raise FormatError(path, f"more than {max_bytes:,} bytes")
+    return data
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """A UTF-8 text, its line ends as Python reads them. Raises FormatError if it is too large or no text."""
+    try:
+        return io.TextIOWrapper(io.BytesIO(read_bytes(path, max_bytes)), encoding="utf-8").read()
+    except UnicodeDecodeError as error:
+        raise FormatError(path, f"not UTF-8 text: {error}") from error
+
+
+def read_json_object(path: Path, max_bytes: int, *, unique_keys: bool = False) -> dict[str, Any]:
+    """A JSON object; FormatError if it is too large, damaged, something else, or repeats a key that must be unique."""
+    return parse_json_object(path, read_bytes(path, max_bytes), unique_keys=unique_keys)
+
+
+def parse_json_object(path: Path, data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:
+    """The object in the bytes of `path`; as `read_json_object`."""
+    items = data.count(b",")
+    if items > MAX_JSON_ITEMS:
+        raise FormatError(path, f"about {items:,} JSON items, expected at most {MAX_JSON_ITEMS:,}")
+    try:
+        raw = json.loads(data, object_pairs_hook=_unique_object if unique_keys else None)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise FormatError(path, f"holds a JSON {type(raw).__name__}, expected an object")
+    return raw
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key appears twice")
+    return made
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Write a UTF-8 text durably: whoever opens `path` finds the old content or the new one, never a part.
+
+    `mode` is the file's permissions before the umask.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        new.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries, a rename for one, last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
