@@ -401,7 +401,7 @@ def test_a_really_full_disk_leaves_nothing(golden: Path, tmp_path: Path, monkeyp
     if mounted.returncode:
         pytest.skip("this machine does not let us mount")
     try:
-        monkeypatch.setattr(convert_module, "_require_disk", lambda *arguments: None)
+        monkeypatch.setattr(convert_module, "require_disk", lambda *arguments: None)
         with pytest.raises(ModelError, match="the disk is full"):
             convert(golden / "minicpm2b_tied", small / "out", to=to)
         assert files(small) == []
@@ -420,7 +420,7 @@ def test_bytes_that_change_on_the_disk_are_noticed(
             file.write(bytes([last[0] ^ 1]))
 
     source = model_folder()
-    monkeypatch.setattr(convert_module, "_forget_cached_pages", flip)
+    monkeypatch.setattr(convert_module, "forget_cached_pages", flip)
     with pytest.raises(FormatError, match="other bytes than were written"):
         convert(source, tmp_path / "out", to="hf")
     assert files(tmp_path) == ["model"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from typing import Any
 
 from minicpm import hub
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     path = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, allow_quantized=True) as checkpoint:
         facts = describe(checkpoint)
         if args.tensors:
             facts["tensors"] = [
@@ -54,6 +55,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtypes": sorted({info.dtype for info in checkpoint.tensors.values()}),
         "parameters": config.num_parameters(),
         "parameters_without_embeddings": config.num_parameters() - embedding,
+        "quantization": quantization(checkpoint),
         "weight_bytes": checkpoint.nbytes,
         "weight_files": [file.name for file in checkpoint.weight_files],
         "layers": config.num_hidden_layers,
@@ -82,6 +84,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "memory_bytes": weight_memory(config),
         "cache_bytes_per_token": cache_bytes_per_token(config),
     }
+
+
+def quantization(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many weights are stored in which whole numbers; empty for a model that is not quantized."""
+    counts = Counter(checkpoint.packings.values())
+    return {f"{packing.bits} bits by {packing.group_size}": count for packing, count in sorted(counts.items())}
 
 
 def has_chat_template(checkpoint: Checkpoint) -> bool:
@@ -134,6 +142,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"{'tied' if facts['tied_head'] else 'untied'} head",
         ),
         ("weights", f"{format_bytes(facts['weight_bytes'])} in {_listed(facts['weight_files'])}"),
+        ("quantized", ", ".join(f"{count} weights in {kind}" for kind, count in facts["quantization"].items()) or "no"),
         (
             "shape",
             f"{facts['layers']} layers, hidden {facts['hidden_size']}, feed-forward {facts['intermediate_size']}, "

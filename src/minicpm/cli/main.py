@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rm": ("rm", "remove a downloaded model"),
     "info": ("info", "show what a model folder holds and what it needs"),
     "convert": ("convert", "write a model in another format"),
+    "quantize": ("quantize", "write a model with 4- or 8-bit weights"),
     "pretrain": ("pretrain", "train a new model from texts and conversations"),
     "finetune": ("finetune", "go on training a model with your data"),
     "data": ("data", "check training data"),

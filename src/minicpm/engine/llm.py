@@ -6,6 +6,8 @@ against the context before anything is computed.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import secrets
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +30,9 @@ from minicpm.progress import Progress, Silent
 from minicpm.sampling import SamplingParams
 from minicpm.tokenizer import Tokenizer
 
-BACKENDS = ("auto", "torch")
+_LOGGER = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "torch", "numpy")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
 
@@ -74,14 +78,14 @@ class LLM:
             raise ModelError(
                 f"{self.folder} is a file; give the model's folder, with config.json, tokenizer and weights"
             )
-        checkpoint = open_checkpoint(self.folder)
+        checkpoint = open_checkpoint(self.folder, allow_quantized=True)
         self.tokenizer = Tokenizer.from_folder(self.folder)
         self.template = template_for(self.folder)
         longest = checkpoint.config.context_length
         if context is not None and context > longest:
             raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")
         self.context_length = context or longest
-        self.backend: Backend = _load_torch(checkpoint, dtype=dtype, device=device, threads=threads)
+        self.backend: Backend = _load(checkpoint, backend, dtype=dtype, device=device, threads=threads)
         self._max_batch = max_batch
         self._eos_token_ids = frozenset(checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self._prefixes = PrefixCache(self.backend, capacity=1)
@@ -247,6 +251,39 @@ class LLM:
     def _require_room(self, token_count: int) -> None:
         if token_count > self.context_length:
             raise GenerationError(f"{token_count} tokens are more than the context's {self.context_length}")
+
+
+def _load(checkpoint: Checkpoint, backend: str, *, dtype: str, device: str, threads: int | None) -> Backend:
+    """Load with the backend of a name; auto takes numpy for quantized weights and where torch is not installed."""
+    is_quantized = bool(checkpoint.packings)
+    if backend == "auto":
+        backend = "numpy" if is_quantized or not _has_torch() else "torch"
+        if backend == "numpy" and not is_quantized:
+            _LOGGER.warning("torch is not installed, so the numpy backend computes; pip install 'minicpm[torch]'")
+    if backend == "numpy":
+        return _load_numpy(checkpoint, dtype=dtype, device=device, threads=threads)
+    if is_quantized:
+        raise ModelError(
+            f"{checkpoint.path}: its weights are quantized, which the {backend} backend cannot run; use numpy"
+        )
+    return _load_torch(checkpoint, dtype=dtype, device=device, threads=threads)
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(library) is not None for library in ("torch", "transformers"))
+
+
+def _load_numpy(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
+    if threads is not None:
+        raise ValueError("numpy counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"the numpy backend runs on the cpu, got device {device!r}")
+    if dtype not in (("auto",) if checkpoint.packings else ("auto", "float32")):
+        known = "the quantized weights as they are" if checkpoint.packings else "float32"
+        raise ValueError(f"the numpy backend computes with {known}, got dtype {dtype!r}")
+    from minicpm.engine.numpy import NumpyBackend
+
+    return NumpyBackend(checkpoint)
 
 
 def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ import torch
 from transformers import AttentionInterface, Cache
 
 from minicpm.engine.backend import Row
+from minicpm.engine.memory import free_memory_bytes
 from minicpm.errors import GenerationError, ModelError
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -146,7 +146,7 @@ class TorchBackend:
     def free_cache_bytes(self) -> int | None:
         if self._device.type == "cuda":
             return int(torch.cuda.mem_get_info(self._device)[0])
-        free = _free_memory_bytes() if self._device.type == "cpu" else None
+        free = free_memory_bytes() if self._device.type == "cpu" else None
         # The system counts the weights' pages as free, since it could drop them, but every token needs them.
         return None if free is None else max(0, free - self._mapped_bytes)
 
@@ -236,13 +236,3 @@ def _choose_device(device: str) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _free_memory_bytes() -> int | None:
-    """What the system could give without swapping: free pages and those of files it can drop."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    match = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    return None if match is None else int(match[1]) * 1024

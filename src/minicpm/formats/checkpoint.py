@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from minicpm.errors import FormatError, ModelError, brief
-from minicpm.formats import granite, hf, llama, vllmcpm
+from minicpm.formats import compressed_tensors, granite, hf, llama, vllmcpm
+from minicpm.formats.compressed_tensors import Packing
 from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import read_eos_token_ids
@@ -64,15 +65,18 @@ class Checkpoint:
     format: str  # "hf", "llama", "granite" or "vllmcpm"
     config: DecoderConfig  # its dtype is that of the stored embedding
     tensors: dict[str, TensorInfo]  # published name -> what is stored, in the order of config.parameter_shapes()
+    packings: dict[str, Packing]  # published names whose weights are stored packed, as name + _packed, _scale, _shape
     eos_token_ids: tuple[int, ...]  # ids that end a text: the configuration's, then generation_config.json's
     tokenizer_files: tuple[Path, ...]
     folded_scales: llama.FoldedScales | None  # constants that a llama-format folder says it has folded in
 
-    def __init__(self, folder: ModelFolder, form: str, raw: dict[str, Any]):
+    def __init__(self, folder: ModelFolder, form: str, raw: dict[str, Any], allow_quantized: bool = False):
         self.path, self.format = folder.path, form
         config_path = folder.path / "config.json"
         try:
-            hf.require_no_quantization(raw)
+            if form != "hf" or not allow_quantized:
+                hf.require_no_quantization(raw)
+            schemes = compressed_tensors.read_quantization(raw)
             config = FORMS[form].read_config(raw)
             self.folded_scales = llama.kept_scales(raw) if form == "llama" else None
         except ModelError as error:
@@ -84,12 +88,15 @@ class Checkpoint:
         try:
             self._stored = _published(folder.path, stored) if form == "vllmcpm" else {name: name for name in stored}
             self._sources = {published: stored[name] for published, name in self._stored.items()}
-            _require_parameters(folder.path, config, self._infos())
+            self.packings = compressed_tensors.packed_parameters(folder.path, config, schemes, self._infos())
+            if schemes and not self.packings:
+                raise FormatError(folder.path, "config.json says that weights are quantized, but none is stored packed")
+            _require_parameters(folder.path, config, self._infos(), self.packings)
             if config.tie_word_embeddings and llama.HEAD in self._stored:
                 self._require_tied_head()
             infos = self._infos()
-            self.tensors = {name: infos[name] for name in config.parameter_shapes()}
-            self.config = config.with_dtype(self.tensors[llama.EMBEDDING].dtype)
+            self.tensors = {name: infos[name] for name in _stored_names(config, self.packings)}
+            self.config = config if self.packings else config.with_dtype(self.tensors[llama.EMBEDDING].dtype)
         except BaseException:
             self.close()
             raise
@@ -134,9 +141,10 @@ class Checkpoint:
 
     def _require_tied_head(self) -> None:
         """A head stored beside a tied configuration must be the embedding, or the file contradicts its config."""
-        head, embedding = self._read(llama.HEAD), self._read(llama.EMBEDDING)
-        if head.dtype == embedding.dtype and _same_bytes(head.buffer, embedding.buffer):
-            return
+        if llama.EMBEDDING not in self.packings:
+            head, embedding = self._read(llama.HEAD), self._read(llama.EMBEDDING)
+            if head.dtype == embedding.dtype and _same_bytes(head.buffer, embedding.buffer):
+                return
         raise FormatError(
             self.path,
             "lm_head.weight differs from model.embed_tokens.weight although the configuration ties them; "
@@ -144,14 +152,15 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Checkpoint:
     """Open a model folder of any known form and check it against its configuration.
 
+    Quantized weights are refused unless `allow_quantized`: who passes it looks at `packings`.
     Raises ModelError for a model that is no MiniCPM (or not a folder), FormatError for damaged or hostile files.
     """
     folder = ModelFolder(path)
     raw = read_config_json(folder.file("config.json"))
-    return Checkpoint(folder, recognise(raw), raw)
+    return Checkpoint(folder, recognise(raw), raw, allow_quantized)
 
 
 def recognise(raw: dict[str, Any]) -> str:
@@ -181,9 +190,19 @@ def _published(path: Path, stored: Mapping[str, TensorFile]) -> dict[str, str]:
     return names
 
 
-def _require_parameters(path: Path, config: DecoderConfig, infos: dict[str, TensorInfo]) -> None:
-    """Every parameter is there, with its shape, in a float dtype, and nothing else is."""
-    shapes = config.parameter_shapes()
+def _stored_names(config: DecoderConfig, packings: Mapping[str, Packing]) -> list[str]:
+    """Names of the stored tensors of all parameters, in the order of config.parameter_shapes()."""
+    suffixes = (compressed_tensors.PACKED, compressed_tensors.SCALE, compressed_tensors.SHAPE)
+    return [name + suffix for name in config.parameter_shapes() for suffix in (suffixes if name in packings else ("",))]
+
+
+def _require_parameters(
+    path: Path, config: DecoderConfig, infos: dict[str, TensorInfo], packings: Mapping[str, Packing]
+) -> None:
+    """Every parameter is there, with its shape, packed or in a float dtype, and nothing else is."""
+    shapes = {name: shape for name, shape in config.parameter_shapes().items() if name not in packings}
+    of_packed = {name for name in _stored_names(config, packings) if name not in shapes}
+    infos = {name: info for name, info in infos.items() if name not in of_packed}
     missing = [name for name in shapes if name not in infos]
     if missing:
         raise FormatError(path, f"{_some(missing)} missing from the weights; download or convert the model again")

@@ -94,7 +94,7 @@ def convert(
     _check_arguments(source, destination, to, dtype, max_shard_bytes, as_bin, overwrite)
     with open_checkpoint(source) as checkpoint:
         plan = _plan(checkpoint, to, dtype, max_shard_bytes, as_bin)
-        _require_disk(destination, plan)
+        require_disk(destination, plan.weight_bytes, plan.copies)
         try:
             with new_folder(destination, overwrite) as folder:
                 checksums = _write(folder, plan, checkpoint, progress)
@@ -126,6 +126,11 @@ def _check_arguments(
         raise ValueError(f"max_shard_bytes must be positive, got {max_shard_bytes}")
     if as_bin and to == "vllmcpm":
         raise ValueError("vLLM-CPM has its own file, pytorch_model.pt; leave the .bin option out")
+    check_places(source, destination, overwrite)
+
+
+def check_places(source: Path, destination: Path, overwrite: bool) -> None:
+    """ValueError or ModelError unless `source` is a folder and a new one may come to stand at `destination`."""
     ModelFolder(source)
     inside, outside = destination.resolve(), source.resolve()
     if inside == outside:
@@ -170,7 +175,7 @@ def _plan(checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: i
         derived=by_name,
         stored={name_of(name): name for name in by_name},
         files=files,
-        copies=_copies(checkpoint, to),
+        copies=companion_files(checkpoint, to),
     )
 
 
@@ -185,8 +190,8 @@ def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None
     return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
 
 
-def _copies(checkpoint: Checkpoint, to: str) -> list[Path]:
-    """The small files that go along unchanged."""
+def companion_files(checkpoint: Checkpoint, to: str) -> list[Path]:
+    """The small files that go along unchanged into the form `to`: tokenizer, licence, generation settings."""
     folder = ModelFolder(checkpoint.path)
     wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
     names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
@@ -234,8 +239,9 @@ def _float_blocks(checkpoint: Checkpoint, name: str, factor: float) -> Iterator[
         yield np.frombuffer(block, np.float32).astype(np.float64) * factor
 
 
-def _require_disk(destination: Path, plan: _Plan) -> None:
-    needed = plan.weight_bytes + sum(path.stat().st_size for path in plan.copies) + DISK_RESERVE_BYTES
+def require_disk(destination: Path, weight_bytes: int, copies: list[Path]) -> None:
+    """ModelError unless weights and copied files fit on the destination's disk."""
+    needed = weight_bytes + sum(path.stat().st_size for path in copies) + DISK_RESERVE_BYTES
     parent = destination.resolve().parent
     while not parent.exists():
         parent = parent.parent
@@ -290,7 +296,7 @@ def _watched(chunks: Iterable[memoryview], progress: Progress, info: TensorInfo)
 def _check(folder: Path, to: str, plan: _Plan, checksums: dict[str, int], progress: Progress) -> None:
     """Open what was written as a stranger would, and compare it with what was meant."""
     for planned in plan.files:
-        _forget_cached_pages(folder / planned.name)
+        forget_cached_pages(folder / planned.name)
     progress.begin("checking", plan.weight_bytes)
     try:
         with open_checkpoint(folder) as written:
@@ -311,7 +317,7 @@ def _check(folder: Path, to: str, plan: _Plan, checksums: dict[str, int], progre
         progress.end()
 
 
-def _forget_cached_pages(path: Path) -> None:
+def forget_cached_pages(path: Path) -> None:
     """Let the check read from the disk rather than from memory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

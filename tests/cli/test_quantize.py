@@ -1,0 +1,63 @@
+"""`minicpm quantize`, called as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minicpm.formats.checkpoint import open_checkpoint
+
+
+def test_quantize_shows_sizes_and_errors_and_writes_a_model_that_runs(minicpm, toy: Path, tmp_path: Path):
+    done = minicpm("quantize", toy, tmp_path / "out", "--preset", "int8")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["weights", "elements", "size", "bits/weight", "error"]
+    assert lines[-1].startswith("all ")
+    assert "int8 by rtn, 4.4 MB -> 1.1 MB, written and checked" in done.err
+    answer = minicpm("run", "-m", tmp_path / "out", "hello", "--max-tokens", "5", "--temperature", "0")
+    assert answer.code == 0
+    with open_checkpoint(tmp_path / "out", allow_quantized=True) as checkpoint:
+        assert set(checkpoint.packings.values()) == {checkpoint.packings["model.embed_tokens.weight"]}
+
+
+def test_quantize_prints_json_for_machines(minicpm, toy: Path, tmp_path: Path):
+    record = json.loads(minicpm("quantize", toy, tmp_path / "out", "--json").out)
+    assert (record["preset"], record["method"]) == ("int4", "rtn")
+    kinds = {kind["kind"]: kind for kind in record["kinds"]}
+    assert kinds["embed_tokens"]["bits"] == 8
+    assert kinds["mlp.up_proj"]["bits"] == 4
+    assert 0.05 < kinds["mlp.up_proj"]["relative_rmse"] < 0.12
+
+
+def test_info_tells_what_a_quantized_folder_holds(minicpm, toy: Path, tmp_path: Path):
+    minicpm("quantize", toy, tmp_path / "out")
+    facts = json.loads(minicpm("info", "-m", tmp_path / "out", "--json").out)
+    assert facts["quantization"] == {"4 bits by 64": 28, "8 bits by 64": 1}
+    assert "28 weights in 4 bits by 64" in minicpm("info", "-m", tmp_path / "out").out
+    assert json.loads(minicpm("info", "-m", toy, "--json").out)["quantization"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["SRC", "DST", "--preset", "int3"], "invalid choice"),
+        (["SRC", "DST", "--method", "magic"], "invalid choice"),
+        (["SRC"], "required"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(minicpm, toy: Path, tmp_path: Path, arguments: list[str], words: str):
+    places = {"SRC": str(toy), "DST": str(tmp_path / "out")}
+    done = minicpm("quantize", *[places.get(word, word) for word in arguments])
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_a_preset_that_does_not_fit_ends_with_1_and_one_sentence(minicpm, toy: Path, tmp_path: Path):
+    done = minicpm("quantize", toy, tmp_path / "out", "--preset", "int4-hf")
+    assert done.code == 1
+    assert "not a multiple of 128" in done.err
+    assert not (tmp_path / "out").exists()
