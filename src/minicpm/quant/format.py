@@ -6,6 +6,7 @@ stored tensors of one weight; which codes are good ones is the business of its n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,7 +48,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class IntWeight:
+class IntWeight(ABC):
     """A quantized (N, K) weight as stored; rows of `packed` are whole 32-bit words, so they may hold codes beyond K."""
 
     packed: npt.NDArray[np.uint8]  # (N, row bytes)
@@ -78,9 +79,9 @@ class IntWeight:
         """The weight of some output features: a view for a slice, a copy for indices."""
         return type(self)(self.packed[chosen], self.scales[chosen], self.in_features, self.group_size)
 
+    @abstractmethod
     def codes(self) -> Codes:
         """(N, K) int8."""
-        raise NotImplementedError
 
     def grouped_codes(self) -> Codes:
         """(N, K / G, G) int8, K padded with code 0 to a multiple of G."""
