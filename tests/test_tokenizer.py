@@ -233,6 +233,47 @@ def test_pieces_scores_and_types_are_those_that_sentencepiece_reads(folder: str,
     assert model.byte_fallback
 
 
+@pytest.fixture(scope="module")
+def unprefixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a blank before a text, and with pieces of the user's, trained by SentencePiece itself."""
+    folder = tmp_path_factory.mktemp("unprefixed")
+    lines = [f"<用户>How much is {i} and {i + 1}?<AI>{i} plus {i + 1} is {2 * i + 1}." for i in range(200)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=310,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        user_defined_symbols=["\n", "<用户>", "<AI>"],
+        minloglevel=2,
+    )
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": false}')
+    return folder
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["<用户>", "<AI>", "<AI", "\n", " ", "  ", "▁", "plus", "How", "7", "42", "用户", "é"]))
+)
+def test_without_a_blank_before_it_a_text_has_the_ids_that_sentencepiece_gives(unprefixed: Path, parts: list[str]):
+    text = "".join(parts)
+    ours = Tokenizer.from_folder(unprefixed)
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(unprefixed / "tokenizer.model"))
+    assert ours.encode(text, add_bos=False) == oracle.encode(text)
+    assert ours.decode(oracle.encode(text)) == text.replace("▁", " ")
+
+
+def test_a_configured_prefix_that_is_neither_yes_nor_no_is_refused(unprefixed: Path, tmp_path: Path):
+    shutil.copy(unprefixed / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": "maybe"}')
+    with pytest.raises(FormatError, match="add_prefix_space must be true or false, got 'maybe'"):
+        Tokenizer.from_folder(tmp_path)
+
+
 # --- Decoding --------------------------------------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, P
         library_tokenizer = _load_json(source)
     elif has_entry(folder, "tokenizer.model"):
         source = file_in(folder, "tokenizer.model")
-        library_tokenizer = _build_from_sentencepiece(read_sentencepiece(source))
+        library_tokenizer = _build_from_sentencepiece(read_sentencepiece(source), _prepends_blank(config, folder))
     else:
         raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
     _add_configured_tokens(library_tokenizer, config, folder / "tokenizer_config.json")
@@ -66,6 +66,15 @@ def adds_bos(config: dict[str, Any], folder: Path) -> bool:
     if not isinstance(value, bool):
         raise FormatError(folder / "tokenizer_config.json", f"add_bos_token must be true or false, got {brief(value)}")
     return value and special_token(config, "bos_token") is not None
+
+
+def _prepends_blank(config: dict[str, Any], folder: Path) -> bool:
+    value = config.get("add_prefix_space", True)
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(
+            folder / "tokenizer_config.json", f"add_prefix_space must be true or false, got {brief(value)}"
+        )
+    return value is not False
 
 
 def _load_json(path: Path) -> Any:
@@ -210,8 +219,13 @@ def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path:
             )
 
 
-def _build_from_sentencepiece(model: SentencePieceModel) -> Any:
-    """The pipeline of the official tokenizer.json, from tokenizer.model alone; a test proves the two equal."""
+def _build_from_sentencepiece(model: SentencePieceModel, prepends_blank: bool) -> Any:
+    """The pipeline of the official tokenizer.json, from tokenizer.model alone; a test proves the two equal.
+
+    The blank in front of every text is the configuration's to decide, whatever the model's add_dummy_prefix says: so do
+    all 2024 callers. They also build the pieces that the user defined by merges, like any other; a model without that
+    blank has them found first, as SentencePiece does.
+    """
     from tokenizers import AddedToken, decoders, models, normalizers, processors
     from tokenizers import Tokenizer as LibraryTokenizer
 
@@ -226,16 +240,16 @@ def _build_from_sentencepiece(model: SentencePieceModel) -> Any:
             byte_fallback=model.byte_fallback,
         )
     )
-    # In front of every text, whatever the model's add_dummy_prefix says: so do all 2024 callers.
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)])
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(SPACE_MARK, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    to_marks = [normalizers.Replace(" ", SPACE_MARK)]
+    to_text = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prepends_blank:
+        to_marks.insert(0, normalizers.Prepend(SPACE_MARK))
+        to_text.append(decoders.Strip(" ", 1, 0))
+    else:
+        own = [piece for piece, kind in zip(pieces, model.types) if kind == PieceType.USER_DEFINED]
+        tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in own])
+    tokenizer.normalizer = normalizers.Sequence(to_marks)
+    tokenizer.decoder = decoders.Sequence(to_text)
     special = [i for i, kind in enumerate(model.types) if kind in (PieceType.UNKNOWN, PieceType.CONTROL)]
     tokenizer.add_special_tokens([AddedToken(pieces[i], normalized=False, special=True) for i in special])
     if 0 <= model.bos_id < len(pieces):

@@ -1,0 +1,91 @@
+"""nano's tokenizer: a SentencePiece BPE of 6,144 pieces, in the layout of the 2B's.
+
+    python nano/make_tokenizer.py DATA OUT
+
+trains on a sample of DATA/*.jsonl.gz and writes OUT/tokenizer.model, tokenizer_config.json and tokenizer.json, which
+says the same to programs that don't know SentencePiece. No blank is put in front of a text: whether one belongs behind
+a marker is what SentencePiece, transformers and llama.cpp disagree about.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece
+from corpus import read
+
+from minicpm.chat import CURRENT_TEMPLATE
+from minicpm.formats.folder import new_folder
+from minicpm.tokenizer.loading import load_library_tokenizer
+
+VOCAB_SIZE = 6144
+RECORDS_PER_KIND = 4000  # the rare kinds count as much as the stories, of which there is no end
+MARKERS = ["\n", "<用户>", "<AI>"]
+
+
+def sentences(data: Path) -> Iterator[str]:
+    """Lines of every kind as the model will read them. Answers stand alone: they follow `<AI>` with no blank."""
+    chosen = random.Random(0)
+    for path in sorted(data.glob("*.jsonl.gz")):
+        records = list(read(path))
+        for record in chosen.sample(records, min(RECORDS_PER_KIND, len(records))):
+            if "text" in record:
+                yield from record["text"].splitlines()
+            for turn in record.get("messages", []):
+                lines = turn["content"].splitlines()
+                if lines:
+                    yield MARKERS[1 if turn["role"] == "user" else 2] + lines[0]
+                yield from lines[1:]
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    data, out = Path(sys.argv[1]), Path(sys.argv[2])
+    with new_folder(out) as folder:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences(data),
+            model_prefix=str(folder / "tokenizer"),
+            model_type="bpe",
+            vocab_size=VOCAB_SIZE,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            user_defined_symbols=MARKERS,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            character_coverage=0.9999,
+            num_threads=2,
+            minloglevel=1,
+        )
+        (folder / "tokenizer.vocab").unlink()
+        config = {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "add_prefix_space": False,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": None,
+            "clean_up_tokenization_spaces": False,
+            "legacy": False,
+            "model_max_length": 2048,
+            "sp_model_kwargs": {},
+            "tokenizer_class": "LlamaTokenizer",
+            "chat_template": CURRENT_TEMPLATE.text,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        library_tokenizer, _ = load_library_tokenizer(folder, config)
+        library_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+if __name__ == "__main__":
+    main()
