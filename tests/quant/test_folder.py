@@ -11,36 +11,15 @@ from safetensors.numpy import load_file, save_file
 
 from minicpm.errors import FormatError, MiniCPMError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.formats.config import DecoderConfig
 from minicpm.formats.convert import convert
 from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
-
-WIDE = DecoderConfig(
-    vocab_size=203,
-    hidden_size=128,
-    intermediate_size=384,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    scale_emb=12,
-    scale_depth=1.4,
-    dim_model_base=64,
-)
-
-
-def write_model(folder: Path, config: DecoderConfig) -> Path:
-    random = np.random.default_rng(0)
-    folder.mkdir()
-    weights = {name: random.standard_normal(shape, np.float32) for name, shape in config.parameter_shapes().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    return folder
+from small_models import WIDE, random_weights, write_model
 
 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "wide", WIDE)
+    return write_model(tmp_path / "wide", WIDE, random_weights(WIDE))
 
 
 def dequantized(folder: Path) -> dict[str, np.ndarray]:
