@@ -19,6 +19,7 @@ from minicpm.chat.templates import (
     FEBRUARY_2024_TEMPLATE,
     ChatTemplate,
     template_for,
+    template_from,
 )
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "contains_markers",
     "extract_response",
     "template_for",
+    "template_from",
     "validate_messages",
 ]

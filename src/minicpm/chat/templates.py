@@ -60,6 +60,11 @@ def template_for(folder: str | Path) -> ChatTemplate:
         _log_default(folder)
         return CURRENT_TEMPLATE
     text, path = found
+    return template_from(text, path, config)
+
+
+def template_from(text: str, path: Path, config: dict[str, Any]) -> ChatTemplate:
+    """The chat template of a jinja2 source that stands in the file `path`; `config` is a tokenizer_config.json."""
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         raise FormatError(
             path, f"the chat template has {len(text):,} characters, expected at most {MAX_TEMPLATE_CHARACTERS:,}"

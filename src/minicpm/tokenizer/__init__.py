@@ -1,6 +1,6 @@
 """Text <-> token ids: `Tokenizer` for whole texts, `Detokenizer` for streams."""
 
-from minicpm.tokenizer.loading import adds_bos, read_tokenizer_config, special_token
+from minicpm.tokenizer.loading import adds_bos, prepends_blank, read_tokenizer_config, special_token
 from minicpm.tokenizer.sentencepiece import PieceType, SentencePieceModel, bpe_merges, read_sentencepiece
 from minicpm.tokenizer.tokenizer import MAX_TEXT_CHARACTERS, Detokenizer, Tokenizer
 
@@ -12,6 +12,7 @@ __all__ = [
     "Tokenizer",
     "adds_bos",
     "bpe_merges",
+    "prepends_blank",
     "read_sentencepiece",
     "read_tokenizer_config",
     "special_token",

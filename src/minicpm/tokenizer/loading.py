@@ -40,7 +40,7 @@ def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, P
         library_tokenizer = _load_json(source)
     elif has_entry(folder, "tokenizer.model"):
         source = file_in(folder, "tokenizer.model")
-        library_tokenizer = _build_from_sentencepiece(read_sentencepiece(source), _prepends_blank(config, folder))
+        library_tokenizer = build_from_sentencepiece(read_sentencepiece(source), prepends_blank(config, folder))
     else:
         raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
     _add_configured_tokens(library_tokenizer, config, folder / "tokenizer_config.json")
@@ -68,7 +68,8 @@ def adds_bos(config: dict[str, Any], folder: Path) -> bool:
     return value and special_token(config, "bos_token") is not None
 
 
-def _prepends_blank(config: dict[str, Any], folder: Path) -> bool:
+def prepends_blank(config: dict[str, Any], folder: Path) -> bool:
+    """Whether a blank is put in front of a text. Raises FormatError if the configuration says neither yes nor no."""
     value = config.get("add_prefix_space", True)
     if value is not None and not isinstance(value, bool):
         raise FormatError(
@@ -219,7 +220,7 @@ def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path:
             )
 
 
-def _build_from_sentencepiece(model: SentencePieceModel, prepends_blank: bool) -> Any:
+def build_from_sentencepiece(model: SentencePieceModel, prepends_blank: bool) -> Any:
     """The pipeline of the official tokenizer.json, from tokenizer.model alone; a test proves the two equal.
 
     The blank in front of every text is the configuration's to decide, whatever the model's add_dummy_prefix says: so do
@@ -240,7 +241,7 @@ def _build_from_sentencepiece(model: SentencePieceModel, prepends_blank: bool) -
             byte_fallback=model.byte_fallback,
         )
     )
-    to_marks = [normalizers.Replace(" ", SPACE_MARK)]
+    to_marks: list[Any] = [normalizers.Replace(" ", SPACE_MARK)]
     to_text = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
     if prepends_blank:
         to_marks.insert(0, normalizers.Prepend(SPACE_MARK))

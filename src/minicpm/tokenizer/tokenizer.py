@@ -19,11 +19,14 @@ from typing import Any
 from minicpm.errors import FormatError, brief
 from minicpm.tokenizer.loading import (
     adds_bos,
+    build_from_sentencepiece,
     load_library_tokenizer,
+    prepends_blank,
     read_tokenizer_config,
     special_token,
     strips_first_blank,
 )
+from minicpm.tokenizer.sentencepiece import SentencePieceModel
 
 # Room for the longest context (131,072 tokens) in English; rare characters of that number take 3 s and 0.5 GB.
 MAX_TEXT_CHARACTERS = 1 << 20
@@ -63,6 +66,11 @@ class Tokenizer:
         config = read_tokenizer_config(folder)
         library_tokenizer, source = load_library_tokenizer(folder, config)
         return cls(library_tokenizer, config, source)
+
+    @classmethod
+    def from_sentencepiece(cls, model: SentencePieceModel, config: dict[str, Any], source: Path) -> Tokenizer:
+        """The tokenizer of a model read from elsewhere, e.g. from a GGUF file; `config` is a tokenizer_config.json."""
+        return cls(build_from_sentencepiece(model, prepends_blank(config, source.parent)), config, source)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
