@@ -27,7 +27,7 @@ _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", help="a model's folder, or its name (see 'minicpm list' and 'minicpm pull')")
+    parser.add_argument("-m", "--model", help="a model's folder or .gguf file, or its name (see 'minicpm list')")
     parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
 
 

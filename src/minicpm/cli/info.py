@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from minicpm import hub
@@ -15,7 +16,6 @@ from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.convert import is_licence
 from minicpm.formats.llama import EMBEDDING, HEAD
-from minicpm.tokenizer import read_tokenizer_config
 
 # Bytes of a weight with its share of a float16 scale per 64 weights (DESIGN.md, quantized weights).
 SCALE_BYTES = 2 / 64
@@ -79,25 +79,21 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         if kept is None
         else {"scale_emb": kept.scale_emb, "scale_depth": kept.scale_depth, "dim_model_base": kept.dim_model_base},
         "tokenizer_files": [file.name for file in checkpoint.tokenizer_files],
-        "has_chat_template": has_chat_template(checkpoint),
-        "licence_files": sorted(file.name for file in checkpoint.path.iterdir() if is_licence(file.name)),
+        "has_chat_template": checkpoint.has_chat_template,
+        "licence_files": _licence_files(checkpoint.path),
         "memory_bytes": weight_memory(config),
         "cache_bytes_per_token": cache_bytes_per_token(config),
     }
+
+
+def _licence_files(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir() if is_licence(file.name)) if path.is_dir() else []
 
 
 def quantization(checkpoint: Checkpoint) -> dict[str, int]:
     """How many weights are stored in which whole numbers; empty for a model that is not quantized."""
     counts = Counter(checkpoint.packings.values())
     return {f"{packing.bits} bits by {packing.group_size}": count for packing, count in sorted(counts.items())}
-
-
-def has_chat_template(checkpoint: Checkpoint) -> bool:
-    """True if a tokenizer file brings a template; the prompt format of 2024 is built in for those that don't."""
-    files = {file.name: file for file in checkpoint.tokenizer_files}
-    if "chat_template.jinja" in files:
-        return True
-    return "tokenizer_config.json" in files and bool(read_tokenizer_config(checkpoint.path).get("chat_template"))
 
 
 def weight_memory(config: DecoderConfig) -> dict[str, int]:
@@ -153,7 +149,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("rope", f"theta {facts['rope_theta']:g}, {_scaling(facts['rope_scaling'])}"),
         ("scales", _scales(facts)),
         ("tokenizer", _listed(facts["tokenizer_files"]) or "none found; chat and run need one"),
-        ("template", "in the folder" if facts["has_chat_template"] else "none in the folder; the built-in one is used"),
+        ("template", "its own" if facts["has_chat_template"] else "none of its own; the built-in one is used"),
         ("licence", _listed(facts["licence_files"]) or "no file here; the weights' own terms are on the model's page"),
         ("memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in facts["memory_bytes"].items())),
         (

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm import hub
-from minicpm.chat import Message, template_for
+from minicpm.chat import Message
 from minicpm.engine.backend import Backend, KVSequence, Row
 from minicpm.engine.kv_cache import PrefixCache, common_prefix_length
 from minicpm.engine.request import Completion, Piece, Request
@@ -28,7 +28,6 @@ from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
 from minicpm.progress import Progress, Silent
 from minicpm.sampling import SamplingParams
-from minicpm.tokenizer import Tokenizer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -49,9 +48,9 @@ class Loglikelihood:
 class LLM:
     """A MiniCPM model ready to answer.
 
-    `model` is a folder or a name (`minicpm list`, `minicpm pull`); `dtype` is 'auto' (the checkpoint's own),
-    'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below the model's own limit; at most
-    `max_batch` requests run at once, fewer where memory is short. Raises MiniCPMError subclasses when the model
+    `model` is a folder, a GGUF file or a name (`minicpm list`, `minicpm pull`); `dtype` is 'auto' (the checkpoint's
+    own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below the model's own limit; at
+    most `max_batch` requests run at once, fewer where memory is short. Raises MiniCPMError subclasses when the model
     cannot be used, ValueError for an option that cannot be.
     """
 
@@ -74,13 +73,9 @@ class LLM:
         _check_at_least_one("context", context)
         _check_at_least_one("max_batch", max_batch)
         self.folder = hub.resolve(model, offline=offline, progress=progress or Silent())
-        if not self.folder.is_dir():
-            raise ModelError(
-                f"{self.folder} is a file; give the model's folder, with config.json, tokenizer and weights"
-            )
         checkpoint = open_checkpoint(self.folder, allow_quantized=True)
-        self.tokenizer = Tokenizer.from_folder(self.folder)
-        self.template = template_for(self.folder)
+        self.tokenizer = checkpoint.tokenizer()
+        self.template = checkpoint.chat_template()
         longest = checkpoint.config.context_length
         if context is not None and context > longest:
             raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")

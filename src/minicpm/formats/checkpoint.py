@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from minicpm.chat import ChatTemplate, template_for
 from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import compressed_tensors, granite, hf, llama, vllmcpm
 from minicpm.formats.compressed_tensors import Packing
 from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import read_eos_token_ids
+from minicpm.formats.gguf_model import GgufModel
 from minicpm.formats.mapped import TensorFile
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
+from minicpm.tokenizer import Tokenizer, read_tokenizer_config
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,11 +61,26 @@ FORMS = {
 }
 
 
-class Checkpoint:
-    """An opened model folder; a context manager. Make it with `open_checkpoint`."""
+@dataclass(frozen=True)
+class _Opened:
+    """What a form's reader found, before it is compared with its configuration."""
 
     path: Path
-    format: str  # "hf", "llama", "granite" or "vllmcpm"
+    format: str
+    config: DecoderConfig
+    stored: dict[str, TensorFile]  # by stored name
+    published: dict[str, str]  # published name -> stored name
+    quantization: frozenset[Packing] = frozenset()
+    eos_token_ids: tuple[int, ...] = ()
+    tokenizer_files: tuple[Path, ...] = ()
+    folded_scales: llama.FoldedScales | None = None
+
+
+class Checkpoint:
+    """An opened model, a folder or a GGUF file; a context manager. Make it with `open_checkpoint`."""
+
+    path: Path
+    format: str  # "hf", "llama", "granite", "vllmcpm" or "gguf"
     config: DecoderConfig  # its dtype is that of the stored embedding
     tensors: dict[str, TensorInfo]  # published name -> what is stored, in the order of config.parameter_shapes()
     packings: dict[str, Packing]  # published names whose weights are stored packed, as name + _packed, _scale, _shape
@@ -70,36 +88,22 @@ class Checkpoint:
     tokenizer_files: tuple[Path, ...]
     folded_scales: llama.FoldedScales | None  # constants that a llama-format folder says it has folded in
 
-    def __init__(self, folder: ModelFolder, form: str, raw: dict[str, Any], allow_quantized: bool = False):
-        self.path, self.format = folder.path, form
-        config_path = folder.path / "config.json"
-        try:
-            if form != "hf" or not allow_quantized:
-                hf.require_no_quantization(raw)
-            schemes = compressed_tensors.read_quantization(raw)
-            config = FORMS[form].read_config(raw)
-            self.folded_scales = llama.kept_scales(raw) if form == "llama" else None
-        except ModelError as error:
-            raise ModelError(f"{config_path}: {error}") from error
-        self.eos_token_ids = _eos_token_ids(folder, config)
-        self.tokenizer_files = tuple(folder.file(name) for name in TOKENIZER_FILES if folder.has(name))
-        stored = FORMS[form].open_weights(folder)
-        self._files = set(stored.values())
-        try:
-            self._stored = _published(folder.path, stored) if form == "vllmcpm" else {name: name for name in stored}
-            self._sources = {published: stored[name] for published, name in self._stored.items()}
-            self.packings = compressed_tensors.packed_parameters(folder.path, config, schemes, self._infos())
-            if schemes and not self.packings:
-                raise FormatError(folder.path, "config.json says that weights are quantized, but none is stored packed")
-            _require_parameters(folder.path, config, self._infos(), self.packings)
-            if config.tie_word_embeddings and llama.HEAD in self._stored:
-                self._require_tied_head()
-            infos = self._infos()
-            self.tensors = {name: infos[name] for name in _stored_names(config, self.packings)}
-            self.config = config if self.packings else config.with_dtype(self.tensors[llama.EMBEDDING].dtype)
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, opened: _Opened):
+        self.path, self.format, config = opened.path, opened.format, opened.config
+        self.eos_token_ids, self.tokenizer_files = opened.eos_token_ids, opened.tokenizer_files
+        self.folded_scales = opened.folded_scales
+        self._stored = opened.published
+        self._sources = {published: opened.stored[name] for published, name in self._stored.items()}
+        self._files = set(opened.stored.values())
+        self.packings = compressed_tensors.packed_parameters(self.path, config, opened.quantization, self._infos())
+        if opened.quantization and not self.packings:
+            raise FormatError(self.path, "config.json says that weights are quantized, but none is stored packed")
+        _require_parameters(self.path, config, self._infos(), self.packings)
+        if config.tie_word_embeddings and llama.HEAD in self._stored:
+            self._require_tied_head()
+        infos = self._infos()
+        self.tensors = {name: infos[name] for name in _stored_names(config, self.packings)}
+        self.config = config if self.packings else config.with_dtype(self.tensors[llama.EMBEDDING].dtype)
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +113,24 @@ class Checkpoint:
     @property
     def weight_files(self) -> tuple[Path, ...]:
         return tuple(sorted(file.path for file in self._files))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """True if the model brings a template; the prompt format of 2024 is built in for those that don't."""
+        if (gguf := self._gguf) is not None:
+            return gguf.has_template
+        names = {file.name for file in self.tokenizer_files}
+        if "chat_template.jinja" in names:
+            return True
+        return "tokenizer_config.json" in names and bool(read_tokenizer_config(self.path).get("chat_template"))
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; FormatError where it has none that can be used."""
+        return Tokenizer.from_folder(self.path) if self._gguf is None else self._gguf.tokenizer()
+
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template, MiniCPM's own where it has none."""
+        return template_for(self.path) if self._gguf is None else self._gguf.chat_template()
 
     def read(self, name: str) -> TensorView:
         """The tensor of a published name, over the file's own pages; KeyError for a name not in `tensors`."""
@@ -132,6 +154,10 @@ class Checkpoint:
     ) -> None:
         self.close()
 
+    @property
+    def _gguf(self) -> GgufModel | None:
+        return next((file for file in self._files if isinstance(file, GgufModel)), None)
+
     def _infos(self) -> dict[str, TensorInfo]:
         stored = {name: source.tensors[self._stored[name]] for name, source in self._sources.items()}
         return {name: TensorInfo(name, info.dtype, info.shape) for name, info in stored.items()}
@@ -153,14 +179,71 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Checkpoint:
-    """Open a model folder of any known form and check it against its configuration.
+    """Open a model folder of any known form, or a GGUF file, and check it against its configuration.
 
     Quantized weights are refused unless `allow_quantized`: who passes it looks at `packings`.
-    Raises ModelError for a model that is no MiniCPM (or not a folder), FormatError for damaged or hostile files.
+    Raises ModelError for a model that is no MiniCPM (or not a model), FormatError for damaged or hostile files.
     """
-    folder = ModelFolder(path)
-    raw = read_config_json(folder.file("config.json"))
-    return Checkpoint(folder, recognise(raw), raw, allow_quantized)
+    path = Path(path)
+    opened = _open_gguf(path, allow_quantized) if path.is_file() else _open_folder(ModelFolder(path), allow_quantized)
+    try:
+        return Checkpoint(opened)
+    except BaseException:
+        for file in set(opened.stored.values()):
+            file.close()
+        raise
+
+
+def _open_folder(folder: ModelFolder, allow_quantized: bool) -> _Opened:
+    if not folder.has("config.json") and (found := sorted(folder.path.glob("*.gguf"))):
+        raise ModelError(f"{folder.path}: no config.json here; give the GGUF file itself, e.g. {found[0].name}")
+    config_path = folder.file("config.json")
+    raw = read_config_json(config_path)
+    form = recognise(raw)
+    try:
+        if form != "hf" or not allow_quantized:
+            hf.require_no_quantization(raw)
+        quantization = compressed_tensors.read_quantization(raw)
+        config = FORMS[form].read_config(raw)
+        folded_scales = llama.kept_scales(raw) if form == "llama" else None
+    except ModelError as error:
+        raise ModelError(f"{config_path}: {error}") from error
+    eos_token_ids = _eos_token_ids(folder, config)
+    tokenizer_files = tuple(folder.file(name) for name in TOKENIZER_FILES if folder.has(name))
+    stored = FORMS[form].open_weights(folder)
+    try:
+        published = _published(folder.path, stored) if form == "vllmcpm" else {name: name for name in stored}
+    except BaseException:
+        for file in set(stored.values()):
+            file.close()
+        raise
+    return _Opened(
+        folder.path, form, config, stored, published, quantization, eos_token_ids, tokenizer_files, folded_scales
+    )
+
+
+def _open_gguf(path: Path, allow_quantized: bool) -> _Opened:
+    model = GgufModel(path)
+    try:
+        if model.packings and not allow_quantized:
+            raise ModelError(
+                f"{path}: its weights are quantized; float32, float16 or bfloat16 weights are needed here; "
+                "the numpy backend runs Q4_0 and Q8_0"
+            )
+        eos_token_ids = model.eos_token_ids
+    except BaseException:
+        model.close()
+        raise
+    return _Opened(
+        path,
+        "gguf",
+        model.config,
+        stored=dict.fromkeys(model.tensors, model),
+        published={name: name for name in model.tensors},
+        quantization=model.packings,
+        eos_token_ids=eos_token_ids,
+        tokenizer_files=(path,) if model.has_tokenizer else (),
+    )
 
 
 def recognise(raw: dict[str, Any]) -> str:

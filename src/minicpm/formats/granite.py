@@ -6,6 +6,7 @@ Only config.json differs; the weights stay byte for byte what they were.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +29,8 @@ def read_config(raw: dict[str, Any]) -> DecoderConfig:
         raise ModelError(f"attention_multiplier is {found}, MiniCPM's is 1/sqrt(head_dim) = {expected:.6g}")
     return replace(
         plain,
-        scale_emb=_simple(multipliers["embedding_multiplier"]),
-        scale_depth=_scale_depth(multipliers["residual_multiplier"], plain.num_hidden_layers),
+        scale_emb=simple(multipliers["embedding_multiplier"]),
+        scale_depth=scale_depth_of(multipliers["residual_multiplier"], plain.num_hidden_layers),
         dim_model_base=_dim_model_base(multipliers["logits_scaling"], plain.hidden_size),
     )
 
@@ -56,14 +57,19 @@ def _multiplier(raw: dict[str, Any], name: str) -> float:
     return float(value)
 
 
-def _scale_depth(residual_multiplier: float, num_hidden_layers: int) -> float:
-    """The shortest number that gives exactly this multiplier: 1.4, where 0.2213... * sqrt(40) ends in ...0001."""
+def scale_depth_of(
+    residual_multiplier: float, num_hidden_layers: int, rounded: Callable[[float], object] = float
+) -> float:
+    """The shortest number that gives exactly this multiplier: 1.4, where 0.2213... * sqrt(40) ends in ...0001.
+
+    `rounded` is what the multiplier was stored as.
+    """
     root = math.sqrt(num_hidden_layers)
     product = residual_multiplier * root
     for digits in range(1, 18):
         candidate = float(f"{product:.{digits}g}")
-        if candidate / root == residual_multiplier:
-            return _simple(candidate)
+        if rounded(candidate / root) == rounded(residual_multiplier):
+            return simple(candidate)
     return product
 
 
@@ -77,5 +83,6 @@ def _dim_model_base(logits_scaling: float, hidden_size: int) -> int:
     return base
 
 
-def _simple(value: float) -> float:
+def simple(value: float) -> float:
+    """12 for 12.0, as a config.json says it."""
     return int(value) if value.is_integer() else value

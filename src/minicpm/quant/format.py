@@ -151,7 +151,8 @@ def read_weight(checkpoint: Checkpoint, name: str) -> IntWeight | TensorView:
     scales: Scales = view.float32()
     if view.dtype == "float16":
         scales = np.frombuffer(view.buffer, np.float16).reshape(view.shape)
-    if not (np.isfinite(scales).all() and (scales >= 0).all()):
+    # ggml's Q4_0 has negative scales: they give the largest weight of a block the side with 8 steps.
+    if not (np.isfinite(scales).all() and (checkpoint.format == "gguf" or (scales >= 0).all())):
         raise FormatError(checkpoint.path, f"{name}{SCALE} holds a scale that is negative or not finite")
     packed = np.frombuffer(checkpoint.read(name + PACKED).buffer, np.uint8).reshape(N, -1)
     if packing.bits == 8 and not packed[:, :K].all():

@@ -1,0 +1,345 @@
+"""A MiniCPM in a GGUF file: llama.cpp's metadata keys and tensor names, and what they are called here.
+
+Two things differ besides names. llama.cpp rotates neighbouring numbers of a head where the published weights rotate its
+halves, so the rows of q and k are stored in another order. And the muP constants are keys; files without them (early
+2024, when the runtime had MiniCPM-2B's built in) are refused, for today's llama.cpp runs them with wrong ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.chat import ChatTemplate
+from minicpm.errors import FormatError, ModelError, brief
+from minicpm.formats import gguf_tokenizer, llama
+from minicpm.formats.compressed_tensors import SCALE, SHAPE, Packing
+from minicpm.formats.config import DecoderConfig, RopeScaling
+from minicpm.formats.gguf import BF16, F16, F32, Q6_K, Field, GgufFile, GgufTensor, Value, ValueType
+from minicpm.formats.gguf_blocks import PACKINGS, by_rows, dequantize_q6_k, packed_codes, scales_of
+from minicpm.formats.granite import scale_depth_of, simple
+from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.mapped import aligned_view
+from minicpm.formats.tensor import TensorInfo, TensorView
+from minicpm.tokenizer import Tokenizer
+
+ARCHITECTURE, LLAMA = "minicpm", "llama"
+FLOAT_TYPES = {"float32": F32, "float16": F16, "bfloat16": BF16}
+FLOAT_DTYPES = {kind.id: dtype for dtype, kind in FLOAT_TYPES.items()}
+SCALE_KEYS = ("embedding_scale", "residual_scale", "logit_scale")
+# Not llama.cpp's: it knows no dynamic NTK, ignores the key, and is right up to the trained length.
+DYNAMIC_NTK_KEY = "rope.scaling.dynamic_ntk_factor"
+
+_OUTER = {EMBEDDING: "token_embd", "model.norm.weight": "output_norm", HEAD: "output"}
+_IN_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def stored_name(name: str) -> str:
+    """GGUF's name of a published tensor."""
+    if name in _OUTER:
+        return f"{_OUTER[name]}.weight"
+    _, _, index, part = name.removesuffix(".weight").split(".", 3)
+    return f"blk.{index}.{_IN_LAYER[part]}.weight"
+
+
+def rows_to_store(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | None:
+    """For q and k, the published row that each stored row is; None for a tensor that is stored as it is."""
+    heads = _rotated_heads(config, name)
+    if heads is None:
+        return None
+    return np.arange(heads * config.head_dim).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+
+
+def _published_rows(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | None:
+    """For q and k, the stored row that each published row is."""
+    heads = _rotated_heads(config, name)
+    if heads is None:
+        return None
+    return np.arange(heads * config.head_dim).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+
+
+def _rotated_heads(config: DecoderConfig, name: str) -> int | None:
+    if name.endswith(".self_attn.q_proj.weight"):
+        return config.num_attention_heads
+    return config.num_key_value_heads if name.endswith(".self_attn.k_proj.weight") else None
+
+
+class GgufModel:
+    """An opened GGUF file as a file of published tensors, a `TensorFile`.
+
+    Q4_0 and Q8_0 weights appear as the stored tensors of a compressed-tensors folder, unpacked when read; Q6_K, which
+    llama.cpp gives to the embedding of its 4-bit files, as float16.
+    """
+
+    path: Path
+    config: DecoderConfig
+    tensors: dict[str, TensorInfo]
+    packings: frozenset[Packing]  # those that occur
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = GgufFile(path)
+        try:
+            _require_whole_model(path, self._file.metadata)
+            self.config = read_config(self._file)
+            self._sources: dict[str, str] = {}  # name in `tensors` -> published name
+            self.tensors = {info.name: info for info in self._infos()}
+            kinds = {tensor.type.id for tensor in self._file.tensors.values()}
+            self.packings = frozenset(packing for kind, packing in PACKINGS.items() if kind in kinds)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return gguf_tokenizer.read_eos_token_ids(self.path, self._file.metadata, self.config.vocab_size)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return gguf_tokenizer.TOKENS in self._file.metadata
+
+    @property
+    def has_template(self) -> bool:
+        return gguf_tokenizer.TEMPLATE in self._file.metadata
+
+    def tokenizer(self) -> Tokenizer:
+        return gguf_tokenizer.read_tokenizer(self.path, self._file.metadata)
+
+    def chat_template(self) -> ChatTemplate:
+        return gguf_tokenizer.read_template(self.path, self._file.metadata)
+
+    def read(self, name: str) -> TensorView:
+        published, info = self._sources[name], self.tensors[name]
+        tensor = self._file.tensors[stored_name(published)]
+        if name.endswith(SHAPE):
+            return TensorView(name, info.dtype, info.shape, np.array(tensor.shape, "<i8").data.cast("B"))
+        order = _published_rows(self.config, published)
+        if order is None and tensor.type.id in FLOAT_DTYPES:
+            return aligned_view(name, info.dtype, info.shape, self._file.view(tensor.name))
+        values = self._rows(tensor, info, name)
+        if order is not None:
+            values = values[order]
+        return TensorView(name, info.dtype, info.shape, values.reshape(-1).view(np.uint8).data)
+
+    def release(self, name: str) -> None:
+        self._file.release(stored_name(self._sources[name]))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _infos(self) -> list[TensorInfo]:
+        """What every tensor of the file is here; FormatError for one that no MiniCPM has."""
+        published = {stored_name(name): name for name in self.config.parameter_shapes()}
+        infos: list[TensorInfo] = []
+        for tensor in self._file.tensors.values():
+            name = published.get(tensor.name)
+            if name is None:
+                raise FormatError(self.path, f"{brief(tensor.name)} is no tensor of a MiniCPM of its metadata")
+            made = self._infos_of(name, tensor)
+            self._sources.update({info.name: name for info in made})
+            infos += made
+        return infos
+
+    def _infos_of(self, name: str, tensor: GgufTensor) -> Sequence[TensorInfo]:
+        if (dtype := FLOAT_DTYPES.get(tensor.type.id)) is not None:
+            return [TensorInfo(name, dtype, tensor.shape)]
+        if len(tensor.shape) != 2:
+            raise FormatError(self.path, f"{tensor.name} is {tensor.type.name}, but it is no matrix")
+        if tensor.type is not Q6_K:
+            return PACKINGS[tensor.type.id].stored(name, tensor.shape)
+        if name not in (EMBEDDING, HEAD):
+            raise FormatError(
+                self.path,
+                f"{tensor.name} is Q6_K, which this version reads for the embedding and the head only; convert the "
+                "model again from its folder: minicpm convert SRC DST.gguf --to gguf --dtype q4_0",
+            )
+        return [TensorInfo(name, "float16", tensor.shape)]
+
+    def _rows(self, tensor: GgufTensor, info: TensorInfo, name: str) -> npt.NDArray[np.generic]:
+        """(N, ...) numbers of a tensor in the order of the file, converted to what `info` says; a copy."""
+        blocks = np.frombuffer(self._file.view(tensor.name), np.uint8).reshape(math.prod(tensor.shape[:-1]), -1)
+        if tensor.type.id in FLOAT_DTYPES:
+            return blocks
+        made: npt.NDArray[np.generic]
+        if tensor.type is Q6_K:
+            made = by_rows(blocks, np.empty(tensor.shape, "<f2"), self._halves_of_q6_k)
+            if not np.isfinite(made).all():
+                raise FormatError(
+                    self.path, f"{tensor.name} holds numbers that are not finite or too large for float16"
+                )
+        elif name.endswith(SCALE):
+            made = scales_of(blocks, tensor.type)
+        else:
+            width = tensor.shape[1] * PACKINGS[tensor.type.id].bits // 8
+            made = by_rows(
+                blocks, np.empty((len(blocks), width), np.uint8), lambda part: packed_codes(part, tensor.type)
+            )
+        self._file.release(tensor.name)
+        return made
+
+    @staticmethod
+    def _halves_of_q6_k(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        with np.errstate(over="ignore"):
+            return dequantize_q6_k(blocks).astype("<f2")
+
+
+# --- configuration -----------------------------------------------------------------------------------------------
+
+
+def model_fields(config: DecoderConfig) -> list[Field]:
+    """The metadata of a configuration, in the order of llama.cpp's converter."""
+    numbers: dict[str, tuple[ValueType, int | float]] = {
+        "block_count": (ValueType.UINT32, config.num_hidden_layers),
+        "context_length": (ValueType.UINT32, config.max_position_embeddings),
+        "embedding_length": (ValueType.UINT32, config.hidden_size),
+        "feed_forward_length": (ValueType.UINT32, config.intermediate_size),
+        "attention.head_count": (ValueType.UINT32, config.num_attention_heads),
+        "attention.head_count_kv": (ValueType.UINT32, config.num_key_value_heads),
+        "rope.dimension_count": (ValueType.UINT32, config.head_dim),
+        "rope.freq_base": (ValueType.FLOAT32, config.rope_theta),
+        "attention.layer_norm_rms_epsilon": (ValueType.FLOAT32, config.rms_norm_eps),
+        "vocab_size": (ValueType.UINT32, config.vocab_size),
+        "embedding_scale": (ValueType.FLOAT32, config.scale_emb),
+        "residual_scale": (ValueType.FLOAT32, config.residual_scale),
+        # llama.cpp divides by it.
+        "logit_scale": (ValueType.FLOAT32, config.hidden_size / config.dim_model_base),
+    }
+    fields = [Field(f"{ARCHITECTURE}.{key}", kind, value) for key, (kind, value) in numbers.items()]
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.type == "linear":
+        fields.append(Field(f"{ARCHITECTURE}.rope.scaling.type", ValueType.STRING, "linear"))
+        fields.append(Field(f"{ARCHITECTURE}.rope.scaling.factor", ValueType.FLOAT32, scaling.factor))
+    elif scaling is not None:
+        fields.append(Field(f"{ARCHITECTURE}.{DYNAMIC_NTK_KEY}", ValueType.FLOAT32, scaling.factor))
+    return fields
+
+
+def read_config(file: GgufFile) -> DecoderConfig:
+    """The configuration that the metadata give; FormatError for an impossible one, ModelError for another family."""
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in (ARCHITECTURE, LLAMA):
+        raise ModelError(
+            f"{file.path}: its architecture is {brief(architecture)}; expected 'minicpm', or 'llama' for a MiniCPM "
+            "whose scales are multiplied into the weights"
+        )
+    keys = _Keys(file, str(architecture))
+    if keys.get("expert_count"):
+        raise ModelError(f"{file.path}: this is a mixture of experts; use a dense MiniCPM-2B or MiniCPM-1B")
+    try:
+        plain = _plain_config(keys)
+        for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+            if keys.get(key) not in (None, plain.head_dim):
+                raise ModelError(f"{keys.name(key)} is {brief(keys.get(key))}, expected {plain.head_dim}")
+        return llama.unit_scales(plain) if architecture == LLAMA else _scaled(keys, plain)
+    except ModelError as error:
+        raise FormatError(file.path, str(error)) from error
+
+
+class _Keys:
+    """The metadata of one architecture."""
+
+    def __init__(self, file: GgufFile, architecture: str):
+        self.file = file
+        self._architecture = architecture
+
+    def name(self, key: str) -> str:
+        return f"{self._architecture}.{key}"
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.file.metadata.get(self.name(key), default)
+
+    def required(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise ModelError(f"{self.name(key)} is missing")
+        return value
+
+
+def _plain_config(keys: _Keys) -> DecoderConfig:
+    metadata = keys.file.metadata
+    heads = keys.required("attention.head_count")
+    tokens = metadata.get(gguf_tokenizer.TOKENS)
+    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
+    embedding = keys.file.tensors.get(stored_name(EMBEDDING))
+    known: dict[str, Any] = {
+        "vocab_size": keys.get("vocab_size", len(tokens) if isinstance(tokens, list) else None),
+        "hidden_size": keys.required("embedding_length"),
+        "intermediate_size": keys.required("feed_forward_length"),
+        "num_hidden_layers": keys.required("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.get("attention.head_count_kv", heads),
+        "max_position_embeddings": keys.required("context_length"),
+        "rms_norm_eps": keys.required("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.get("rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(keys),
+        "tie_word_embeddings": stored_name(HEAD) not in keys.file.tensors,
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["padding"],
+        "dtype": "float32" if embedding is None else FLOAT_DTYPES.get(embedding.type.id, "float32"),
+    }
+    if known["num_key_value_heads"] == 0:
+        raise ModelError(f"{keys.name('attention.head_count_kv')} is 0")
+    return DecoderConfig(**known)
+
+
+def _rope_scaling(keys: _Keys) -> RopeScaling | None:
+    if (factor := keys.get(DYNAMIC_NTK_KEY)) is not None:
+        return RopeScaling("dynamic", factor)
+    kind = keys.get("rope.scaling.type", "none")
+    return None if kind == "none" else RopeScaling(kind, keys.get("rope.scaling.factor"))
+
+
+def _scaled(keys: _Keys, plain: DecoderConfig) -> DecoderConfig:
+    missing = [keys.name(key) for key in SCALE_KEYS if keys.get(key) is None]
+    if missing:
+        raise ModelError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in files of early 2024; the "
+            "model cannot be computed without, so convert it again from its folder: "
+            "minicpm convert SRC DST.gguf --to gguf"
+        )
+    scales = {key: keys.get(key) for key in SCALE_KEYS}
+    for key, value in scales.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ModelError(f"{keys.name(key)} must be a positive number, got {brief(value)}")
+    return replace(
+        plain,
+        scale_emb=simple(float(scales["embedding_scale"])),
+        scale_depth=scale_depth_of(float(scales["residual_scale"]), plain.num_hidden_layers, np.float32),
+        dim_model_base=_dim_model_base(float(scales["logit_scale"]), plain.hidden_size),
+    )
+
+
+def _dim_model_base(logit_scale: float, hidden_size: int) -> int:
+    base = round(hidden_size / logit_scale)
+    if base < 1 or np.float32(hidden_size / base) != np.float32(logit_scale):
+        raise ModelError(
+            f"{ARCHITECTURE}.logit_scale {logit_scale:g} is not embedding_length {hidden_size} over a whole number "
+            "(MiniCPM's dim_model_base)"
+        )
+    return base
+
+
+def _require_whole_model(path: Path, metadata: dict[str, Value]) -> None:
+    count = metadata.get("split.count", 1)
+    if isinstance(count, int) and count > 1:
+        raise FormatError(path, f"one of {brief(count)} parts of a model; join them with llama-gguf-split --merge")
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise FormatError(path, f"general.type is {brief(kind)}, expected 'model'")

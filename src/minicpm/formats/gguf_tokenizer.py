@@ -1,0 +1,220 @@
+"""The tokenizer in a GGUF file: `tokenizer.ggml.*` from tokenizer.model and tokenizer_config.json, and back.
+
+llama.cpp merges by score, so the scores must be tokenizer.model's: published MiniCPM files whose scores are all -1000
+split texts otherwise than the model learned. Knows pieces, scores and types; how a text is split is minicpm.tokenizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicpm.chat import CURRENT_TEMPLATE, ChatTemplate, template_for, template_from
+from minicpm.errors import FormatError, ModelError, brief
+from minicpm.files import file_in, has_entry
+from minicpm.formats.gguf import Field, Value, ValueType
+from minicpm.tokenizer import (
+    PieceType,
+    SentencePieceModel,
+    Tokenizer,
+    adds_bos,
+    prepends_blank,
+    read_sentencepiece,
+    read_tokenizer_config,
+    special_token,
+)
+
+TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
+TEMPLATE = "tokenizer.chat_template"
+MAX_PIECE_CHARACTERS, MAX_VOCABULARY_CHARACTERS = 256, 16 << 20
+# What llama.cpp's converter gives to special tokens, and to rows of the embedding beyond the vocabulary.
+SPECIAL_SCORE, PADDING_SCORE = -1000.0, -10000.0
+_ADVICE = "convert the model again from its folder: minicpm convert SRC DST.gguf --to gguf"
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Pieces:
+    texts: list[str]
+    scores: list[float]
+    types: list[PieceType]
+
+    def put(self, token_id: int, text: str, score: float, kind: PieceType) -> None:
+        """Replace a piece, or append one; padding fills a gap."""
+        while len(self.texts) <= token_id:
+            self.texts.append(_padding(len(self.texts)))
+            self.scores.append(PADDING_SCORE)
+            self.types.append(PieceType.UNUSED)
+        self.texts[token_id], self.scores[token_id], self.types[token_id] = text, score, kind
+
+
+def tokenizer_fields(folder: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> list[Field]:
+    """The metadata of a model folder's tokenizer and chat template, as llama.cpp's converter writes them.
+
+    Added to it is add_space_prefix, whose default is MiniCPM-2B's but not every model's. Raises ModelError where GGUF
+    has no room for what the folder says.
+    """
+    if not has_entry(folder, "tokenizer.model"):
+        raise ModelError(f"{folder}: no tokenizer.model; GGUF carries its scores, so put the model's own file there")
+    model = read_sentencepiece(file_in(folder, "tokenizer.model"))
+    config = read_tokenizer_config(folder)
+    pieces = _pieces(model, config, prepends_blank(config, folder))
+    if len(pieces.texts) > vocab_size:
+        raise ModelError(f"{folder}: its tokenizer has {len(pieces.texts)} pieces, the model {vocab_size}")
+    if len(pieces.texts) < vocab_size:
+        pieces.put(vocab_size - 1, _padding(vocab_size - 1), PADDING_SCORE, PieceType.UNUSED)
+    bos, eos = (_token_id(pieces, special_token(config, key)) for key in ("bos_token", "eos_token"))
+    others = [token_id for token_id in eos_token_ids if token_id != eos]
+    if len(others) > 1 or (others and eos is None):
+        raise ModelError(f"{folder}: the ids {list(eos_token_ids)} end a text; GGUF has room for eos and one more")
+    ids = {"bos": bos, "eos": eos, "eot": next(iter(others), None), "unknown": model.unk_id}
+    return [
+        Field("tokenizer.ggml.model", ValueType.STRING, "llama"),
+        Field("tokenizer.ggml.pre", ValueType.STRING, "default"),
+        Field(TOKENS, ValueType.ARRAY, pieces.texts, ValueType.STRING),
+        Field(SCORES, ValueType.ARRAY, pieces.scores, ValueType.FLOAT32),
+        Field(TYPES, ValueType.ARRAY, pieces.types, ValueType.INT32),
+        *(Field(f"tokenizer.ggml.{n}_token_id", ValueType.UINT32, i) for n, i in ids.items() if i is not None),
+        Field("tokenizer.ggml.add_bos_token", ValueType.BOOL, adds_bos(config, folder)),
+        Field("tokenizer.ggml.add_sep_token", ValueType.BOOL, False),
+        Field("tokenizer.ggml.add_eos_token", ValueType.BOOL, False),
+        Field("tokenizer.ggml.add_space_prefix", ValueType.BOOL, prepends_blank(config, folder)),
+        Field(TEMPLATE, ValueType.STRING, template_for(folder).text),
+    ]
+
+
+def _pieces(model: SentencePieceModel, config: dict[str, Any], is_blank_prepended: bool) -> _Pieces:
+    types = list(model.types)
+    if is_blank_prepended:
+        # llama.cpp finds the user's pieces first and puts another blank behind each; 2024's tokenizer.json merges them
+        # like all others, and so does llama.cpp when they are normal ones. Its own converter writes them so.
+        types = [PieceType.NORMAL if kind == PieceType.USER_DEFINED else kind for kind in types]
+    pieces = _Pieces(list(model.pieces), list(model.scores), types)
+    for key, token in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
+        kind = PieceType.CONTROL if token.get("special") else PieceType.USER_DEFINED
+        pieces.put(int(key), token["content"], SPECIAL_SCORE, kind)
+    return pieces
+
+
+def _token_id(pieces: _Pieces, text: object) -> int | None:
+    return pieces.texts.index(text) if isinstance(text, str) and text in pieces.texts else None
+
+
+def _padding(token_id: int) -> str:
+    return f"[PAD{token_id}]"
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_tokenizer(path: Path, metadata: dict[str, Value]) -> Tokenizer:
+    """The tokenizer of a GGUF file; FormatError where its metadata give none that splits texts as MiniCPM learned."""
+    model, config = read_sentencepiece_metadata(path, metadata)
+    return Tokenizer.from_sentencepiece(model, config, path)
+
+
+def read_template(path: Path, metadata: dict[str, Value]) -> ChatTemplate:
+    """The chat template of a GGUF file, MiniCPM's own where it has none."""
+    text = metadata.get(TEMPLATE)
+    if text is None:
+        return CURRENT_TEMPLATE
+    if not isinstance(text, str):
+        raise FormatError(path, f"{TEMPLATE} must be a text, got {brief(text)}")
+    _, config = read_sentencepiece_metadata(path, metadata)
+    return template_from(text, path, config)
+
+
+def read_sentencepiece_metadata(path: Path, metadata: dict[str, Value]) -> tuple[SentencePieceModel, dict[str, Any]]:
+    """The pieces of a GGUF file, and what its metadata say in the words of tokenizer_config.json."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "llama":
+        raise FormatError(path, f"tokenizer.ggml.model is {brief(kind)}, expected 'llama': MiniCPM's is SentencePiece")
+    pieces = _read_pieces(path, metadata)
+    count = len(pieces.texts)
+    ids = {name: _read_id(path, metadata, f"tokenizer.ggml.{name}_token_id", count) for name in ("bos", "eos")}
+    unknown = _read_id(path, metadata, "tokenizer.ggml.unknown_token_id", count)
+    if unknown is None:
+        unknown = next((i for i, kind in enumerate(pieces.types) if kind == PieceType.UNKNOWN), 0)
+    prefix, bos = (_read_flag(path, metadata, f"tokenizer.ggml.add_{n}", True) for n in ("space_prefix", "bos_token"))
+    config = {
+        "bos_token": None if ids["bos"] is None else pieces.texts[ids["bos"]],
+        "eos_token": None if ids["eos"] is None else pieces.texts[ids["eos"]],
+        "add_bos_token": bos,
+        "add_prefix_space": prefix,
+    }
+    model = SentencePieceModel(
+        pieces=tuple(pieces.texts),
+        scores=tuple(pieces.scores),
+        types=tuple(pieces.types),
+        byte_fallback=pieces.types.count(PieceType.BYTE) == 256,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=_read_flag(path, metadata, "tokenizer.ggml.remove_extra_whitespaces", False),
+        unk_id=unknown,
+        bos_id=-1 if ids["bos"] is None else ids["bos"],
+        eos_id=-1 if ids["eos"] is None else ids["eos"],
+        pad_id=-1,
+    )
+    return model, config
+
+
+def read_eos_token_ids(path: Path, metadata: dict[str, Value], vocab_size: int) -> tuple[int, ...]:
+    """Ids that end a text: eos, and the end of a turn where that is another one."""
+    keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+    ids = (_read_id(path, metadata, key, vocab_size) for key in keys)
+    return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
+
+
+def _read_pieces(path: Path, metadata: dict[str, Value]) -> _Pieces:
+    texts, scores, types = (metadata.get(key) for key in (TOKENS, SCORES, TYPES))
+    if not isinstance(texts, list) or not texts:
+        raise FormatError(path, f"{TOKENS} must be an array of texts; the file has no tokenizer")
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or len(scores) != len(texts):
+        raise FormatError(path, f"{SCORES} must be {len(texts)} numbers, one for each token; {_ADVICE}")
+    if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or len(types) != len(texts):
+        raise FormatError(path, f"{TYPES} must be {len(texts)} whole numbers, one for each token")
+    if not np.isfinite(scores).all():
+        raise FormatError(path, f"{SCORES} has one that is no number")
+    if not np.isin(types, list(PieceType)).all():
+        raise FormatError(path, f"{TYPES} has one that is no type of a piece; there are 1 to 6")
+    count = len(texts)
+    while count and types[count - 1] == PieceType.UNUSED and texts[count - 1] == _padding(count - 1):
+        count -= 1
+    pieces = _Pieces(texts[:count], scores[:count].tolist(), [PieceType(kind) for kind in types[:count].tolist()])
+    _check_pieces(path, pieces)
+    return pieces
+
+
+def _check_pieces(path: Path, pieces: _Pieces) -> None:
+    longest = max(map(len, pieces.texts), default=0)
+    if not 0 < longest <= MAX_PIECE_CHARACTERS or "" in pieces.texts:
+        raise FormatError(path, f"{TOKENS} must be texts of 1 to {MAX_PIECE_CHARACTERS} characters")
+    if sum(map(len, pieces.texts)) > MAX_VOCABULARY_CHARACTERS:
+        raise FormatError(path, f"{TOKENS} have more than {MAX_VOCABULARY_CHARACTERS:,} characters")
+    if len(set(pieces.texts)) != len(pieces.texts):
+        raise FormatError(path, f"{TOKENS} names a piece twice")
+    normal = [score for score, kind in zip(pieces.scores, pieces.types) if kind == PieceType.NORMAL]
+    if len(normal) > 1 and min(normal) == max(normal):
+        raise FormatError(
+            path,
+            f"all scores of its tokenizer are {normal[0]:g}, so texts would be split otherwise than the model learned "
+            f"(files of 2024 made from tokenizer.json have this fault); {_ADVICE}",
+        )
+
+
+def _read_id(path: Path, metadata: dict[str, Value], key: str, count: int) -> int | None:
+    value = metadata.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value < count):
+        raise FormatError(path, f"{key} is {brief(value)}, expected a token id below {count}")
+    return value
+
+
+def _read_flag(path: Path, metadata: dict[str, Value], key: str, default: bool) -> bool:
+    value = metadata.get(key, default)
+    if not isinstance(value, bool):
+        raise FormatError(path, f"{key} must be true or false, got {brief(value)}")
+    return value
