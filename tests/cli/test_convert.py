@@ -36,6 +36,37 @@ def test_convert_prints_json_for_machines(minicpm, toy: Path, tmp_path: Path):
     assert "pytorch_model.bin.index.json" in record["files"]
 
 
+def test_convert_writes_one_gguf_file_and_info_reads_it(minicpm, toy: Path, tmp_path: Path):
+    file = tmp_path / "toy.gguf"
+    done = minicpm("convert", toy, file, "--to", "gguf", "--dtype", "f16")
+    assert done.code == 0
+    assert "hf -> gguf, 38 tensors in F16" in done.err
+    told = minicpm("info", "-m", file)
+    assert (told.code, told.err) == (0, "")
+    for words in ("gguf format, float16 and float32", "in toy.gguf", "dim_model_base 64", "template    its own"):
+        assert words in told.out
+    answer = minicpm("run", "-m", file, "--backend", "numpy", "--max-tokens", "4", "--temperature", "0", "Hello")
+    assert answer.code == 0
+
+
+@pytest.mark.parametrize(
+    ("destination", "more", "words"),
+    [
+        ("out", [], "a name that ends in .gguf"),
+        ("out.gguf", ["--bin"], "leave --bin and --max-shard-size out"),
+        ("out.gguf", ["--max-shard-size", "1GB"], "leave --bin and --max-shard-size out"),
+        ("out.gguf", ["--dtype", "q4_0"], "not a multiple of 32"),
+    ],
+)
+def test_a_gguf_that_cannot_be_ends_with_1(
+    minicpm, toy: Path, tmp_path: Path, destination: str, more: list, words: str
+):
+    done = minicpm("convert", toy, tmp_path / destination, "--to", "gguf", *more)
+    assert done.code == 1
+    assert words in done.err
+    assert not (tmp_path / destination).exists()
+
+
 def test_convert_replaces_a_model_only_when_forced(minicpm, toy: Path, tmp_path: Path):
     assert minicpm("convert", toy, tmp_path / "out", "--to", "llama").code == 0
     again = minicpm("convert", toy, tmp_path / "out", "--to", "vllmcpm")
@@ -54,7 +85,7 @@ def test_convert_replaces_a_model_only_when_forced(minicpm, toy: Path, tmp_path:
         (["-", "DST", "--to", "hf"], "convert reads and writes folders"),
         (["SRC", "", "--to", "hf"], "is no folder"),
         (["SRC", "DST"], "--to"),
-        (["SRC", "DST", "--to", "gguf"], "invalid choice"),
+        (["SRC", "DST", "--to", "mlx"], "invalid choice"),
         (["SRC", "DST", "--to", "hf", "--dtype", "int4"], "float32, float16, bfloat16"),
         (["SRC", "DST", "--to", "hf", "--max-shard-size", "big"], "a size is a number"),
         (["SRC", "DST", "--to", "hf", "--max-shard-size", "-1GB"], "--max-shard-size"),

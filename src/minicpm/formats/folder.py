@@ -1,4 +1,4 @@
-"""A model folder: an existing one, and how a new one comes into being all at once."""
+"""A model folder: an existing one, and how a new one, or a model in one file, comes into being all at once."""
 
 from __future__ import annotations
 
@@ -59,6 +59,28 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
         finally:
             # Still there after a failure, or holding what --force replaced.
             shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_file(destination: Path) -> Iterator[Path]:
+    """Yield a hidden file beside `destination`; when the block ends well it becomes `destination` in one step.
+
+    What is there is replaced. After an error nothing is left; after kill -9 the next run reuses the hidden file. Raises
+    ModelError when another process is writing it. Making the content durable is the block's part.
+    """
+    destination = destination.resolve()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.parent / f".{destination.name}.partial"
+    descriptor = _lock_file(partial)
+    try:
+        yield partial
+        partial.rename(destination)
+        sync_folder(destination.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
 
@@ -125,6 +147,27 @@ def _lock_folder(partial: Path) -> int:
             # Some network file systems cannot lock a folder; two runs to one destination are then the user's to avoid.
             return descriptor
         # Between opening and locking, another run may have finished and moved this very folder into place.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), partial.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _lock_file(partial: Path) -> int:
+    """Create the hidden file if need be and lock it; the lock dies with the process."""
+    while True:
+        if partial.is_symlink() or (partial.exists() and not partial.is_file()):
+            raise ValueError(f"{partial}: in the way and not a file; remove it")
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ModelError(f"{partial}: another process is writing this model; wait for it") from None
+        except OSError:
+            # Some network file systems cannot lock a file; two runs to one destination are then the user's to avoid.
+            return descriptor
+        # Between opening and locking, another run may have finished and moved this very file into place.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), partial.stat()):
                 return descriptor
