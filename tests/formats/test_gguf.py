@@ -106,6 +106,10 @@ def add(key: str, kind: ValueType, value: object) -> Spoil:
     return lambda parts: parts.put(key, kind, value)
 
 
+def many(key: str) -> Spoil:
+    return lambda parts: parts.fields.update({key: Field(key, ValueType.ARRAY, [4] * 100, ValueType.UINT32)})
+
+
 def text(key: str) -> Spoil:
     return lambda parts: parts.put(key, ValueType.STRING, "four")
 
@@ -138,6 +142,20 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "no_layers": (change("minicpm.block_count", 0), "num_hidden_layers"),
     "a_million_layers": (change("minicpm.block_count", 1_000_000), "num_hidden_layers"),
     "text_for_heads": (text("minicpm.attention.head_count"), "num_attention_heads"),
+    "many_heads": (many("minicpm.attention.head_count"), "num_attention_heads.*an array of 100"),
+    "many_architectures": (many("general.architecture"), "architecture is an array of 100"),
+    "many_types": (many("general.type"), "general.type is an array of 100"),
+    "many_alignments": (many("general.alignment"), "general.alignment is an array of 100"),
+    "many_vocabularies": (many("minicpm.vocab_size"), "vocab_size"),
+    "many_scales": (many("minicpm.logit_scale"), "logit_scale must be a positive number"),
+    "many_head_dims": (many("minicpm.rope.dimension_count"), "dimension_count is an array of 100, expected 8"),
+    "many_experts": (many("minicpm.expert_count"), "mixture of experts"),
+    "many_scalings": (many("minicpm.rope.scaling.type"), "rope_scaling type an array of 100"),
+    "many_ends": (many("tokenizer.ggml.eos_token_id"), "eos_token_id.*an array of 100"),
+    "many_tokenizers": (many("tokenizer.ggml.model"), "tokenizer.ggml.model is an array of 100"),
+    "many_templates": (many("tokenizer.chat_template"), "chat_template must be a text, got an array of 100"),
+    "a_text_for_tokens": (text("tokenizer.ggml.tokens"), "the file has no tokenizer|vocab_size"),
+    "numbers_for_tokens": (many("tokenizer.ggml.tokens"), "the file has no tokenizer"),
     "no_heads": (drop("minicpm.attention.head_count"), "minicpm.attention.head_count is missing"),
     "no_key_heads": (change("minicpm.attention.head_count_kv", 0), "head_count_kv is 0"),
     "another_head_dim": (change("minicpm.rope.dimension_count", 4), "rope.dimension_count is 4, expected 8"),
@@ -361,9 +379,12 @@ def test_a_file_without_tokenizer_opens_and_says_so_when_asked(parts: Parts, tmp
             checkpoint.tokenizer()
 
 
-def test_a_folder_with_a_gguf_file_alone_points_to_it(parts: Parts, tmp_path: Path):
+def test_a_folder_with_one_gguf_file_alone_is_that_file(parts: Parts, tmp_path: Path):
     parts.write(tmp_path / "model.gguf")
-    with pytest.raises(ModelError, match=r"give the GGUF file itself, e\.g\. model\.gguf"):
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.path == tmp_path / "model.gguf"
+    parts.write(tmp_path / "other.gguf")
+    with pytest.raises(ModelError, match=r"holds 2 GGUF files; give one of them, e\.g\. 'model\.gguf'"):
         open_checkpoint(tmp_path)
 
 

@@ -19,6 +19,7 @@ from minicpm.errors import FormatError, ModelError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import RopeScaling
 from minicpm.formats.convert import convert
+from minicpm.formats.folder import new_file
 from minicpm.formats.gguf import Q4_0, Q6_K, Q8_0
 from minicpm.formats.gguf_model import rows_to_store, stored_name
 from minicpm.quant.folder import quantize_folder
@@ -364,6 +365,14 @@ def test_tokenizer_files_that_disagree_are_refused(folder: Path, tmp_path: Path)
     assert not list(tmp_path.glob("*.gguf*")) + list(tmp_path.glob(".*"))
 
 
+def test_an_added_token_far_away_is_refused_before_room_is_made_for_it(folder: Path, tmp_path: Path):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"]["999999999"] = {"content": "<far>", "special": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match="gives '<far>' the id 999999999"):
+        write_gguf(folder, tmp_path / "model.gguf")
+
+
 def test_ends_and_advice_go_along(folder: Path, tmp_path: Path):
     advice = {"eos_token_id": [2, 7], "temperature": 0.7, "top_k": 40, "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps(advice))
@@ -432,6 +441,21 @@ def test_a_failed_run_keeps_the_file_that_was_there(folder: Path, tmp_path: Path
         write_gguf(folder, tmp_path / "model.gguf", dtype="q8_0", overwrite=True)
     assert (tmp_path / "model.gguf").read_bytes() == before
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_what_a_killed_run_left_is_reused(folder: Path, tmp_path: Path):
+    (tmp_path / ".model.gguf.partial").write_bytes(b"half" * 1_000_000)
+    done = write_gguf(folder, tmp_path / "model.gguf", dtype="q8_0")
+    assert (tmp_path / "model.gguf").stat().st_size == done.nbytes < 1_000_000
+    assert not (tmp_path / ".model.gguf.partial").exists()
+
+
+def test_two_runs_to_one_file_do_not_mix(folder: Path, tmp_path: Path):
+    with new_file(tmp_path / "model.gguf") as partial:
+        with pytest.raises(ModelError, match="another process is writing this model"):
+            write_gguf(folder, tmp_path / "model.gguf")
+        partial.write_bytes(b"the first one")
+    assert (tmp_path / "model.gguf").read_bytes() == b"the first one"
 
 
 def test_a_byte_that_reads_back_wrong_is_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

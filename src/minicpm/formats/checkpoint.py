@@ -23,6 +23,7 @@ from minicpm.formats.compressed_tensors import Packing
 from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import read_eos_token_ids
+from minicpm.formats.gguf import has_magic
 from minicpm.formats.gguf_model import GgufModel
 from minicpm.formats.mapped import TensorFile
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
@@ -185,7 +186,9 @@ def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Check
     Raises ModelError for a model that is no MiniCPM (or not a model), FormatError for damaged or hostile files.
     """
     path = Path(path)
-    opened = _open_gguf(path, allow_quantized) if path.is_file() else _open_folder(ModelFolder(path), allow_quantized)
+    is_gguf = path.is_file() and (path.suffix == ".gguf" or has_magic(path))
+    gguf = path if is_gguf else _lone_gguf(ModelFolder(path))
+    opened = _open_gguf(gguf, allow_quantized) if gguf else _open_folder(ModelFolder(path), allow_quantized)
     try:
         return Checkpoint(opened)
     except BaseException:
@@ -194,9 +197,15 @@ def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Check
         raise
 
 
+def _lone_gguf(folder: ModelFolder) -> Path | None:
+    """The GGUF file of a folder that holds no model of its own, as a download of one leaves it."""
+    found = [] if folder.has("config.json") else sorted(path.name for path in folder.path.glob("*.gguf"))
+    if len(found) > 1:
+        raise ModelError(f"{folder.path}: holds {len(found)} GGUF files; give one of them, e.g. {brief(found[0])}")
+    return folder.file(found[0]) if found else None
+
+
 def _open_folder(folder: ModelFolder, allow_quantized: bool) -> _Opened:
-    if not folder.has("config.json") and (found := sorted(folder.path.glob("*.gguf"))):
-        raise ModelError(f"{folder.path}: no config.json here; give the GGUF file itself, e.g. {found[0].name}")
     config_path = folder.file("config.json")
     raw = read_config_json(config_path)
     form = recognise(raw)

@@ -25,7 +25,9 @@ class ModelFolder:
         if not self.path.exists():
             raise ModelError(f"{path}: no such folder; give the folder of a model, or the name of one to pull")
         if not self.path.is_dir():
-            raise ModelError(f"{path}: not a folder; give the folder that holds config.json and the weights")
+            raise ModelError(
+                f"{path}: not a folder; give the folder that holds config.json and the weights, or a GGUF file"
+            )
 
     def has(self, name: str) -> bool:
         return has_entry(self.path, name)

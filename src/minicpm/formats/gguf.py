@@ -66,7 +66,18 @@ _NUMBERS: dict[ValueType, np.dtype] = {
     ValueType.FLOAT64: np.dtype("<f8"),
 }
 
-Value = int | float | bool | str | list[str] | npt.NDArray[np.generic]
+
+@dataclass(frozen=True, eq=False)
+class Array:
+    """A metadata value of many: texts, or numbers. Where one is expected it equals nothing and prints in one line."""
+
+    items: list[str] | npt.NDArray[np.generic]
+
+    def __repr__(self) -> str:
+        return f"an array of {len(self.items)}"
+
+
+Value = int | float | bool | str | Array
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,12 @@ class GgufTensor:
     @property
     def nbytes(self) -> int:
         return self.type.size(self.shape)
+
+
+def has_magic(path: Path) -> bool:
+    """Whether a regular file begins as a GGUF file does."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 class GgufFile:
@@ -288,17 +305,17 @@ class _Header:
         # 1e-5 was written as the nearest of 2**32 numbers; read it as 1e-5, not as 9.999999747378752e-06.
         return float(str(number)) if kind == ValueType.FLOAT32 else number.item()  # type: ignore[no-any-return]
 
-    def _array(self, key: str) -> Value:
+    def _array(self, key: str) -> Array:
         item = self.value_type(key)
         if item == ValueType.ARRAY:
             raise FormatError(self.path, f"{brief(key)} is an array of arrays, which no key of a model is")
         count = self.count(f"values of {brief(key)}", MAX_HEADER_BYTES)
         if item != ValueType.STRING:
-            return np.frombuffer(self.take(count * _NUMBERS[item].itemsize), _NUMBERS[item]).copy()
+            return Array(np.frombuffer(self.take(count * _NUMBERS[item].itemsize), _NUMBERS[item]).copy())
         self._strings_left -= count
         if self._strings_left < 0:
             raise FormatError(self.path, f"{brief(key)} and others have more than {MAX_STRINGS:,} strings")
-        return [self.string(f"a string of {brief(key)}") for _ in range(count)]
+        return Array([self.string(f"a string of {brief(key)}") for _ in range(count)])
 
 
 def _parse(header: _Header, file_size: int) -> tuple[dict[str, Value], dict[str, GgufTensor]]:

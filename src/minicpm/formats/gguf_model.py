@@ -21,7 +21,7 @@ from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import gguf_tokenizer, llama
 from minicpm.formats.compressed_tensors import SCALE, SHAPE, Packing
 from minicpm.formats.config import DecoderConfig, RopeScaling
-from minicpm.formats.gguf import BF16, F16, F32, Q6_K, Field, GgufFile, GgufTensor, Value, ValueType
+from minicpm.formats.gguf import BF16, F16, F32, Q6_K, Array, Field, GgufFile, GgufTensor, Value, ValueType
 from minicpm.formats.gguf_blocks import PACKINGS, by_rows, dequantize_q6_k, packed_codes, scales_of
 from minicpm.formats.granite import scale_depth_of, simple
 from minicpm.formats.llama import EMBEDDING, HEAD
@@ -278,7 +278,7 @@ def _plain_config(keys: _Keys) -> DecoderConfig:
     ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
     embedding = keys.file.tensors.get(stored_name(EMBEDDING))
     known: dict[str, Any] = {
-        "vocab_size": keys.get("vocab_size", len(tokens) if isinstance(tokens, list) else None),
+        "vocab_size": keys.get("vocab_size", len(tokens.items) if isinstance(tokens, Array) else None),
         "hidden_size": keys.required("embedding_length"),
         "intermediate_size": keys.required("feed_forward_length"),
         "num_hidden_layers": keys.required("block_count"),

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from minicpm.chat import CURRENT_TEMPLATE, ChatTemplate, template_for, template_from
 from minicpm.errors import FormatError, ModelError, brief
 from minicpm.files import file_in, has_entry
-from minicpm.formats.gguf import Field, Value, ValueType
+from minicpm.formats.gguf import Array, Field, Value, ValueType
 from minicpm.tokenizer import (
     PieceType,
     SentencePieceModel,
@@ -170,7 +171,7 @@ def read_eos_token_ids(path: Path, metadata: dict[str, Value], vocab_size: int) 
 
 
 def _read_pieces(path: Path, metadata: dict[str, Value]) -> _Pieces:
-    texts, scores, types = (metadata.get(key) for key in (TOKENS, SCORES, TYPES))
+    texts, scores, types = (_items(metadata.get(key)) for key in (TOKENS, SCORES, TYPES))
     if not isinstance(texts, list) or not texts:
         raise FormatError(path, f"{TOKENS} must be an array of texts; the file has no tokenizer")
     if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or len(scores) != len(texts):
@@ -187,6 +188,10 @@ def _read_pieces(path: Path, metadata: dict[str, Value]) -> _Pieces:
     pieces = _Pieces(texts[:count], scores[:count].tolist(), [PieceType(kind) for kind in types[:count].tolist()])
     _check_pieces(path, pieces)
     return pieces
+
+
+def _items(value: Value | None) -> list[str] | npt.NDArray[np.generic] | None:
+    return value.items if isinstance(value, Array) else None
 
 
 def _check_pieces(path: Path, pieces: _Pieces) -> None:

@@ -31,7 +31,6 @@ from minicpm.formats.gguf import (
     BF16,
     F16,
     F32,
-    MAGIC,
     Q4_0,
     Q8_0,
     BlockType,
@@ -40,6 +39,7 @@ from minicpm.formats.gguf import (
     GgufTensor,
     GgufWriter,
     ValueType,
+    has_magic,
     header_bytes,
 )
 from minicpm.formats.gguf_blocks import BLOCK_TYPES_OF_BITS, GROUP_SIZE, ROWS_ELEMENTS, from_packed, quantize
@@ -49,6 +49,7 @@ from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorView
 from minicpm.progress import Progress, Silent
 from minicpm.quant.format import IntWeight, read_weight
+from minicpm.tokenizer import Tokenizer
 
 # Embedding and head of a 4-bit file get 8 bits: in a small model they carry much of the loss (docs/formats.md).
 DTYPES: dict[str, tuple[BlockType, BlockType]] = {  # of the blocks' matrices, of embedding and head
@@ -77,6 +78,7 @@ PROBES = (
 @dataclass(frozen=True)
 class _Plan:
     checkpoint: Checkpoint
+    tokenizer: Tokenizer  # the folder's own
     fields: list[Field]
     tensors: list[GgufTensor]
     published: dict[str, str]  # stored name -> published name
@@ -135,17 +137,16 @@ def _check_file_destination(destination: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"{destination}: already exists; choose another destination or pass --force to replace it")
-    with destination.open("rb") as file:
-        if not destination.is_file() or file.read(len(MAGIC)) != MAGIC:
-            raise ValueError(
-                f"{destination}: --force replaces GGUF files only, and this is not one; remove it yourself"
-            )
+    if not destination.is_file() or not has_magic(destination):
+        raise ValueError(f"{destination}: --force replaces GGUF files only, and this is not one; remove it yourself")
 
 
 # --- planning ----------------------------------------------------------------------------------------------------
 
 
 def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progress) -> _Plan:
+    if checkpoint.format == "gguf":
+        raise ModelError(f"{checkpoint.path}: is a GGUF file already; convert from the model's folder")
     if checkpoint.folded_scales is not None:
         raise ModelError(f"{checkpoint.path}: its scales are multiplied into the weights; convert it --to hf first")
     if checkpoint.packings and dtype is not None:
@@ -153,6 +154,7 @@ def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progre
             f"{checkpoint.path}: its weights are quantized already and go over as they are; leave dtype out"
         )
     config = checkpoint.config
+    tokenizer = checkpoint.tokenizer()  # first: it looks at a stranger's files with distrust
     tensors = [
         GgufTensor(stored_name(published), _type_of(checkpoint, published, shape, dtype), shape)
         for published, shape in config.parameter_shapes().items()
@@ -169,7 +171,7 @@ def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progre
         *tokenizer_fields(checkpoint.path, config.vocab_size, checkpoint.eos_token_ids),
     ]
     published = {stored_name(name): name for name in config.parameter_shapes()}
-    return _Plan(checkpoint, fields, tensors, published, progress)
+    return _Plan(checkpoint, tokenizer, fields, tensors, published, progress)
 
 
 def _type_of(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str | None) -> BlockType:
@@ -304,17 +306,17 @@ def _check(path: Path, plan: _Plan, checksums: dict[str, int]) -> None:
             view = file.view(tensor.name)
             for start in range(0, len(view), 1 << 22):
                 checksum = zlib.crc32(view[start : start + (1 << 22)], checksum)
+                file.release(tensor.name)
             if checksum != checksums[tensor.name]:
                 problem = "reads back with other bytes than were written; is the disk failing?"
                 raise FormatError(path, f"{tensor.name} {problem}")
-            file.release(tensor.name)
             plan.progress.advance(tensor.nbytes)
     finally:
         file.close()
         plan.progress.end()
     with open_checkpoint(path, allow_quantized=True) as written:
         _require_same_model(plan.checkpoint.config, written.config, path)
-        _require_same_text(plan.checkpoint, written)
+        _require_same_text(plan, written.tokenizer())
 
 
 def _require_same_model(wanted: DecoderConfig, found: DecoderConfig, path: Path) -> None:
@@ -333,14 +335,14 @@ def _require_same_model(wanted: DecoderConfig, found: DecoderConfig, path: Path)
             raise FormatError(path, f"{key} {before} reads back as {after}; please report this as a bug")
 
 
-def _require_same_text(source: Checkpoint, written: Checkpoint) -> None:
+def _require_same_text(plan: _Plan, other: Tokenizer) -> None:
     """The folder may use tokenizer.json, the file was made of tokenizer.model: both must say the same."""
-    one, other = source.tokenizer(), written.tokenizer()
+    one = plan.tokenizer
     different = next((p for p in PROBES if one.encode(p) != other.encode(p)), None)
     if different is None and one.vocab_size == other.vocab_size and one.special_token_ids == other.special_token_ids:
         return
     shown = "its vocabulary" if different is None else brief(different)
     raise ModelError(
-        f"{source.path}: tokenizer.model, which GGUF carries, differs from the tokenizer that this folder uses "
+        f"{plan.checkpoint.path}: tokenizer.model, which GGUF carries, differs from the tokenizer the folder uses "
         f"({shown}); nothing was written"
     )
