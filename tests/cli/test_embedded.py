@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from minicpm.engine.advice import advised_sampling
 from minicpm.hub import embedded
 
 ROOT = Path(__file__).parents[2]
@@ -77,10 +80,9 @@ def test_run_takes_a_prompt_without_a_model(tmp_path: Path):
 
 
 def test_its_own_advice_is_followed_where_no_flag_says_otherwise(tmp_path: Path):
-    advice = json.loads((embedded.FOLDER / "generation_config.json").read_text(encoding="utf-8"))
     done = minicpm_process(tmp_path, "chat", "--commands", stdin="/set\n")
-    assert f"temperature = {advice['temperature']}" in done.stderr
-    assert f"repetition_penalty = {advice['repetition_penalty']}" in done.stderr
+    for name, value in asdict(advised_sampling(embedded.FOLDER)).items():
+        assert f"{name} = {value}" in done.stderr.splitlines()
     done = minicpm_process(tmp_path, "chat", "--commands", "--temperature", "0.125", stdin="/set\n")
     assert "temperature = 0.125" in done.stderr
 
@@ -119,3 +121,45 @@ def test_a_wheel_carries_the_model():
         for pattern in patterns:
             places = parts[:1] if pattern.startswith("/") else parts
             assert not any(fnmatch(part, pattern.strip("/")) for part in places), f"{pattern} hides {path.name}"
+
+
+def planned(venv: Path, *arguments: str) -> str:
+    """The commands that make would run with this environment."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    command = [make, "--no-print-directory", "-n", f"VENV={venv}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """A virtual environment as make sees it, without any set-up in it."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").touch()
+    return tmp_path / "venv"
+
+
+def test_make_chat_begins_with_nothing_and_installs_the_core_alone(tmp_path: Path):
+    commands = planned(tmp_path / "venv", "chat")
+    assert "-m venv" in commands
+    assert "--editable '.'" in commands
+    assert "torch" not in commands
+
+
+def test_a_named_model_brings_torch(environment: Path):
+    (environment / ".core").touch()
+    assert "--editable '.[torch]'" in planned(environment, "chat", "MODEL=minicpm-2b-dpo")
+
+
+def test_make_test_completes_what_make_chat_began(environment: Path):
+    (environment / ".core").touch()
+    assert "--editable '.[all,dev]'" in planned(environment, "test")
+
+
+@pytest.mark.parametrize("arguments", [("chat",), ("chat", "MODEL=minicpm-2b-dpo")])
+def test_a_second_start_installs_nothing(environment: Path, arguments: tuple[str, ...]):
+    for stamp in (".core", ".torch", ".all"):
+        (environment / stamp).touch()
+    (command,) = planned(environment, *arguments).splitlines()
+    assert command.startswith(f"{environment}/bin/minicpm chat")
