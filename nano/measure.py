@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from corpus import read
+from stories import NAMES
 
 from minicpm import LLM
 from minicpm.engine.backend import Row
@@ -125,9 +126,10 @@ def repeated_4_grams(text: str) -> tuple[int, int]:
     return len(grams) - len(set(grams)), len(grams)
 
 
-def names_in(text: str, names: Iterable[str]) -> set[str]:
-    """The names of the list that the text uses as capitalised words."""
-    return set(re.findall(r"[A-Z][A-Za-z]*", text)) & set(names)
+def names_in(text: str) -> set[str]:
+    """Names of a story: capitalised words inside a sentence, invented ones too, and those that stories.py gives."""
+    inside = set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
+    return inside | (set(re.findall(r"[A-Z][a-z]+", text)) & set(NAMES))
 
 
 # --- held-out data -----------------------------------------------------------------------------------------------
@@ -171,13 +173,17 @@ class Scored:
 def documents(
     records: Iterable[Record], renderer: Renderer, context: int, tokens: int
 ) -> Iterator[tuple[Record, list[Scored]]]:
-    """Records, rendered as training does, until `tokens` count; texts longer than the context in several parts."""
-    counted = 0
+    """Records, rendered as training does, until `tokens` count or three times as many are read.
+
+    Texts longer than the context come in several parts.
+    """
+    counted = read_ = 0
     for record in records:
         parts = _parts(renderer.render(parse_record(record)), context)
         yield record, parts
         counted += sum(sum(part.counts) for part in parts)
-        if counted >= tokens:
+        read_ += sum(len(part.ids) for part in parts)
+        if counted >= tokens or read_ >= 3 * tokens:
             return
 
 
@@ -314,25 +320,33 @@ def is_said(record: Record, text: str) -> bool:
 JUDGES = {"chat_arithmetic": is_number_right, "chat_countries": is_said, "chat_copy": is_said, "chat_turns": is_said}
 
 
+def group_of(kind: str, record: Record) -> str:
+    """The part of its kind that a record is counted in, apart from the whole."""
+    if kind == "chat_arithmetic":
+        return "sums and differences to 20" if record.get("is_sum_to_20") else "all other"
+    return str(record.get("group", ""))
+
+
 def measure_answers(llm: LLM, kinds: HeldOut, n: int) -> Record:
-    """Share of right answers per kind whose records tell the answer; arithmetic also apart by its difficulty."""
+    """Share of right answers per kind whose records tell the answer, and of each group in it; n prompts of a group."""
     shares: Record = {}
     for label, records in kinds.items():
         kind = label.split("/")[1]
-        asked = [record for record in records if "answer" in record]
-        groups = {label: asked}
-        if kind == "chat_arithmetic":
-            groups = {
-                f"{label}, sums and differences to 20": [r for r in asked if r.get("is_sum_to_20")],
-                f"{label}, all other": [r for r in asked if not r.get("is_sum_to_20")],
-            }
-        for name, group in groups.items():
-            chosen = group[:n]
-            if chosen:
-                tell(f"answers: {name}, {len(chosen)}")
-                said = answers_of(llm, [question_of(record) for record in chosen], ANSWER_TOKENS)
-                judge = JUDGES.get(kind, is_exact)
-                shares[name] = share_of(judge(record, answer.text) for record, answer in zip(chosen, said))
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            if "answer" in record:
+                groups.setdefault(group_of(kind, record), []).append(record)
+        chosen = [(group, record) for group, members in sorted(groups.items()) for record in members[:n]]
+        if not chosen:
+            continue
+        tell(f"answers: {label}, {len(chosen)}")
+        said = answers_of(llm, [question_of(record) for _, record in chosen], ANSWER_TOKENS)
+        judge = JUDGES.get(kind, is_exact)
+        judged = [(group, judge(record, answer.text)) for (group, record), answer in zip(chosen, said)]
+        if kind != "chat_arithmetic":  # a whole that would say how many easy sums there are, not how good the model is
+            shares[label] = share_of(is_right for _, is_right in judged)
+        if len(groups) > 1:
+            shares |= {f"{label}, {name}": share_of(ok for group, ok in judged if group == name) for name in groups}
     return shares
 
 
@@ -359,21 +373,18 @@ def measure_stories(llm: LLM, kinds: HeldOut, n: int) -> tuple[Record, Record]:
     tell(f"stories: {len(chosen)}")
     said = answers_of(llm, [question_of(record) for record in chosen], STORY_TOKENS)
     own = [Answer(reference_of(record), True) for record in chosen]
-    from grammar import NAMES
-
-    return describe_stories(chosen, said, NAMES), describe_stories(chosen, own, NAMES)
+    return describe_stories(chosen, said), describe_stories(chosen, own)
 
 
-def describe_stories(records: Sequence[Record], stories: Sequence[Answer], names: Iterable[str]) -> Record:
+def describe_stories(records: Sequence[Record], stories: Sequence[Answer]) -> Record:
     """Shares and means of stories. Repeated 4-grams: of all stories' 4-grams of words, those that their own story had
-    before. Names are those of a list."""
-    names = set(names)
+    before."""
     grams = [repeated_4_grams(story.text) for story in stories]
     asked = list(zip((record["asked"] for record in records), stories))
     return {
         "ended_before_256_tokens": share_of(story.ended for story in stories),
         "repeated_4_gram_rate": sum(again for again, _ in grams) / max(1, sum(total for _, total in grams)),
-        "at_most_three_names": share_of(len(names_in(story.text, names)) <= 3 for story in stories),
+        "at_most_three_names": share_of(len(names_in(story.text)) <= 3 for story in stories),
         "has_asked_animal": share_of(says(s.text, want["animal"]) for want, s in asked if want.get("animal")),
         "has_asked_name": share_of(says(s.text, want["name"]) for want, s in asked if want.get("name")),
         "mean_words": sum(len(words(story.text)) for story in stories) / len(stories),
