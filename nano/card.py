@@ -218,7 +218,7 @@ def measurements(measured: Json) -> str:
         "and file. A text's beginning-of-sequence token is given and its end token not counted; the "
         "loss of answers counts the assistant's tokens with the end token of each turn. `all` sums the tokens of the "
         f"kinds, of which each gives at most about {shown(measured['sizes']['loss_tokens'])}. Answers are of at most "
-        f"{shown(measured['sizes']['answers'])} prompts of a group, stories of {shown(measured['sizes']['stories'])}."
+        f"{shown(measured['sizes']['answers'])} prompts of a kind, stories of {shown(measured['sizes']['stories'])}."
     ]
     for key, title in (("bits_per_byte", "Held-out texts"), ("answer_loss", "Held-out conversations")):
         rows = [[label, *map(shown, row.values())] for label, row in measured[key].items()]
@@ -228,9 +228,10 @@ def measurements(measured: Json) -> str:
     rows = [[label, *with_interval(row)] for label, row in measured["answers"].items()]
     rows += [[f"capitals: {named(key)}", *with_interval(row)] for key, row in measured["capitals"].items()]
     parts.append(
-        "### Right answers\n\nAn answer is right if it agrees with the data's apart from case and punctuation; "
-        "in arithmetic, if the last number is the result; for countries and copied words, if it contains them.\n\n"
-        + table(("", "share", "interval", "out of"), rows)
+        "### Right answers\n\nAn answer is right if it is the data's but for case and punctuation; in arithmetic, if "
+        "its last number is the result; for countries, if it has the name asked for; for what the model cannot know "
+        "(chat_unknown), if it says so in any of the taught ways. The capitals are those of all UN members, each asked "
+        'for as "What is the capital of X?".\n\n' + table(("", "share", "interval", "out of"), rows)
     )
     if measured["stories"]:
         parts.append(_stories(measured["stories"], measured["stories_of_the_data"]))
@@ -357,7 +358,7 @@ class Run:
         return {"scratch": "random weights"}.get(self.options["start"], _relative(Path(self.options["from"])))
 
     def command(self) -> str:
-        """The command line that made the run: its options where they differ from the defaults."""
+        """The command line that makes the run again."""
         options, source = self.options, _relative(Path(self.options["from"]))
         starts = {
             "scratch": f"minicpm pretrain --shape {source} --tokenizer runs/nano/tokenizer",
@@ -460,19 +461,20 @@ def _rate(options: Json) -> str:
 
 
 def _share(text: str) -> str:
-    """ "runs/.../books.jsonl.gz:6%" as "books 6 %"; without a share, once an epoch."""
+    """What is trained on as measure.py names it: "runs/nano/corpus/books.jsonl.gz:6%" is "corpus/books 6 %"."""
     path, _, share = text.partition(":")
-    name = Path(path).name.split(".")[0]
+    name = f"{Path(path).parent.name}/{Path(path).name.split('.')[0]}"
     if share.endswith("%"):
         return f"{name} {share[:-1]} %"
     return f"{name} x {share or 1}"
 
 
-def rebuilding(runs: Sequence[Run], quantized: Sequence[Json]) -> str:
+def rebuilding(runs: Sequence[Run], quantized: Sequence[Json], generating: Sequence[str]) -> str:
     chosen = shipped(quantized)
     commands = [
         "python nano/corpus.py CORPUS runs/nano/corpus",
         "python nano/make_tokenizer.py runs/nano/corpus runs/nano/tokenizer",
+        *generating,
         *(run.command() for run in runs),
     ]
     last = f"{runs[-1].name}/final" if runs else "FINAL"
@@ -480,8 +482,8 @@ def rebuilding(runs: Sequence[Run], quantized: Sequence[Json]) -> str:
         commands.append(f"minicpm quantize {last} runs/nano/shipped --preset {chosen['model']['weights']}")
     commands.append(f"python nano/measure.py {last} --held-out runs/nano/*/held-out --json measured.json")
     return (
-        "## Building it again\n\nIn a checkout of the repository; CORPUS is the folder with the collected sources. "
-        "Generated data come from `nano/grammar.py`.\n\n```sh\n" + "\n".join(commands) + "\n```"
+        "## Building it again\n\nIn a checkout of the repository; CORPUS is the folder with the collected sources.\n\n"
+        "```sh\n" + "\n".join(commands) + "\n```"
     )
 
 
@@ -523,8 +525,10 @@ LIMITS = """## Limits
 - It says false things without a sign of doubt. It is not for children without an adult, nor for advice of any kind."""
 
 
-def card(measured: Json, quantized: Sequence[Json] = (), runs: Sequence[Run] = ()) -> str:
-    """The whole card."""
+def card(
+    measured: Json, quantized: Sequence[Json] = (), runs: Sequence[Run] = (), generating: Sequence[str] = ()
+) -> str:
+    """The whole card; `generating` are the commands that made the generated data."""
     sections = (
         HEADER + introduction(measured, quantized),
         goals(measured, quantized),
@@ -535,7 +539,7 @@ def card(measured: Json, quantized: Sequence[Json] = (), runs: Sequence[Run] = (
         quantization(quantized),
         measurements(measured),
         LIMITS,
-        rebuilding(runs, quantized),
+        rebuilding(runs, quantized, generating),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -553,9 +557,17 @@ def main() -> None:
     parser.add_argument("measured", type=Path, help="JSON of measure.py for the unquantized model")
     parser.add_argument("--quantized", type=Path, nargs="+", default=[], metavar="JSON")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="RUN", help="in the order of training")
+    parser.add_argument(
+        "--generating",
+        nargs="+",
+        default=["python nano/grammar.py runs/nano/grammar"],
+        metavar="COMMAND",
+        help="command lines that made the generated data, as they are to stand in the card",
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    text = card(read_report(args.measured), [read_report(path) for path in args.quantized], lineage(args.runs))
+    quantized = [read_report(path) for path in args.quantized]
+    text = card(read_report(args.measured), quantized, lineage(args.runs), args.generating)
     partial = args.out.with_name(f".{args.out.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(args.out)

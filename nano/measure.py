@@ -11,6 +11,7 @@ larger one holds the smaller. What the numbers mean stands where they are comput
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import random
@@ -20,6 +21,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from minicpm.quant.format import PRESETS
 from minicpm.train.records import parse_record
 from minicpm.train.rendering import Document, Renderer
 
-CAPITALS = Path(__file__).with_name("capitals.json")
+COUNTRIES = Path(__file__).with_name("countries.tsv")
 STORY_TOKENS = 256
 ANSWER_TOKENS = 64
 FORWARD_TOKENS = 1024  # of one forward pass: 25 MB of logits
@@ -74,7 +76,7 @@ class Sizes:
     stories: int
 
 
-DENSE_SIZES = Sizes(loss_tokens=12_000, answers=300, stories=150)
+DENSE_SIZES = Sizes(loss_tokens=12_000, answers=300, stories=200)
 QUANTIZED_SIZES = Sizes(loss_tokens=2_000, answers=60, stories=24)
 
 
@@ -301,8 +303,8 @@ def answers_of(llm: LLM, conversations: Sequence[Any], max_tokens: int) -> list[
 
 
 def is_exact(record: Record, text: str) -> bool:
-    """The answer, or the sentence of the data: apart from case, accents and punctuation."""
-    return bare(text) in {bare(str(record["answer"])), bare(reference_of(record))}
+    """The sentence of the data, apart from case, accents and punctuation."""
+    return bare(text) == bare(reference_of(record))
 
 
 def is_number_right(record: Record, text: str) -> bool:
@@ -316,43 +318,54 @@ def is_said(record: Record, text: str) -> bool:
     return says(text, str(record["answer"]))
 
 
-# How the answers of a kind are judged; other kinds whose records have an "answer" are judged by `is_exact`.
-JUDGES = {"chat_arithmetic": is_number_right, "chat_countries": is_said, "chat_copy": is_said, "chat_turns": is_said}
-
-
-def group_of(kind: str, record: Record) -> str:
-    """The part of its kind that a record is counted in, apart from the whole."""
-    if kind == "chat_arithmetic":
-        return "sums and differences to 20" if record.get("is_sum_to_20") else "all other"
-    return str(record.get("group", ""))
+# How the answers of a kind are judged: others by `is_exact`, and those to what nano cannot know ("chat_unknown") by
+# whether they are any of that kind's answers, which all say so.
+JUDGES = {"chat_arithmetic": is_number_right, "chat_countries": is_said}
+LONGEST_ANSWER_WORDS = 25  # longer ones are stories
 
 
 def measure_answers(llm: LLM, kinds: HeldOut, n: int) -> Record:
-    """Share of right answers per kind whose records tell the answer, and of each group in it; n prompts of a group."""
+    """Share of right answers to what grammar.py asks, per kind; sums apart from other arithmetic."""
     shares: Record = {}
     for label, records in kinds.items():
         kind = label.split("/")[1]
-        groups: dict[str, list[Record]] = {}
-        for record in records:
-            if "answer" in record:
-                groups.setdefault(group_of(kind, record), []).append(record)
-        chosen = [(group, record) for group, members in sorted(groups.items()) for record in members[:n]]
-        if not chosen:
-            continue
-        tell(f"answers: {label}, {len(chosen)}")
-        said = answers_of(llm, [question_of(record) for _, record in chosen], ANSWER_TOKENS)
-        judge = JUDGES.get(kind, is_exact)
-        judged = [(group, judge(record, answer.text)) for (group, record), answer in zip(chosen, said)]
-        if kind != "chat_arithmetic":  # a whole that would say how many easy sums there are, not how good the model is
-            shares[label] = share_of(is_right for _, is_right in judged)
-        if len(groups) > 1:
-            shares |= {f"{label}, {name}": share_of(ok for group, ok in judged if group == name) for name in groups}
+        asked = [record for record in records if has_one_answer(record)]
+        groups = {label: asked}
+        if kind == "chat_arithmetic":
+            groups = {
+                f"{label}, sums and differences to 20": [record for record in asked if record["is_sum_to_20"]],
+                f"{label}, all other": [record for record in asked if not record["is_sum_to_20"]],
+            }
+        honest = {bare(reference_of(record)) for record in asked} if kind == "chat_unknown" else set()
+        for name, group in groups.items():
+            chosen = group[:n]
+            if not chosen:
+                continue
+            tell(f"answers: {name}, {len(chosen)}")
+            said = answers_of(llm, [question_of(record) for record in chosen], ANSWER_TOKENS)
+            judge = JUDGES.get(kind, is_exact)
+            shares[name] = share_of(
+                bare(answer.text) in honest if honest else judge(record, answer.text)
+                for record, answer in zip(chosen, said)
+            )
     return shares
+
+
+def has_one_answer(record: Record) -> bool:
+    """Whether grammar.py made the record, which gives one answer to a question, and the last answer is no story."""
+    return "kind" in record and "text" not in record and len(words(reference_of(record))) <= LONGEST_ANSWER_WORDS
+
+
+def united_nations() -> list[tuple[str, str]]:
+    """The 193 members and their capitals, as the data name them."""
+    with COUNTRIES.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return [(row["country"], row["capital"]) for row in rows if not row["note"] and row["country"] != "Vatican City"]
 
 
 def measure_capitals(llm: LLM, n: int) -> Record:
     """Capitals of the members of the United Nations: the answer names the capital; it names the asked country."""
-    capitals = list(json.loads(CAPITALS.read_text(encoding="utf-8")).items())
+    capitals = united_nations()
     random.Random(0).shuffle(capitals)
     chosen = capitals[:n]
     tell(f"answers: capitals, {len(chosen)}")
@@ -366,10 +379,10 @@ def measure_capitals(llm: LLM, n: int) -> Record:
 
 def measure_stories(llm: LLM, kinds: HeldOut, n: int) -> tuple[Record, Record]:
     """What the stories asked for by held-out prompts are like, and what the data's own stories are like."""
-    label = next((label for label, records in kinds.items() if "asked" in records[0]), None)
+    label = next((label for label, records in kinds.items() if any("asked" in record for record in records)), None)
     if label is None:
         return {}, {}
-    chosen = kinds[label][:n]
+    chosen = [record for record in kinds[label] if "asked" in record][:n]
     tell(f"stories: {len(chosen)}")
     said = answers_of(llm, [question_of(record) for record in chosen], STORY_TOKENS)
     own = [Answer(reference_of(record), True) for record in chosen]
@@ -491,13 +504,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="a model folder, quantized or not")
     parser.add_argument("--held-out", type=Path, nargs="+", required=True, metavar="DIR")
-    parser.add_argument("--without", nargs="+", default=[], metavar="KIND", help='leave out, e.g. "corpus/chat_tasks"')
+    parser.add_argument("--without", nargs="+", default=[], metavar="KIND", help="leave out, e.g. 'corpus/chat_*'")
     parser.add_argument("--reference", type=Path, metavar="DENSE", help="the folder that MODEL was quantized from")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--limit", type=int, metavar="N", help="a quick look: N prompts and 20 N tokens of each kind")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    kinds = {label: records for label, records in held_out(args.held_out).items() if label not in args.without}
+    kinds = held_out(args.held_out)
+    kinds = {label: kinds[label] for label in kinds if not any(fnmatch(label, left_out) for left_out in args.without)}
     llm = open_model(args.model, args.threads)
     sizes = DENSE_SIZES if llm.backend.name == "torch" else QUANTIZED_SIZES
     if args.limit:

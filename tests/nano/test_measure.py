@@ -37,6 +37,7 @@ from measure import (
     names_in,
     repeated_4_grams,
     says,
+    united_nations,
     wilson,
 )
 
@@ -49,7 +50,7 @@ from minicpm.train.rendering import Renderer
 torch.set_num_threads(1)
 
 
-def asked(question: str, reply: str, **fields: Any) -> Record:
+def asked(question: str, reply: str, /, **fields: Any) -> Record:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
     return {"source": "gen_test", "messages": messages, **fields}
 
@@ -59,14 +60,26 @@ KINDS: HeldOut = {
         {"text": "One day, the old cat saw a dog."},
         {"text": "Zoë ran home to tell me, and the cat too."},
     ],
-    "grammar/chat_small": [asked("Hello!", "Hi there.", answer="Hi there.", group="greeting")] * 2
-    + [asked("Who are you?", "I am nano.", answer="I am nano.", group="identity")],
+    "corpus/chat_small": [asked("Hello!", "Of the old corpus, with other answers.")],
+    "grammar/chat_small": [
+        asked("Hello!", "Hi there.", kind="chat_small"),
+        asked("Who are you?", "I am nano.", kind="chat_small"),
+    ],
+    "grammar/chat_unknown": [
+        asked("What is gold?", "I do not know.", kind="chat_unknown"),
+        asked("What time is it?", "I have no clock.", kind="chat_unknown"),
+    ],
     "grammar/chat_arithmetic": [
-        asked("What is 2 + 3?", "2 + 3 = 5.", answer="5", is_sum_to_20=True),
-        asked("What is 30 + 3?", "30 + 3 = 33.", answer="33", is_sum_to_20=False),
+        asked("What is 2 + 3?", "2 + 3 = 5.", kind="chat_arithmetic", answer=5, is_sum_to_20=True),
+        asked("What is 30 + 3?", "30 + 3 = 33.", kind="chat_arithmetic", answer=33, is_sum_to_20=False),
     ],
     "grammar/chat_stories": [
-        asked("Tell me a story about a rabbit named Max.", "Max ran home.", asked={"animal": "rabbit", "name": "Max"})
+        asked(
+            "Tell me a story about a rabbit named Max.",
+            "Max ran home. " * 10,
+            kind="chat_stories",
+            asked={"animal": "rabbit", "name": "Max"},
+        )
     ],
 }
 
@@ -104,9 +117,8 @@ def test_names_are_known_ones_and_any_capitalised_word_inside_a_sentence() -> No
 
 
 def test_answers_agree_apart_from_case_accents_and_punctuation_only() -> None:
-    record = asked("Who made you?", "I was made here.", answer="made here")
+    record = asked("Who made you?", "I was made here.")
     assert is_exact(record, "i was made here!")
-    assert is_exact(record, "Made here")
     assert not is_exact(record, "I was made there.")
     assert says("The capital is Brasilia.", "Brasília")
     assert says("It is Nuku'alofa.", "Nuku'alofa")
@@ -208,19 +220,29 @@ def test_answers_in_a_batch_are_those_of_a_chat(toy: LLM) -> None:
     assert [answer.text for answer in answers_of(toy, questions, 6)] == alone
 
 
-def test_easy_sums_and_each_group_are_counted_apart(toy: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"What is 2 + 3?": "5", "What is 30 + 3?": "5", "Hello!": "Hi there", "Who are you?": "Who?"}
+def test_answers_are_counted_by_kind_and_easy_sums_apart(toy: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "What is 2 + 3?": "It is 5",
+        "What is 30 + 3?": "5",
+        "Hello!": "Hi there",
+        "Who are you?": "Who?",
+        "What is gold?": "I have no clock.",  # honest, though to another question
+        "What time is it?": "It is 5.",
+    }
     monkeypatch.setattr(
         "measure.answers_of", lambda llm, asked, n: [Answer(said[turns[-1]["content"]], True) for turns in asked]
     )
-    shares = {name: row["share"] for name, row in measure_answers(toy, KINDS, 10).items()}
-    assert shares == {
-        "grammar/chat_small": pytest.approx(2 / 3),
-        "grammar/chat_small, greeting": 1.0,
-        "grammar/chat_small, identity": 0.0,
+    assert {name: row["share"] for name, row in measure_answers(toy, KINDS, 10).items()} == {
+        "grammar/chat_small": 0.5,
+        "grammar/chat_unknown": 0.5,
         "grammar/chat_arithmetic, sums and differences to 20": 1.0,
         "grammar/chat_arithmetic, all other": 0.0,
     }
+
+
+def test_the_united_nations_have_193_members() -> None:
+    capitals = dict(united_nations())
+    assert (len(capitals), capitals["France"], capitals["the Bahamas"]) == (193, "Paris", "Nassau")
 
 
 def test_a_folder_without_held_out_data_is_named(tmp_path: Path) -> None:
@@ -382,7 +404,7 @@ def test_a_run_counts_up_to_where_the_next_branched_off_it(tmp_path: Path) -> No
 def test_the_card_tells_of_runs_without_the_paths_of_a_machine(tmp_path: Path, report: Record) -> None:
     run = Run.read(write_run(tmp_path / "stable", "scratch", tmp_path / "config.json", range(1, 3)))
     text = card(report, [], [run])
-    assert "books 30 %, chat_stories x 2" in text
+    assert "corpus/books 30 %, x/chat_stories x 2" in text
     assert "minicpm pretrain --shape config.json" in text
     assert str(tmp_path) not in text
     assert "Standard Ebooks" in text
