@@ -25,7 +25,7 @@ class Turn:
 
 
 def turn(asked: str, reply: str, /, **facts: Any) -> Turn:
-    return Turn(asked, reply, facts)
+    return Turn(asked, reply.replace("D.C..", "D.C."), facts)
 
 
 QUESTION_WORDS = [

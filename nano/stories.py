@@ -366,7 +366,7 @@ HOMES = [
     "at the edge of a small village",
     "in a valley full of flowers",
     "in a little house on a hill",
-    "in a house with a {colour2} door",
+    "in a house with {a_colour2} door",
     "behind the hills",
     "on the edge of a big wood",
     "near the sea",
@@ -488,7 +488,8 @@ def fill(template: str, words: dict[str, str], chosen: random.Random) -> str:
 
 
 def an(words: str) -> str:
-    return ("an " if words[0] in "aeiou" and not words.startswith("uni") else "a ") + words
+    vowel = words[0] in "aeiou" and not words.startswith("uni")
+    return ("an " if vowel or words.startswith("honest") else "a ") + words
 
 
 def up(words: str) -> str:
@@ -612,6 +613,7 @@ def _words(
     if kind in BIG or kind in NO_PARENTS:
         describes = trait
     homes = SEA_HOMES if kind in SEA else HOMES
+    colour2 = chosen.choice([one for one in COLOURS if one != colour])
     others = [one for one in CRITTERS if one[-4:] not in (kind[-4:], (animal or "")[-4:])]
     return {
         "H": hero,
@@ -629,7 +631,9 @@ def _words(
         "t": thing,
         "colour": colour,
         "a_colour": an(colour),
-        "colour2": chosen.choice([one for one in COLOURS if one != colour]),
+        "A_colour": up(an(colour)),
+        "colour2": colour2,
+        "a_colour2": an(colour2),
         "place": place,
         "at": f"{preposition} {place}",
         "to": f"to {place}",

@@ -58,6 +58,7 @@ def test_conversations_alternate_and_no_turn_is_empty_or_unfilled(records):
             for turn in turns:
                 assert turn["content"].strip() == turn["content"] != ""
                 assert not re.search(r"[{}\[\]<>~|]", turn["content"]), turn["content"]
+                assert ".." not in turn["content"] or turn["role"] == "user"
 
 
 def test_there_are_many_plots_and_stories_do_not_repeat(told):
@@ -70,6 +71,11 @@ def test_stories_have_60_to_150_words_and_end_with_a_sentence(told):
     for story in told:
         assert 60 <= len(story.text.split()) <= 150
         assert story.text[-1] in '.!?"'
+
+
+def test_articles_fit_the_next_word(told):
+    for story in told:
+        assert not re.search(r"\b[Aa] [aeio]\w|\b[Aa]n [^aeiouh]|\b[Aa] honest", story.text), story.text
 
 
 def test_a_story_has_at_most_three_names_and_all_of_them_are_listed(told):
