@@ -99,6 +99,15 @@ def conversation(chosen: random.Random) -> list[Turn]:
     return turns
 
 
+def long_conversation(chosen: random.Random) -> list[Turn]:
+    """Conversations behind each other until they fill most of the context of 2,048 tokens: the rare late positions."""
+    wanted_characters = chosen.randrange(3600, 6800)
+    turns: list[Turn] = []
+    while sum(len(one.asked) + len(one.answer) for one in turns) < wanted_characters:
+        turns += conversation(chosen)
+    return turns
+
+
 def _sums(turns: list[Turn], chosen: random.Random) -> Turn:
     """A sum; after another sum, in the way people go on."""
     if turns and "is_sum_to_20" in turns[-1].facts and chosen.random() < 0.6:
@@ -160,6 +169,7 @@ RECORDS: dict[str, tuple[int, Callable[[random.Random], Record]]] = {  # kind ->
     "chat_small": (8_000, _one(small)),
     "chat_unknown": (2_500, _one(unknown)),
     "chat_turns": (10_000, _several(conversation)),
+    "chat_long": (1_200, _several(long_conversation)),
 }
 
 
