@@ -20,7 +20,6 @@ from typing import Any
 from corpus import CONVERSATIONS, TEXTS
 
 from minicpm.train.metrics import read_metrics
-from minicpm.train.options import OptimizerOptions, RunOptions
 
 ROOT = Path(__file__).parents[1]
 SOURCES = Path(__file__).with_name("sources.json")
@@ -339,12 +338,6 @@ class Run:
         return sum(n / r["tokens_per_s"] for n, r in zip(self.step_tokens, self.steps)) / 3600
 
     @property
-    def _planned_steps(self) -> int:
-        """A stable phase without decay is told as long as it was, which trains the same whatever its plan."""
-        is_endless = self.options["schedule"] != "cosine" and not self.options["decay_steps"]
-        return len(self.steps) if is_endless else int(self.options["steps"])
-
-    @property
     def final_loss(self) -> float:
         last = [record["loss"] for record in self.steps[-SMOOTHED_STEPS:]]
         return sum(last) / len(last)
@@ -357,23 +350,6 @@ class Run:
     def start(self) -> str:
         return {"scratch": "random weights"}.get(self.options["start"], _relative(Path(self.options["from"])))
 
-    def command(self) -> str:
-        """The command line that makes the run again."""
-        options, source = self.options, _relative(Path(self.options["from"]))
-        starts = {
-            "scratch": f"minicpm pretrain --shape {source} --tokenizer runs/nano/tokenizer",
-            "branch": f"minicpm pretrain --branch-from {source}",
-            "model": f"minicpm finetune -m {source}",
-        }
-        parts = [
-            starts[options["start"]],
-            f"--out {self.name}",
-            "--data " + " ".join(map(_relative_data, options["data"])),
-        ]
-        if options["evaluation"]:
-            parts.append("--eval " + " ".join(map(_relative_data, options["evaluation"])))
-        return " \\\n  ".join([*parts, " ".join(_flags({**options, "steps": self._planned_steps}))])
-
 
 def lineage(folders: Sequence[Path]) -> list[Run]:
     """Runs in the order of training, each up to where the next branched off it."""
@@ -384,33 +360,10 @@ def lineage(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _flags(options: Json) -> Iterator[str]:
-    defaults = RunOptions(data=("x",))
-    # Spelled out even where they are the default, which is not the same for each verb.
-    for name in ("train_on", "length", "rows", "steps", "schedule", "warmup_steps", "decay_steps", "seed"):
-        yield f"--{name.replace('_', '-')} {options[name]}"
-    if not options["steps"]:
-        yield f"--epochs {options['epochs']:g}"
-    optimizer = options["optimizer"]
-    yield f"--optimizer {optimizer['name']} --lr {optimizer['lr']:g} --weight-decay {optimizer['weight_decay']:g}"
-    if not optimizer.get("is_mup", OptimizerOptions.is_mup):
-        yield "--no-mup"
-    yield f"--clip {options['clip_norm']:g}"
-    for name in ("precision", "dtype"):
-        if options[name] != getattr(defaults, name):
-            yield f"--{name} {options[name]}"
-
-
 def _relative(path: Path) -> str:
     """A path as seen from the repository; of one outside only the last name, so that no machine's paths are told."""
     path = path if path.is_absolute() else Path.cwd() / path
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-
-
-def _relative_data(text: str) -> str:
-    """FILE[:share] with the file's path seen from the repository."""
-    path, colon, share = text.partition(":")
-    return f"{_relative(Path(path))}{colon}{share}"
 
 
 def training(runs: Sequence[Run]) -> str:
@@ -469,22 +422,17 @@ def _share(text: str) -> str:
     return f"{name} x {share or 1}"
 
 
-def rebuilding(runs: Sequence[Run], quantized: Sequence[Json], generating: Sequence[str]) -> str:
-    chosen = shipped(quantized)
-    commands = [
-        "python nano/corpus.py CORPUS runs/nano/corpus",
-        "python nano/make_tokenizer.py runs/nano/corpus runs/nano/tokenizer",
-        *generating,
-        *(run.command() for run in runs),
-    ]
-    last = f"{runs[-1].name}/final" if runs else "FINAL"
-    if chosen is not None:
-        commands.append(f"minicpm quantize {last} runs/nano/shipped --preset {chosen['model']['weights']}")
-    commands.append(f"python nano/measure.py {last} --held-out runs/nano/*/held-out --json measured.json")
-    return (
-        "## Building it again\n\nIn a checkout of the repository; CORPUS is the folder with the collected sources.\n\n"
-        "```sh\n" + "\n".join(commands) + "\n```"
-    )
+REBUILDING = """## Building it again
+
+In a checkout of the repository, CORPUS being the folder with the collected sources (pretrain.jsonl.gz, sft.jsonl.gz):
+
+```sh
+PYTHON=.venv/bin/python nano/train.sh CORPUS runs/nano
+```
+
+makes the data, trains all phases, quantizes, measures and writes this card; it goes on where it was stopped. In this
+version the phase stable2 learned from a draft of the generated data (grammar-1), which the recipe replaces by the final
+ones, and phases were cut by the clock, so a rebuilt model will not be this one to the last bit."""
 
 
 def sources(runs: Sequence[Run]) -> str:
@@ -525,10 +473,8 @@ LIMITS = """## Limits
 - It says false things without a sign of doubt. It is not for children without an adult, nor for advice of any kind."""
 
 
-def card(
-    measured: Json, quantized: Sequence[Json] = (), runs: Sequence[Run] = (), generating: Sequence[str] = ()
-) -> str:
-    """The whole card; `generating` are the commands that made the generated data."""
+def card(measured: Json, quantized: Sequence[Json] = (), runs: Sequence[Run] = ()) -> str:
+    """The whole card."""
     sections = (
         HEADER + introduction(measured, quantized),
         goals(measured, quantized),
@@ -539,7 +485,7 @@ def card(
         quantization(quantized),
         measurements(measured),
         LIMITS,
-        rebuilding(runs, quantized, generating),
+        REBUILDING,
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -557,17 +503,10 @@ def main() -> None:
     parser.add_argument("measured", type=Path, help="JSON of measure.py for the unquantized model")
     parser.add_argument("--quantized", type=Path, nargs="+", default=[], metavar="JSON")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="RUN", help="in the order of training")
-    parser.add_argument(
-        "--generating",
-        nargs="+",
-        default=["python nano/grammar.py runs/nano/grammar"],
-        metavar="COMMAND",
-        help="command lines that made the generated data, as they are to stand in the card",
-    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     quantized = [read_report(path) for path in args.quantized]
-    text = card(read_report(args.measured), quantized, lineage(args.runs), args.generating)
+    text = card(read_report(args.measured), quantized, lineage(args.runs))
     partial = args.out.with_name(f".{args.out.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(args.out)

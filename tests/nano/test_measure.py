@@ -398,14 +398,13 @@ def test_a_run_counts_up_to_where_the_next_branched_off_it(tmp_path: Path) -> No
     first, second = lineage([stable, branch])
     assert (len(first.steps), sum(first.step_tokens), first.hours) == (20, 80_000, pytest.approx(80 / 3600))
     assert (len(second.steps), sum(second.step_tokens)) == (5, 20_000)
-    assert "--steps 20 " in first.command()
 
 
 def test_the_card_tells_of_runs_without_the_paths_of_a_machine(tmp_path: Path, report: Record) -> None:
     run = Run.read(write_run(tmp_path / "stable", "scratch", tmp_path / "config.json", range(1, 3)))
     text = card(report, [], [run])
     assert "corpus/books 30 %, x/chat_stories x 2" in text
-    assert "minicpm pretrain --shape config.json" in text
+    assert "random weights" in text
     assert str(tmp_path) not in text
     assert "Standard Ebooks" in text
     assert "Taskmaster" not in text  # of no kind that the run learned from
