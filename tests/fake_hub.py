@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
@@ -285,7 +286,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
 
 def isolate(monkeypatch: pytest.MonkeyPatch, folder: object, server: FakeHub) -> None:
-    """Point every hub, cache and note at the test's own; nothing of the user's is read or written."""
+    """Point every hub, cache and note at the test's own; nothing of the user's is touched, no model is built in."""
+    monkeypatch.setattr("minicpm.hub.embedded.FOLDER", Path(f"{folder}/no-embedded"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "MINICPM_HUB"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):

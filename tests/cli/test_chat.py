@@ -125,6 +125,40 @@ def test_save_does_not_overwrite_what_is_no_conversation(minicpm, toy, tmp_path)
     assert precious.read_text(encoding="utf-8") == "mine"
 
 
+def test_a_conversation_longer_than_the_context_goes_on_without_its_oldest_turns(minicpm, toy, tmp_path):
+    questions = [f"{number} hello world, hello again" for number in range(10)]
+    outcome = minicpm("chat", "-m", toy, *GREEDY, "--context", "160", "--json", stdin="\n".join(questions))
+    assert outcome.code == 0
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
+    assert len(answers) == 10
+    notices = outcome.err.splitlines()
+    assert notices and all("outgrew the context of 160 tokens" in notice for notice in notices)
+    lengths = [answer["usage"]["prompt_tokens"] for answer in answers]
+    assert max(lengths) + 8 <= 160
+    shrunk = [i for i in range(1, 10) if lengths[i] < lengths[i - 1]]
+    assert len(shrunk) == len(notices) < 5  # half of the context is freed at once
+    following = shrunk[0] + 1
+    assert answers[following]["usage"]["cached_tokens"] >= lengths[shrunk[0]]
+    assert [message["content"] for message in last_conversation(tmp_path)][::2] == questions  # kept whole
+
+
+def test_the_system_text_stays_when_turns_go(minicpm, toy):
+    arguments = ("-m", toy, *GREEDY, "--context", "160", "--json")
+    questions = "\n".join(["hello world, hello again"] * 6)
+    system = "You speak of mountains and rivers."
+    without = [json.loads(line) for line in minicpm("chat", *arguments, stdin=questions).out.splitlines()]
+    with_it = [json.loads(line) for line in minicpm("chat", *arguments, "-s", system, stdin=questions).out.splitlines()]
+    assert min(a["usage"]["prompt_tokens"] for a in with_it[1:]) > without[0]["usage"]["prompt_tokens"] + 10
+
+
+def test_a_forgotten_conversation_gives_its_room_back(minicpm, toy):
+    questions = "\n".join([*["hello world, hello again"] * 6, "/clear", "hello"])
+    arguments = ("-m", toy, *GREEDY, "--context", "160", "--json", "--commands")
+    answers = [json.loads(line) for line in minicpm("chat", *arguments, stdin=questions).out.splitlines()]
+    alone = json.loads(minicpm("chat", *arguments, stdin="hello").out)
+    assert answers[-1]["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+
+
 def test_an_empty_prompt_is_refused(minicpm, toy):
     outcome = minicpm("chat", "-m", toy, "")
     assert outcome.code == 1

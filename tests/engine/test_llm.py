@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minicpm import LLM, SamplingParams
-from minicpm.errors import GenerationError, MiniCPMError, ModelError
+from minicpm.errors import FormatError, GenerationError, MiniCPMError, ModelError
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, ignore_eos=True)
 
@@ -253,9 +253,65 @@ def test_an_unknown_sampling_option_is_no_silence(llm: LLM):
         llm.chat("hello", temprature=0.3)
 
 
-def test_no_embedded_model_is_said_clearly():
-    with pytest.raises(ModelError, match="folder"):
+def test_without_a_name_the_built_in_model_answers():
+    llm = LLM()
+    assert llm.folder.name == "MiniCPM-nano"
+    assert llm.backend.name == "numpy"
+    assert llm.chat("Hello", max_tokens=2).usage.completion_tokens <= 2
+
+
+def test_a_missing_built_in_model_is_said_with_what_to_do(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("minicpm.hub.embedded.FOLDER", tmp_path)
+    with pytest.raises(
+        ModelError, match=r"no built-in model .*config\.json is missing.*install minicpm again.*pass -m"
+    ):
         LLM()
+
+
+@pytest.fixture
+def advised(folder: Path, tmp_path: Path) -> Path:
+    """The toy model, whose generation_config.json the test writes."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    return tmp_path
+
+
+def test_advice_of_generation_config_is_the_default_of_sampling(advised: Path):
+    advice = {"do_sample": True, "temperature": 0.3, "top_k": 7, "min_p": None, "max_new_tokens": 3, "eos_token_id": 2}
+    (advised / "generation_config.json").write_text(json.dumps(advice), encoding="utf-8")
+    llm = LLM(advised, backend="numpy")
+    assert llm.sampling == SamplingParams(temperature=0.3, top_k=7, max_tokens=3)
+    assert len(llm.chat("hello", ignore_eos=True).ids) == 3
+    assert len(llm.generate("hello", ignore_eos=True, max_tokens=5)[0].ids) == 5
+    assert len(llm.generate("hello", GREEDY, max_tokens=4)[0].ids) == 4
+
+
+def test_advice_against_sampling_is_greedy(advised: Path):
+    (advised / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7}', encoding="utf-8")
+    assert LLM(advised, backend="numpy").sampling.temperature == 0
+
+
+def test_without_advice_the_defaults_are_ours(advised: Path):
+    assert LLM(advised, backend="numpy").sampling == SamplingParams()
+
+
+@pytest.mark.parametrize("advice", [{"temperature": -1}, {"top_p": "much"}, {"max_new_tokens": 0}, {"top_k": True}])
+def test_advice_that_cannot_be_followed_names_the_file(advised: Path, advice: dict):
+    (advised / "generation_config.json").write_text(json.dumps(advice), encoding="utf-8")
+    with pytest.raises(FormatError, match=r"generation_config\.json: its advice about sampling"):
+        LLM(advised, backend="numpy")
+
+
+def test_room_counts_the_prompt_and_a_worthwhile_answer(folder: Path):
+    llm = LLM(folder, backend="numpy", context=100)
+    length = llm.prompt_length("hello")
+    assert llm.chat("hello", GREEDY, max_tokens=1).usage.prompt_tokens == length
+    question = "hello " * 70
+    while llm.prompt_length(question) > 80:
+        question = question[:-6]
+    assert not llm.has_room(question)
+    assert not llm.has_room(question, SamplingParams(max_tokens=25))
+    assert llm.has_room(question, SamplingParams(max_tokens=100 - llm.prompt_length(question)))
 
 
 def test_a_folder_without_tokenizer_is_refused_by_name(folder: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minicpm.engine.llm import LLM
-from minicpm.errors import DataError, TrainingError
+from minicpm.errors import DataError, FormatError, TrainingError
 from minicpm.formats.safetensors import SafetensorsWriter
 from minicpm.models import load_model
 from minicpm.train.checkpoint import CheckpointFolder
@@ -175,10 +175,20 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(train: Callable
 def test_bad_data_stop_a_run_before_its_first_step(
     train: Callable[..., Path], tiny_options: Options, stories: Path, tmp_path: Path
 ):
-    stories.write_text(stories.read_text() + '{"text": 3}\n')
+    good = stories.read_text()
+    stories.write_text(good + '{"text": 3}\n')
     with pytest.raises(DataError, match="line 61: text must be a string"):
         train("run", tiny_options())
     assert not (tmp_path / "run/checkpoints").exists()
+    stories.write_text(good)
+    train("run", tiny_options())  # no --resume: what could not start was no run
+
+
+def test_a_model_that_cannot_be_trained_leaves_no_folder(tmp_path: Path, questions: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError):
+        finetune(tmp_path / "empty", tmp_path / "run", RunOptions(data=(str(questions),)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_decay_branch_goes_on_from_a_stable_checkpoint(

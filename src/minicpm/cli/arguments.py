@@ -10,7 +10,8 @@ from minicpm.cli.output import is_terminal, talk_dim
 
 if TYPE_CHECKING:
     from minicpm.engine.llm import LLM
-    from minicpm.sampling import SamplingParams
+
+BUILT_IN = "the built-in minicpm-nano"
 
 # Option -> type and help; defaults are SamplingParams' own.
 _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
@@ -26,14 +27,16 @@ _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
 }
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", help="a model's folder or .gguf file, or its name (see 'minicpm list')")
+def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") -> None:
+    """-m and --offline; `default` tells what is taken without them."""
+    explanation = "a model's folder or .gguf file, or its name (see 'minicpm list' and 'minicpm pull')"
+    parser.add_argument("-m", "--model", help=explanation + (f"; default: {default}" if default else ""))
     parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and how it is run."""
-    add_model_argument(parser)
+    add_model_argument(parser, default=BUILT_IN)
     group = parser.add_argument_group("engine")
     group.add_argument("--backend", default="auto", help="what computes: auto, torch or numpy (default: auto)")
     group.add_argument("--dtype", default="auto", help="auto (the model's own), float32, bfloat16 or float16")
@@ -46,7 +49,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     from minicpm.sampling import SamplingParams
 
     defaults = SamplingParams()
-    group = parser.add_argument_group("sampling")
+    group = parser.add_argument_group(
+        "sampling", "What the model's generation_config.json says goes before these defaults."
+    )
     for name, (kind, explanation) in _SAMPLING_OPTIONS.items():
         default = getattr(defaults, name)
         shown = "" if default is None else f" (default: {default:g})"
@@ -55,14 +60,15 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text (repeatable)")
 
 
-def sampling_from(args: argparse.Namespace) -> SamplingParams:
-    """SamplingParams of the given flags; ValueError when a value is out of range."""
+def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The SamplingParams fields that flags give; ValueError when a value is out of range."""
     from minicpm.sampling import SamplingParams
 
     given: dict[str, Any] = {name: getattr(args, name) for name in _SAMPLING_OPTIONS if getattr(args, name) is not None}
     if args.stop:
         given["stop"] = tuple(args.stop)
-    return SamplingParams(**given)
+    SamplingParams(**given)
+    return given
 
 
 def load_llm(args: argparse.Namespace, *, max_batch: int = 1) -> LLM:

@@ -6,17 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, load_llm, sampling_from
+from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, given_sampling, load_llm
 from minicpm.cli.conversation import Conversation
 from minicpm.cli.output import is_terminal, one_sentence, talk, talk_dim
 from minicpm.cli.session import ChatSession
 from minicpm.cli.text_input import read_stdin, stdin_lines
-from minicpm.errors import GenerationError, MiniCPMError
+from minicpm.errors import MiniCPMError
 from minicpm.hub.cache import home
 
 BLOCK = '"""'
@@ -39,14 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    sampling = sampling_from(args)
+    sampling = given_sampling(args)
     conversation, file = _starting_conversation(args)
     is_interactive = not args.prompt and is_terminal(sys.stdin)
     question = _single_question(args)
+    llm = load_llm(args)
     session = ChatSession(
-        load_llm(args),
+        llm,
         conversation,
-        sampling,
+        replace(llm.sampling, **sampling),
         file=None if args.no_history else file,
         is_json=args.json,
         is_interactive=is_interactive,
@@ -155,8 +156,6 @@ def _converse_in_terminal(session: ChatSession, args: argparse.Namespace) -> Non
             talk_dim("[stopped] Ctrl-D or /bye leaves.")
         except EOFError:
             return
-        except GenerationError as error:
-            talk(f"{error} (/undo or /clear makes room)")
         except (MiniCPMError, ValueError, OSError, MemoryError) as error:
             talk(one_sentence(error))
 

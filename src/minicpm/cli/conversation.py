@@ -31,6 +31,13 @@ class Conversation:
     def turns(self) -> int:
         return sum(message["role"] == "user" for message in self.messages)
 
+    def since(self, turns: int) -> list[Message]:
+        """The messages without the first `turns` questions and what followed each; the system text stays."""
+        if turns == 0:
+            return self.messages
+        questions = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        return (self.messages[:1] if self.system else []) + self.messages[questions[turns] :]
+
     def add(self, role: str, content: str) -> None:
         self.messages.append({"role": role, "content": content})
 

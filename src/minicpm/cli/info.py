@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm import hub
-from minicpm.cli.arguments import add_model_argument
+from minicpm.cli.arguments import BUILT_IN, add_model_argument
 from minicpm.cli.output import printable
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
@@ -25,7 +25,7 @@ INT8_CACHE_BYTES = 1 + 2 / 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_argument(parser)
+    add_model_argument(parser, default=BUILT_IN)
     parser.add_argument("--tensors", action="store_true", help="list every tensor too")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -13,7 +13,10 @@ from minicpm.cli.progress import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "List the MiniCPM models in the caches of Hugging Face and ModelScope on this machine."
+    parser.description = (
+        "List the MiniCPM models on this machine: the built-in one, and those in the caches of Hugging Face and "
+        "ModelScope."
+    )
     parser.add_argument("--all", action="store_true", help="other families' models in these caches, too")
     parser.add_argument("--json", action="store_true", help="print a JSON array, one object per model and revision")
 
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             printable(model.revision),
             format_bytes(model.nbytes),
             "complete" if model.is_complete else "incomplete",
-            _age(now, model.last_used),
+            "-" if model.source == "embedded" else _age(now, model.last_used),
         )
         for model in models
     ]

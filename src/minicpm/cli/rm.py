@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    hub.require_removable(args.name)
     if not args.yes and not _confirmed(args.name):
         return 1
     freed_bytes = hub.remove(args.name, source=hub.SOURCES.get(args.source))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm.chat import Message, validate_messages
-from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, load_llm, sampling_from
+from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, given_sampling, load_llm
 from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim
 from minicpm.cli.text_input import read_stdin, read_text
 from minicpm.errors import FormatError
@@ -60,15 +60,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--jsonl tells how to read --file; give one (- is stdin)")
     if args.raw and args.system:
         raise ValueError("--system needs the chat template, which --raw leaves out")
-    sampling = sampling_from(args)
+    sampling = given_sampling(args)
     jobs = [_with_system(job, args.system) for job in _read_jobs(args)]
     if args.raw and any(len(job.messages) > 1 for job in jobs):
         raise ValueError("--raw continues one text; records with several 'messages' need the chat template")
     llm = load_llm(args, max_batch=args.batch)
     if args.raw:
-        pieces = llm.stream_batch([job.prompt for job in jobs], sampling)
+        pieces = llm.stream_batch([job.prompt for job in jobs], **sampling)
     else:
-        pieces = llm.stream_chats([job.messages for job in jobs], sampling)
+        pieces = llm.stream_chats([job.messages for job in jobs], **sampling)
     if len(jobs) == 1 and not args.json and not args.file:
         _stream_one(pieces)
         return 0

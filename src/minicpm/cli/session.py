@@ -21,6 +21,7 @@ from minicpm.cli.text_input import read_text
 from minicpm.errors import FormatError, MiniCPMError
 
 if TYPE_CHECKING:
+    from minicpm.chat import Message
     from minicpm.engine.llm import LLM
     from minicpm.engine.request import Completion
     from minicpm.sampling import SamplingParams
@@ -62,6 +63,7 @@ class ChatSession:
         self._file = file
         self._is_json = is_json
         self._completions: list[Completion] = []
+        self._unread_turns = 0  # the oldest ones, which the context no longer holds
         self.commands: dict[str, Callable[[str], None]] = {
             "help": self._help, "?": self._help,
             "clear": self._clear, "undo": self._undo, "retry": self._retry, "regen": self._retry,
@@ -95,7 +97,7 @@ class ChatSession:
     def _print_answer(self) -> tuple[str, Completion | None]:
         said: list[str] = []
         completion = None
-        pieces = self.llm.stream(self.conversation.messages, self.sampling)
+        pieces = self.llm.stream(self._readable(), self.sampling)
         try:
             for piece in pieces:
                 said.append(piece.text)
@@ -117,6 +119,25 @@ class ChatSession:
             if completion is not None and is_terminal(sys.stderr):
                 talk_dim(footer(completion))
         return text, completion
+
+    def _readable(self) -> list[Message]:
+        """What the model gets to read: the whole conversation, or its newest turns when the context is full.
+
+        Half of the context is then freed at once, so that the next turns find their beginning computed.
+        """
+        newest = self.conversation.turns - 1
+        unread = self._unread_turns = min(self._unread_turns, newest)
+        if not self.llm.has_room(self.conversation.since(unread), self.sampling):
+            half = self.llm.context_length // 2
+            while unread < newest and self.llm.prompt_length(self.conversation.since(unread)) > half:
+                unread += 1
+        if unread > self._unread_turns:
+            self._unread_turns = unread
+            talk(
+                f"The conversation outgrew the context of {self.llm.context_length} tokens: the model no longer reads "
+                f"its first {f'{unread} turns' if unread > 1 else 'turn'}."
+            )
+        return self.conversation.since(unread)
 
     def _keep(self) -> None:
         if self._file is None or not self.conversation.messages:
@@ -190,6 +211,7 @@ class ChatSession:
     def _load(self, rest: str) -> None:
         path, _ = _file_argument("/load", rest)
         self.conversation = Conversation.load(path)
+        self._unread_turns = 0
         talk(f"{self.conversation.turns} turns loaded.")
 
     def _read(self, rest: str) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from minicpm import hub
 from minicpm.chat import Message
+from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import Backend, KVSequence, Row
 from minicpm.engine.kv_cache import PrefixCache, common_prefix_length
 from minicpm.engine.request import Completion, Piece, Request
@@ -48,9 +49,10 @@ class Loglikelihood:
 class LLM:
     """A MiniCPM model ready to answer.
 
-    `model` is a folder, a GGUF file or a name (`minicpm list`, `minicpm pull`); `dtype` is 'auto' (the checkpoint's
-    own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below the model's own limit; at
-    most `max_batch` requests run at once, fewer where memory is short. Raises MiniCPMError subclasses when the model
+    `model` is a folder, a GGUF file or a name (`minicpm list`, `minicpm pull`), None the built-in MiniCPM-nano; `dtype`
+    is 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below
+    the model's own limit; at most `max_batch` requests run at once, fewer where memory is short. `LLM.sampling` are the
+    model's own defaults, for requests that bring no SamplingParams. Raises MiniCPMError subclasses when the model
     cannot be used, ValueError for an option that cannot be.
     """
 
@@ -76,6 +78,7 @@ class LLM:
         checkpoint = open_checkpoint(self.folder, allow_quantized=True)
         self.tokenizer = checkpoint.tokenizer()
         self.template = checkpoint.chat_template()
+        self.sampling = advised_sampling(self.folder)
         longest = checkpoint.config.context_length
         if context is not None and context > longest:
             raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")
@@ -88,7 +91,10 @@ class LLM:
     def chat(
         self, messages: str | Sequence[Message], sampling: SamplingParams | None = None, **overrides: Any
     ) -> Completion:
-        """Answer a question or a conversation; `overrides` are SamplingParams fields, e.g. temperature=0."""
+        """Answer a question or a conversation; `overrides` are SamplingParams fields, e.g. temperature=0.
+
+        They change `sampling`, or the model's own defaults where it is left out.
+        """
         return _last_completion(self.stream(messages, sampling, **overrides))
 
     def stream(
@@ -104,7 +110,7 @@ class LLM:
         **overrides: Any,
     ) -> Generator[Piece, None, None]:
         """Answer several conversations at once; pieces are told apart by `index` and come as they are ready."""
-        params = _with_overrides(sampling, overrides)
+        params = _with_overrides(sampling or self.sampling, overrides)
         prompts = [self.template.render(_as_messages(conversation)) for conversation in conversations]
         return self._run(prompts, params, is_chat=True)
 
@@ -128,7 +134,17 @@ class LLM:
         self, prompts: Sequence[str | Sequence[int]], sampling: SamplingParams | None = None, **overrides: Any
     ) -> Generator[Piece, None, None]:
         """Like `generate`, yielding every prompt's pieces (told apart by `index`) as they come."""
-        return self._run(prompts, _with_overrides(sampling, overrides), is_chat=False)
+        return self._run(prompts, _with_overrides(sampling or self.sampling, overrides), is_chat=False)
+
+    def prompt_length(self, messages: str | Sequence[Message]) -> int:
+        """Tokens of the prompt that `chat` makes of a conversation."""
+        return len(self.tokenizer.encode(self.template.render(_as_messages(messages)), add_bos=True))
+
+    def has_room(self, messages: str | Sequence[Message], sampling: SamplingParams | None = None) -> bool:
+        """Whether the context holds a conversation together with a worthwhile answer."""
+        limit = (sampling or self.sampling).max_tokens
+        room = min(limit or WORTHWHILE_ANSWER_TOKENS, self.context_length // 4)
+        return self.prompt_length(messages) + room <= self.context_length
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Next-token logits after each of `token_ids`: (T, vocab) float32."""
@@ -317,8 +333,7 @@ def _as_messages(messages: str | Sequence[Message]) -> Sequence[Message]:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
 
-def _with_overrides(sampling: SamplingParams | None, overrides: dict[str, Any]) -> SamplingParams:
-    params = sampling or SamplingParams()
+def _with_overrides(params: SamplingParams, overrides: dict[str, Any]) -> SamplingParams:
     if not overrides:
         return params
     unknown = sorted(set(overrides) - set(SamplingParams.__dataclass_fields__))

@@ -1,6 +1,6 @@
 """generation_config.json: the one fact of it that a model cannot do without, the ids that end a text.
 
-Everything else in the file is advice about sampling, which the caller gives.
+What it advises about sampling is the engine's to read (engine/advice.py).
 """
 
 from __future__ import annotations

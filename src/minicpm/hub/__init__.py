@@ -1,5 +1,6 @@
 """A model's name becomes a folder on this machine: found in the hubs' caches, or downloaded there and verified.
 
+    path = hub.resolve(None)                      # the built-in MiniCPM-nano
     path = hub.resolve("minicpm-2b-dpo")          # alias, org/name[@revision], hf:..., ms:..., address or path
     path = hub.pull("minicpm-2b-dpo", source="modelscope")
 
@@ -16,10 +17,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from minicpm import __version__
 from minicpm.errors import HubError, ModelError, one_line
-from minicpm.hub import cache, huggingface, licences, modelscope, transfer
-from minicpm.hub.cache import LocalModel, list_models, missing_parts
-from minicpm.hub.names import KNOWN_MODELS, SOURCES, KnownModel, Reference, Source, is_name, parse_name
+from minicpm.hub import cache, embedded, huggingface, licences, modelscope, transfer
+from minicpm.hub.cache import LocalModel, missing_parts
+from minicpm.hub.names import EMBEDDED_NAME, KNOWN_MODELS, SOURCES, KnownModel, Reference, Source, is_name, parse_name
 from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
 from minicpm.progress import Progress, Silent
 
@@ -35,6 +37,7 @@ __all__ = [
     "parse_name",
     "pull",
     "remove",
+    "require_removable",
     "resolve",
 ]
 
@@ -63,18 +66,18 @@ def resolve(
 ) -> Path:
     """The folder (or file) of a model: a path as it is, a name from the caches, downloaded when it is not there.
 
+    None is the model built into the package, whose name is minicpm-nano.
     A complete download is used without asking the hub; `pull` asks for news. `offline` None obeys HF_HUB_OFFLINE.
     `tell` gets the licence notice before a model's first use, and what a download waits for. Raises ModelError for a
     path that does not exist and HubError for a model that cannot be had.
     """
     if model is None:
-        raise ModelError(
-            "no model was named, and this version has none built in yet; pass -m with a name such as minicpm-2b-dpo, "
-            "org/name or a folder"
-        )
+        return embedded.folder()
     path = Path(model).expanduser()
     if path.exists():
         return path
+    if embedded.is_name(model):
+        return embedded.folder()
     if isinstance(model, Path) or not is_name(model):
         raise ModelError(f"{model} does not exist; pass a model's folder or file, or a name such as minicpm-2b-dpo")
     found = locate(model, source=source, revision=revision)
@@ -84,6 +87,19 @@ def resolve(
     licences.show_once(reference, tell)
     cache.mark_used(reference)
     return folder
+
+
+def list_models(*, everything: bool = False) -> list[LocalModel]:
+    """The models on this machine: the built-in one, then the MiniCPM models in both hubs' caches, by name.
+
+    There is one entry per revision, unfinished downloads included. Other families' models in these shared caches are
+    left out unless they were used with this package, or `everything` is asked for.
+    """
+    models = cache.list_models(everything=everything)
+    if not embedded.is_present():
+        return models
+    nbytes = sum(path.stat().st_size for path in embedded.FOLDER.rglob("*") if path.is_file())
+    return [LocalModel(EMBEDDED_NAME, "embedded", embedded.FOLDER, nbytes, __version__, True, None), *models]
 
 
 def locate(name: str, *, source: Source | None = None, revision: str | None = None) -> tuple[Reference, Path] | None:
@@ -115,8 +131,12 @@ def pull(
 
     Fetches what loading takes (weights in one form, safetensors first; never code), or `everything`. `verify` reads
     the files that are here and fetches wrong ones again. Interrupted at any point, the next call goes on where this
-    one stopped. `offline` only looks at what is here. Raises HubError with what to do.
+    one stopped. `offline` only looks at what is here. Of the built-in model there is nothing to fetch. Raises HubError
+    with what to do.
     """
+    if embedded.is_name(name):
+        tell(f"{EMBEDDED_NAME} is built into the package: there is nothing to download")
+        return embedded.folder()
     reference = parse_name(name, source=source, revision=revision)
     if is_offline(offline):
         found = locate(name, source=source, revision=revision)
@@ -139,8 +159,9 @@ def pull(
 def remove(name: str, *, source: Source | None = None, revision: str | None = None) -> int:
     """Delete a model from its hub's cache; returns the bytes freed. Files that another revision uses stay.
 
-    Only names are taken, never paths; HubError where the model is not here or is being fetched.
+    Only names are taken, never paths; HubError where the model is not here, is being fetched, or is the built-in one.
     """
+    require_removable(name)
     reference = parse_name(name, source=source, revision=revision)
     place = cache.store(reference)
     other = reference.elsewhere
@@ -148,6 +169,12 @@ def remove(name: str, *, source: Source | None = None, revision: str | None = No
         reference, place = other, cache.store(other)
     with _locked(place.lock, f"{reference} is being fetched by another process; stop that first", None):
         return cache.remove(reference)
+
+
+def require_removable(name: str) -> None:
+    """HubError for the model that is a part of the package."""
+    if embedded.is_name(name):
+        raise HubError(f"{EMBEDDED_NAME} is built into the package and goes only with it; rm removes downloaded models")
 
 
 def is_offline(offline: bool | None = None) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 from urllib.parse import quote
 
 from minicpm.errors import FormatError, HubError
@@ -66,7 +66,7 @@ class LocalModel:
     """A model on this machine. `nbytes` counts its files on disk, partial ones too."""
 
     name: str
-    source: Source
+    source: Source | Literal["embedded"]  # embedded: a part of the package
     path: Path
     nbytes: int
     revision: str

@@ -23,6 +23,7 @@ SOURCES: dict[str, Source] = {
     "modelscope": "modelscope",
     "ms": "modelscope",
 }
+EMBEDDED_NAME = "minicpm-nano"  # the model inside the package, which is on no hub
 # The library's own rule for a repository's name, without the form that has no owner.
 _REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
@@ -134,7 +135,7 @@ def parse_name(name: str, *, source: Source | None = None, revision: str | None 
 
 def nearest_names(name: str) -> list[str]:
     """Up to three known names that resemble `name`, best first."""
-    candidates: dict[str, str] = {}
+    candidates: dict[str, str] = {EMBEDDED_NAME: EMBEDDED_NAME}
     for model in KNOWN_MODELS:
         for alias in model.aliases:
             candidates[alias] = model.aliases[0] if "/" not in name else model.huggingface
@@ -164,6 +165,8 @@ def _find(text: str, source: Source | None) -> Reference:
         for model in KNOWN_MODELS:
             if low in model.aliases:
                 return model.reference(source)
+        if low == EMBEDDED_NAME:
+            raise HubError(f"{EMBEDDED_NAME} is built into the package and on no hub; name it without hub and revision")
         raise HubError(
             f"unknown model '{text}'{did_you_mean(text) or '; give org/name, a folder, or one of: ' + _main_aliases()}"
         )
@@ -186,7 +189,7 @@ def _preferred_source() -> Source:
 
 
 def _main_aliases() -> str:
-    return ", ".join(model.aliases[0] for model in KNOWN_MODELS)
+    return ", ".join([EMBEDDED_NAME, *(model.aliases[0] for model in KNOWN_MODELS)])
 
 
 def _check_revision(revision: str) -> None:

@@ -242,7 +242,7 @@ def build_from_sentencepiece(model: SentencePieceModel, prepends_blank: bool) ->
         )
     )
     to_marks: list[Any] = [normalizers.Replace(" ", SPACE_MARK)]
-    to_text = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    to_text: list[Any] = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
     if prepends_blank:
         to_marks.insert(0, normalizers.Prepend(SPACE_MARK))
         to_text.append(decoders.Strip(" ", 1, 0))

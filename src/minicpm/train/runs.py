@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -112,9 +112,8 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
     if options.threads:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
-    out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        _agree_on_options(out, options, start, resume)
+        note = _agreed_note(out, options, start, resume)
         model = _model(start, options).to(device)
         _keep_model(out / "model", start)
         tokenizer, template = Tokenizer.from_folder(out / "model"), template_for(out / "model")
@@ -126,6 +125,7 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
             )
         mixture = _mixture(out, options.data, options, renderer, watcher.tell)
         evaluation = _evaluation(out, options, renderer, watcher.tell)
+        _keep_note(out, note)
         optimizers = make_optimizers(model, options.optimizer)
         checkpoints = CheckpointFolder(out / "checkpoints", watcher.tell)
         begun = Progress(0, 0, 0, mixture.state())
@@ -174,7 +174,8 @@ def _resumed(checkpoints: CheckpointFolder, loop: Loop, mixture: Mixture, tell: 
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Hold the run's folder for one process; the lock dies with it."""
+    """Make the run's folder and hold it for one process; the lock dies with it. A folder left empty goes again."""
+    out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -183,20 +184,19 @@ def _locked(out: Path) -> Iterator[None]:
             raise TrainingError(f"{out}: another process is training here; wait for it, or stop it") from None
         yield
     finally:
+        with contextlib.suppress(OSError):
+            out.rmdir()
         os.close(descriptor)
 
 
-def _agree_on_options(out: Path, options: RunOptions, start: _Start, resume: bool) -> None:
-    """Note the options of a new run; compare those of a resumed one with the note."""
+def _agreed_note(out: Path, options: RunOptions, start: _Start, resume: bool) -> dict[str, Any]:
+    """What run.json is to say of this run; TrainingError where it speaks of another one."""
     path = out / "run.json"
     wanted = json.loads(json.dumps({"start": start.kind, "from": str(start.source.resolve()), **asdict(options)}))
     if path.is_file() and not resume:
         raise TrainingError(f"{out}: there is a run already; pass --resume to go on with it, or choose another folder")
     if not path.is_file():
-        partial = out / ".run.json.partial"
-        partial.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-        return
+        return cast(dict[str, Any], wanted)
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -209,6 +209,14 @@ def _agree_on_options(out: Path, options: RunOptions, start: _Start, resume: boo
             f"{out}: the run was started with {key} {noted.get(key)!r}, now it is {wanted[key]!r}; "
             "resume with the same options, or branch a new run off it"
         )
+    return cast(dict[str, Any], noted)
+
+
+def _keep_note(out: Path, note: dict[str, Any]) -> None:
+    """Write run.json: from here on there is a run. What failed before, a missing file or a bad record, was none."""
+    partial = out / ".run.json.partial"
+    partial.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    partial.replace(out / "run.json")
 
 
 def _model(start: _Start, options: RunOptions) -> MiniCPMForCausalLM:
