@@ -3,8 +3,8 @@
     write_gguf("MiniCPM-2B-dpo-bf16", "MiniCPM-2B-q4_0.gguf", dtype="q4_0")
 
 Unquantized weights are kept, rounded to another float type, or rounded to Q8_0 or Q4_0 as ggml's reference does it.
-Codes and scales of an INT4 or INT8 folder go over as they are: groups of 64 and 128 repeat their scale, so both files
-are the same model to the last bit.
+Codes and scales of an INT4 or INT8 folder go over as they are: groups of 64 and 128 repeat their scale, so both hold
+the same weights to the last bit.
 """
 
 from __future__ import annotations
