@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -29,7 +29,7 @@ ISAS = [] if native.why_missing() else native.extension().runnable_isas()
 VOCABULARY = EVEN.vocab_size
 
 
-def load_native(folder: Path, isa: str, threads: int = 2) -> Backend:
+def load_native(folder: Path, isa: str, threads: int = 1) -> Backend:
     from minicpm.engine.native import NativeBackend
 
     with pytest.MonkeyPatch.context() as environment:
@@ -101,7 +101,7 @@ def references(folders: dict[str, Path]) -> dict[str, NumpyBackend]:
 def test_every_preset_gives_numpys_bits_for_any_number_of_tokens(folders, references, name: str, isa: str):
     """One token, register tiles of every width, panels with and without a rest."""
     backend = load_native(folders[name], isa)
-    for count in (*range(1, 18), 24, 25, 61):
+    for count in (*range(1, 10), 11, 16, 17, 24, 28, 61):
         ids = some_ids(count, count)
         assert same_bits(logits(backend, ids), logits(references[name], ids)), count
 
@@ -130,7 +130,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     config=configs,
     linear=st.builds(Packing, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128])),
@@ -140,6 +140,8 @@ configs = st.builds(
     data=st.data(),
 )
 def test_any_model_gives_numpys_bits(tmp_path_factory, config, linear, outer, count, threads, data):
+    # Two sizes of groups with the same bits look the same in a file whose rows have one group.
+    assume(outer is None or outer.bits != linear.bits or outer == linear)
     root = tmp_path_factory.mktemp("any")
     if outer is None:  # a folder for others holds no padded groups
         linear = Packing(linear.bits, 32)
@@ -228,7 +230,8 @@ def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path,
     ids = [*range(8, 28), 7, *range(8, 18)]
     found, expected = logits(load_native(folder, isa), ids), logits(load_numpy(folder), ids)
     assert same_bits(found[:20], expected[:20])
-    assert np.isfinite(found[:20]).all() and np.isnan(found[20:]).all() and np.isnan(expected[20:]).all()
+    assert np.isfinite(np.delete(found[:20], 7, axis=1)).all()  # as a row of the tied head, 7 overflows everywhere
+    assert np.isnan(found[20:]).all() and np.isnan(expected[20:]).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -273,15 +276,15 @@ def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, 
 @pytest.mark.parametrize("name", ["odd-int4", "even-int8"])
 def test_threads_batches_chunks_and_forgotten_tokens_change_nothing(folders, name: str, isa: str):
     one, three = load_native(folders[name], isa, 1), load_native(folders[name], isa, 3)
-    texts = [some_ids(i, size) for i, size in enumerate((1, 33, 16, 5, 90))]
+    texts = [some_ids(i, size) for i, size in enumerate((1, 33, 16, 5, 70))]
     alone = [logits(one, ids) for ids in texts]
     for ids, expected in zip(texts, alone):
         assert same_bits(logits(three, ids), expected)
         assert same_bits(logits(three, ids, [1] * len(ids)), expected)
-    sequences = [three.new_sequence(90) for _ in texts]
+    sequences = [three.new_sequence(70) for _ in texts]
     first = three.forward([Row(s, ids[:1], "none") for s, ids in zip(sequences, texts)])
     assert all(part.shape == (0, VOCABULARY) for part in first)
-    three.forward([Row(s, some_ids(7, 20), "none") for s in sequences])
+    three.forward([Row(s, some_ids(7, 18), "none") for s in sequences])
     for sequence in sequences:
         sequence.truncate(1)
     rows = [Row(s, ids[1:], "all") for s, ids in zip(sequences, texts) if len(ids) > 1]
@@ -315,7 +318,7 @@ def test_many_tokens_are_cut_into_steps(folders, monkeypatch):
 
 
 def test_python_threads_share_a_model(folders):
-    backend = load_native(folders["odd-int4"], ISAS[0])
+    backend = load_native(folders["odd-int4"], ISAS[0], threads=2)
     texts = [some_ids(i, 25) for i in range(4)]
     expected, found = [logits(backend, ids) for ids in texts], [np.zeros(0)] * 4
 
@@ -378,3 +381,16 @@ def test_a_model_outlives_the_checkpoint_it_was_read_from(folders):
     expected = logits(backend, [1, 2, 3])
     gc.collect()
     assert same_bits(logits(backend, [1, 2, 3]), expected)
+
+
+def test_a_model_from_the_packed_file_has_the_same_bits(folders, tmp_path: Path, monkeypatch):
+    """Made, mapped, and made of another layout: with the weights in four bits, eight bits and float."""
+    monkeypatch.setenv("MINICPM_HOME", str(tmp_path))
+    for name in ("odd-int4", "even-int4-hf"):
+        expected = logits(load_native(folders[name], ISAS[0]), [1, 2, 3])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("minicpm.engine.packed.SMALLEST_FILE_BYTES", 0)
+            for _ in range(2):
+                backend = load_native(folders[name], ISAS[0])
+                assert same_bits(logits(backend, [1, 2, 3]), expected)
+    assert len(list((tmp_path / "packed").iterdir())) == 2

@@ -108,11 +108,9 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
             os.ftruncate(descriptor, 0)
             # A disk that fills up would kill the process when a mapped page is written; here it is an error.
             os.posix_fallocate(descriptor, 0, len(header) + nbytes)
-            with mmap.mmap(descriptor, len(header) + nbytes) as memory:
-                view = np.frombuffer(memory, np.uint8)
-                fill(view[len(header) :])
-                del view
-                memory.flush()
+            memory = mmap.mmap(descriptor, len(header) + nbytes)
+            fill(np.frombuffer(memory, np.uint8)[len(header) :])
+            memory.flush()
             os.pwrite(descriptor, header, 0)
             os.fsync(descriptor)
             partial.replace(path)
