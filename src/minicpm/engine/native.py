@@ -61,7 +61,8 @@ class _Part:
     @property
     def nbytes(self) -> int:
         kind, columns, group_size, has_half_scales = self.shape
-        return native.extension().packed_bytes(kind, self.rows, columns, group_size, has_half_scales)
+        nbytes: int = native.extension().packed_bytes(kind, self.rows, columns, group_size, has_half_scales)
+        return nbytes
 
     def pack(self, out: Bytes) -> None:
         kind, columns, group_size, has_half_scales = self.shape
@@ -73,7 +74,8 @@ class _Part:
 
     def weight(self, packed: Bytes) -> Weight:
         kind, columns, group_size, has_half_scales = self.shape
-        return native.extension().Weight(kind, packed, self.rows, columns, group_size, has_half_scales)
+        weight = native.extension().Weight(kind, packed, self.rows, columns, group_size, has_half_scales)
+        return cast("Weight", weight)
 
 
 class _Weights:
@@ -148,7 +150,8 @@ def _aligned(nbytes: int) -> int:
 def _float_weight(view: TensorView) -> Weight:
     """A weight kept in floating point, over the file's own pages."""
     rows, columns = view.shape
-    return native.extension().Weight(view.dtype, np.frombuffer(view.buffer, np.uint8), rows, columns)
+    weight = native.extension().Weight(view.dtype, np.frombuffer(view.buffer, np.uint8), rows, columns)
+    return cast("Weight", weight)
 
 
 class NativeBackend:

@@ -6,6 +6,7 @@ the same, and the numpy engine computes.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -27,7 +28,8 @@ def why_missing() -> str | None:
     try:
         extension()
     except ImportError as error:
-        return "this installation was made without a C++ compiler" if error.name == "minicpm._native" else str(error)
+        is_absent = importlib.util.find_spec("minicpm._native") is None
+        return "this installation was made without a C++ compiler" if is_absent else str(error)
     return None
 
 
