@@ -98,4 +98,4 @@ native-avxvnni-check: setup
 comma := ,
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf src/minicpm/_native*.so $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -240,6 +240,8 @@ class PythonModel {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // A program may end with a model alive; that is no leak worth a word.
+  nb::set_leak_warnings(false);
   m.doc() = "The native engine; minicpm.native and minicpm.engine.native are its users.";
   m.def("runnable_isas", &runnable_isas);
   m.def("packed_bytes", &packed_bytes, "kind"_a, "rows"_a, "columns"_a, "group_size"_a, "has_half_scales"_a);

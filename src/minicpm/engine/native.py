@@ -98,6 +98,7 @@ class _Weights:
                 parts.append(weight)
                 self.file_bytes += weight.nbytes
                 continue
+            self._release(name)  # the look at its codes and scales has touched all pages
             part, last = _Part((weight,)), parts[-1] if parts else None
             if isinstance(last, _Part) and last.shape == part.shape:
                 parts[-1] = _Part((*last.weights, weight))
@@ -138,9 +139,12 @@ class _Weights:
                     part.pack(out[start : start + part.nbytes])
                     start += _aligned(part.nbytes)
             for name in names:
-                if name in self._checkpoint.packings:
-                    self._checkpoint.release(name + PACKED)
-                    self._checkpoint.release(name + SCALE)
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        if name in self._checkpoint.packings:
+            self._checkpoint.release(name + PACKED)
+            self._checkpoint.release(name + SCALE)
 
 
 def _aligned(nbytes: int) -> int:
