@@ -32,7 +32,7 @@ static MINICPM_INLINE void write_rows(const Output& to, int token, int n, typena
 template <class V, bool is_int4, int M>
 static void direct_tile(const Weight& weight, const uint8_t* block, const Activations& a, int tile, int n,
                         const Output& to) {
-  constexpr int kChains = M == 1 ? 4 : M <= 3 ? 2 : 1;
+  constexpr int kChains = larger(1, V::kSums / M);
   constexpr int kOffset = is_int4 ? 8 : V::kOffset8;
   const int8_t* codes = a.tile_codes(tile);
   const float* scales = a.tile_scales(tile);
@@ -55,10 +55,14 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
         constexpr int i = which;
         const typename V::Bytes bytes = V::load_bytes(block + (u + i) * 64);
         if constexpr (is_int4) {
-          const typename V::Bytes low = V::low_nibbles(bytes), high = V::high_nibbles(bytes);
+          // One half after the other: AVX2 has no registers for both beside its sums.
+          constexpr int kLow = 2 * i % kChains, kHigh = (2 * i + 1) % kChains;
+          const typename V::Bytes low = V::low_nibbles(bytes);
           unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
-            constexpr int kLow = 2 * i % kChains, kHigh = (2 * i + 1) % kChains;
             sum[m][kLow] = V::dot4(sum[m][kLow], low, V::repeat4(codes + (2 * i * M + m) * 4));
+          });
+          const typename V::Bytes high = V::high_nibbles(bytes);
+          unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
             sum[m][kHigh] = V::dot4(sum[m][kHigh], high, V::repeat4(codes + ((2 * i + 1) * M + m) * 4));
           });
         } else {

@@ -18,6 +18,7 @@ struct Avx512Vnni {
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4, 6, 8>;
   using GemmWidths = std::integer_sequence<int, 4, 8, 12>;
   static constexpr int kGemmBlocks = 2;
+  static constexpr int kSums = 4;
   static constexpr int kQueries = 8;
   static constexpr int kOffset8 = 128;
 

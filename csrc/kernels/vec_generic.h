@@ -5,6 +5,7 @@
 //   Weights8  64 codes of int8 weights, stored plus 128, ready for dot8.
 //   kDirectWidth, DirectWidths  most tokens of a register tile that reads packed weights, and all widths there are
 //   kGemmWidth, kGemmBlocks, GemmWidths  register tile of the GEMM: tokens x blocks of 16 rows, and all widths
+//   kSums     vectors of sums that keep the multipliers busy; a few tokens share so many
 //   kQueries  most queries that attend together
 //   kOffset8  what dot8 adds to every code; the caller starts its sum at -kOffset8 * sum of activations
 //
@@ -35,6 +36,7 @@ struct Generic {
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4>;
   using GemmWidths = std::integer_sequence<int, 4>;
   static constexpr int kGemmBlocks = 1;
+  static constexpr int kSums = 1;
   static constexpr int kQueries = 4;
   static constexpr int kOffset8 = 128;
 

@@ -21,6 +21,7 @@ struct Ymm {
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4>;
   using GemmWidths = std::integer_sequence<int, 4>;
   static constexpr int kGemmBlocks = 1;
+  static constexpr int kSums = 2;
   static constexpr int kQueries = 4;
 
   static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
