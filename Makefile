@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow check format bench clean
+.PHONY: help setup chat test test-slow check format bench native native-sanitize native-thread-sanitize native-avxvnni-check \
+	clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
@@ -15,6 +16,9 @@ help:
 	@echo "make test                      install everything, then the fast and parity tests"
 	@echo "make check                     format, lint, types and the fast tests"
 	@echo "make test-slow                 true MiniCPM-2B shapes (20 GB of disk, 12 GB of memory)"
+	@echo "make native                    build the C++ engine into src/minicpm, warnings being errors"
+	@echo "make native-sanitize           its tests under the address and undefined sanitizers"
+	@echo "make native-thread-sanitize    its tests under the thread sanitizer"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes"
 
 $(BIN)/python:
@@ -36,9 +40,22 @@ $(VENV)/.all: $(REQUIREMENTS)
 	$(call INSTALL,everything,.[all$(comma)dev])
 	@touch $@ $(VENV)/.torch $(VENV)/.core
 
-setup: $(VENV)/.all
+# Without a compiler everything works, on the numpy engine; the program says so once.
+NATIVE_SOURCES := CMakeLists.txt $(wildcard csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h)
+NATIVE_CMAKE = PATH="$(abspath $(BIN)):$$PATH" cmake -S . -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+NATIVE_TOOLS := nanobind $(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
 
-chat: $(VENV)/.$(if $(MODEL),torch,core)
+$(VENV)/.native: $(BIN)/python $(NATIVE_SOURCES) constraints.txt
+	@echo "Building the native engine, once ..." >&2
+	@mkdir -p build && $(PIP_INSTALL) $(NATIVE_TOOLS) </dev/null >&2 && \
+	$(NATIVE_CMAKE) -B build/native -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/minicpm </dev/null >build/native.log 2>&1 && \
+	cmake --build build/native </dev/null >>build/native.log 2>&1 || \
+	echo "the native engine was not built (build/native.log), so the numpy engine computes" >&2
+	@touch $@
+
+setup: $(VENV)/.all $(VENV)/.native
+
+chat: $(VENV)/.$(if $(MODEL),torch,core) $(VENV)/.native
 	@$(BIN)/minicpm chat $(if $(MODEL),--model '$(MODEL)')
 
 test: setup
@@ -51,15 +68,44 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h
 	$(BIN)/python -m pytest -q -n 2
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h
 
 bench: setup
 	$(BIN)/python benchmarks/true_shapes.py
 	$(BIN)/python benchmarks/versus_transformers.py
 
+# As `make setup` builds it, but warnings are errors, and a failure is one.
+native: setup
+	$(NATIVE_CMAKE) -B build/native -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/minicpm -DMINICPM_WERROR=ON
+	cmake --build build/native
+
+NATIVE_TESTS = $(BIN)/python -m pytest -q -p no:cacheprovider tests/engine/test_native.py
+
+# A sanitized extension needs its runtime loaded before Python. It is built beside a copy of the package.
+define native_checked
+	mkdir -p build/$(1)-src && cp -r src/minicpm build/$(1)-src/ && rm -f build/$(1)-src/minicpm/_native*.so
+	$(NATIVE_CMAKE) -B build/$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo $(2) \
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/$(1)-src/minicpm
+	cmake --build build/$(1)
+	PYTHONPATH=build/$(1)-src:tests $(3) $(NATIVE_TESTS)
+endef
+
+native-sanitize: setup
+	$(call native_checked,sanitize,-DMINICPM_SANITIZE=address$(comma)undefined,ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)")
+
+native-thread-sanitize: setup
+	$(call native_checked,thread,-DMINICPM_SANITIZE=thread,LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)")
+
+# The AVX-VNNI kernels with AVX-512's encoding of the same instruction, for machines that have only that one.
+native-avxvnni-check: setup
+	$(call native_checked,avxvnni,-DMINICPM_AVXVNNI_AS_AVX512=ON,)
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf src/minicpm/_native*.so $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -233,7 +233,7 @@ def test_the_wrong_prompt_of_a_batch_is_named_before_anything_runs(llm: LLM):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"backend": "tpu"}, "backend must be one of auto, torch"),
+        ({"backend": "tpu"}, "backend must be one of auto, native, torch"),
         ({"dtype": "int3"}, "dtype must be one of"),
         ({"context": 0}, "context must be 1 or more"),
         ({"threads": -1}, "threads must be 1 or more"),

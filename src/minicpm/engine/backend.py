@@ -39,7 +39,7 @@ class Row:
 
 
 class Backend(Protocol):
-    """Computes logits. Implementations: engine/torch.py, engine/numpy.py."""
+    """Computes logits. Implementations: engine/native.py, engine/torch.py, engine/numpy.py."""
 
     name: str
     vocab_size: int

@@ -6,6 +6,7 @@ against the context before anything is computed.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import secrets
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from minicpm import hub
+from minicpm import hub, native
 from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import Backend, KVSequence, Row
@@ -32,7 +33,7 @@ from minicpm.sampling import SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "torch", "numpy")
+BACKENDS = ("auto", "native", "torch", "numpy")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
 
@@ -265,19 +266,52 @@ class LLM:
 
 
 def _load(checkpoint: Checkpoint, backend: str, *, dtype: str, device: str, threads: int | None) -> Backend:
-    """Load with the backend of a name; auto takes numpy for quantized weights and where torch is not installed."""
+    """Load with the backend of a name; auto takes native for quantized weights, torch for others.
+
+    Where the one that fits is not there numpy computes, and a warning says so.
+    """
     is_quantized = bool(checkpoint.packings)
     if backend == "auto":
-        backend = "numpy" if is_quantized or not _has_torch() else "torch"
-        if backend == "numpy" and not is_quantized:
-            _LOGGER.warning("torch is not installed, so the numpy backend computes; pip install 'minicpm[torch]'")
+        backend = _automatic(is_quantized)
+    if backend == "native":
+        return _load_native(checkpoint, dtype=dtype, device=device, threads=threads)
     if backend == "numpy":
         return _load_numpy(checkpoint, dtype=dtype, device=device, threads=threads)
     if is_quantized:
         raise ModelError(
-            f"{checkpoint.path}: its weights are quantized, which the {backend} backend cannot run; use numpy"
+            f"{checkpoint.path}: its weights are quantized, which the {backend} backend cannot run; use native or numpy"
         )
     return _load_torch(checkpoint, dtype=dtype, device=device, threads=threads)
+
+
+def _automatic(is_quantized: bool) -> str:
+    if is_quantized:
+        missing = native.why_missing()
+        if missing is None:
+            return "native"
+        _warn_once(f"the native engine is not there ({missing}), so the numpy backend computes, slowly")
+        return "numpy"
+    if _has_torch():
+        return "torch"
+    _LOGGER.warning("torch is not installed, so the numpy backend computes; pip install 'minicpm[torch]'")
+    return "numpy"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _LOGGER.warning(message)
+
+
+def _load_native(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
+    if missing := native.why_missing():
+        raise ModelError(f"the native engine is not there ({missing}); install a C++ compiler and minicpm again")
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"the native backend runs on the cpu, got device {device!r}")
+    if dtype != "auto":
+        raise ValueError(f"the native backend computes with the quantized weights as they are, got dtype {dtype!r}")
+    from minicpm.engine.native import NativeBackend
+
+    return NativeBackend(checkpoint, threads)
 
 
 def _has_torch() -> bool:

@@ -140,6 +140,30 @@ def rope_table(base: float, head_dim: int, factor: float, length: int) -> tuple[
     return cos.astype(np.float32), sin.astype(np.float32)
 
 
+class RotaryTables:
+    """cos and sin of every position a model's sequences have reached, per rotary base."""
+
+    def __init__(self, config: DecoderConfig):
+        self._config = config
+        self._tables: dict[float, tuple[Floats, Floats]] = {}
+
+    def of(self, rows: Sequence[Row]) -> tuple[Floats, Floats]:
+        """cos and sin (T, D / 2) of all rows' new tokens."""
+        parts = []
+        for row in rows:
+            start, end = row.sequence.length, row.sequence.length + len(row.token_ids)
+            cos, sin = self._table(self._config.rope_base(row.sequence.rope_length), end)
+            parts.append((cos[start:end], sin[start:end]))
+        return np.concatenate([cos for cos, _ in parts]), np.concatenate([sin for _, sin in parts])
+
+    def _table(self, base: float, length: int) -> tuple[Floats, Floats]:
+        scaling = self._config.rope_scaling
+        factor = scaling.factor if scaling is not None and scaling.type == "linear" else 1.0
+        if base not in self._tables or len(self._tables[base][0]) < length:
+            self._tables[base] = rope_table(base, self._config.head_dim, factor, max(256, 2 * length))
+        return self._tables[base]
+
+
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
     """Rotary embedding of (T, H, D) by cos and sin (T, D / 2)."""
     first, second = np.split(x, 2, axis=2)
@@ -329,7 +353,8 @@ def _attend_chunk(
     grouped = queries.reshape(T, H_kv, -1, D).transpose(1, 0, 2, 3).reshape(H_kv, -1, D)
     scores = (_quantized_scores if is_quantized else _float_scores)(grouped, *keys)  # (H_kv, T R, S)
     positions = np.repeat(np.arange(first, first + T), H // H_kv)
-    scores = np.where(np.arange(S) <= positions[:, None], scores, np.float32(-np.inf))
+    seen = np.arange(S) <= positions[:, None]
+    scores = np.where(seen, scores, np.float32(-np.inf))
     blocks = scores.reshape(H_kv, -1, S // LANES, LANES)
     running = np.maximum.accumulate(blocks.max(axis=3), axis=2)
     p = exp(blocks - running[..., None])
@@ -337,8 +362,11 @@ def _attend_chunk(
     weighted: Floats = np.zeros((H_kv, p.shape[1], S // LANES, E, width), np.float32)
     codes = codes.reshape(H_kv, 1, E, S // LANES, LANES, width).swapaxes(2, 3)
     scales = scales.reshape(H_kv, 1, E, S // LANES, LANES).swapaxes(2, 3)
+    seen = seen.reshape(-1, S // LANES, LANES)
     for t in range(LANES):
-        weighted += (p[..., None, t] * scales[..., t])[..., None] * codes[..., t, :]
+        # A later token's scale may be NaN: nothing of it reaches the queries before it.
+        weights = np.where(seen[..., None, t], p[..., None, t] * scales[..., t], np.float32(0))
+        weighted += weights[..., None] * codes[..., t, :]
     sums = _fold(p)
     total, norm = weighted[:, :, 0], sums[:, :, 0]
     for b in range(1, S // LANES):
@@ -391,7 +419,7 @@ class NumpyBackend:
         self._layers = [_Layer(self, index) for index in range(config.num_hidden_layers)]
         self._norm = self.vector("model.norm.weight")
         self._head = self.linear(EMBEDDING if config.tie_word_embeddings else HEAD)
-        self._rope_tables: dict[float, tuple[Floats, Floats]] = {}
+        self._rotary = RotaryTables(config)
 
     def new_sequence(self, rope_length: int) -> NumpySequence:
         return NumpySequence(self.config, rope_length, self.is_quantized)
@@ -430,7 +458,7 @@ class NumpyBackend:
         config = self.config
         scale = np.float32(config.residual_scale)
         lengths = [len(row.token_ids) for row in rows]
-        cos, sin = self._rotations(rows)
+        cos, sin = self._rotary.of(rows)
         h = self._embed(np.array([token for row in rows for token in row.token_ids], np.int64))
         for index, layer in enumerate(self._layers):
             x = rms_norm(h, layer.attention_norm, config.rms_norm_eps)
@@ -474,22 +502,6 @@ class NumpyBackend:
             x = rms_norm(h[np.concatenate(wanted)], self._norm, self.config.rms_norm_eps)
             logits = self._head(x * np.float32(self.config.logit_scale))
         return np.split(logits, np.cumsum(counts)[:-1])
-
-    def _rotations(self, rows: Sequence[Row]) -> tuple[Floats, Floats]:
-        """cos and sin (T, D / 2) of all rows' new tokens."""
-        parts = []
-        for row in rows:
-            end = row.sequence.length + len(row.token_ids)
-            cos, sin = self._rope_table(self.rope_key(row.sequence.rope_length), end)
-            parts.append((cos[row.sequence.length : end], sin[row.sequence.length : end]))
-        return np.concatenate([cos for cos, _ in parts]), np.concatenate([sin for _, sin in parts])
-
-    def _rope_table(self, base: float, length: int) -> tuple[Floats, Floats]:
-        scaling = self.config.rope_scaling
-        factor = scaling.factor if scaling is not None and scaling.type == "linear" else 1.0
-        if base not in self._rope_tables or len(self._rope_tables[base][0]) < length:
-            self._rope_tables[base] = rope_table(base, self.config.head_dim, factor, max(256, 2 * length))
-        return self._rope_tables[base]
 
     def _read(self, name: str) -> IntWeight | TensorView:
         return read_weight(self._checkpoint, name)

@@ -1,0 +1,271 @@
+// Python's door: checks types, shapes and sizes, releases the GIL and calls. What Python hands over by reference (the
+// weights' bytes, the norms) is kept alive by the model's wrapper.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <tuple>
+
+#include "isa.h"
+#include "model.h"
+#include "packing.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ByteRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using WritableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using WritableMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Integers = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw nb::value_error(message);
+}
+
+// A weight and the array its bytes live in.
+struct OwnedWeight {
+  Weight weight;
+  Bytes bytes;
+};
+
+WeightKind kind_of(const std::string& name) {
+  if (name == "int4") return WeightKind::kInt4;
+  if (name == "int8") return WeightKind::kInt8;
+  if (name == "float16") return WeightKind::kHalf;
+  if (name == "bfloat16") return WeightKind::kBfloat16;
+  if (name == "float32") return WeightKind::kFloat;
+  throw nb::value_error("kind must be int4, int8, float16, bfloat16 or float32");
+}
+
+Weight described(const std::string& kind, int rows, int columns, int group_size, bool has_half_scales) {
+  const Weight weight{kind_of(kind), nullptr, rows, columns, group_size, has_half_scales};
+  require(rows > 0 && columns > 0, "a weight has at least one row and one column");
+  if (weight.is_integer()) {
+    require(group_size == 32 || group_size == 64 || group_size == 128, "group_size must be 32, 64 or 128");
+  }
+  return weight;
+}
+
+size_t bytes_of(const Weight& weight) {
+  if (weight.is_integer()) return weight.block_bytes() * static_cast<size_t>(ceil_div(weight.rows, kLanes));
+  return static_cast<size_t>(weight.rows) * weight.columns * (weight.kind == WeightKind::kFloat ? 4 : 2);
+}
+
+size_t packed_bytes(const std::string& kind, int rows, int columns, int group_size, bool has_half_scales) {
+  return bytes_of(described(kind, rows, columns, group_size, has_half_scales));
+}
+
+void make_weight(OwnedWeight* self, const std::string& kind, Bytes bytes, int rows, int columns, int group_size,
+                 bool has_half_scales) {
+  Weight weight = described(kind, rows, columns, group_size, has_half_scales);
+  require(bytes.size() == bytes_of(weight), "the bytes are not as many as the weight takes");
+  weight.data = bytes.data();
+  new (self) OwnedWeight{weight, bytes};
+}
+
+// Python hands scales over as bytes (rows, groups * 2 or 4).
+void pack_sources(const std::string& kind, int columns, int group_size, bool has_half_scales,
+                  const std::vector<std::tuple<ByteRows, ByteRows>>& sources, WritableBytes out) {
+  int rows = 0;
+  for (const auto& [codes, scales] : sources) rows += static_cast<int>(codes.shape(0));
+  const Weight weight = described(kind, rows, columns, group_size, has_half_scales);
+  require(weight.is_integer(), "only int4 and int8 weights are packed");
+  const int bits = weight.kind == WeightKind::kInt4 ? 4 : 8;
+  const size_t row_bytes = static_cast<size_t>(ceil_div(columns, 32 / bits)) * 4;
+  std::vector<StoredRows> stored;
+  for (const auto& [codes, scales] : sources) {
+    require(codes.shape(1) == row_bytes, "a row of codes is not as long as its columns take");
+    require(scales.shape(0) == codes.shape(0), "codes and scales differ in rows");
+    require(scales.shape(1) == static_cast<size_t>(weight.groups()) * (has_half_scales ? 2 : 4),
+            "a row of scales is not as long as its groups take");
+    stored.push_back({codes.data(), row_bytes, scales.data(), static_cast<int>(codes.shape(0))});
+  }
+  require(out.size() == bytes_of(weight), "out is not as large as the packed weight");
+  nb::gil_scoped_release release;
+  pack(weight, stored, out.data());
+}
+
+// The model, and what keeps its weights alive.
+class PythonModel {
+ public:
+  PythonModel(const std::string& isa, int threads, int hidden, int heads, int kv_heads, int intermediate,
+              int vocabulary, double eps, double embedding_scale, double residual_scale, double logit_scale,
+              double query_scale)
+      : model_(checked(hidden, heads, kv_heads, intermediate, vocabulary, eps, embedding_scale, residual_scale,
+                       logit_scale, query_scale),
+               kernels(isa), checked_threads(threads)) {}
+
+  void set_embedding(const OwnedWeight& embedding) {
+    require(embedding.weight.rows == shape().vocabulary && embedding.weight.columns == shape().hidden,
+            "the embedding is not (vocabulary, hidden)");
+    keep(embedding);
+    model_.set_embedding(embedding.weight);
+    has_embedding_ = true;
+  }
+
+  void add_layer(Vector attention_norm, const std::vector<OwnedWeight>& qkv, const std::vector<OwnedWeight>& o,
+                 Vector mlp_norm, const std::vector<OwnedWeight>& gate_up, const std::vector<OwnedWeight>& down) {
+    const int hidden = shape().hidden;
+    Layer layer;
+    layer.attention_norm = norm(attention_norm);
+    layer.qkv = linear(qkv, (shape().heads + 2 * shape().kv_heads) * shape().head_dim, hidden);
+    layer.o = linear(o, hidden, hidden);
+    layer.mlp_norm = norm(mlp_norm);
+    layer.gate_up = linear(gate_up, 2 * shape().intermediate, hidden);
+    layer.down = linear(down, hidden, shape().intermediate);
+    model_.add_layer(layer);
+  }
+
+  void set_head(Vector last_norm, const std::vector<OwnedWeight>& head) {
+    model_.set_head(norm(last_norm), linear(head, shape().vocabulary, shape().hidden));
+    has_head_ = true;
+  }
+
+  Sequence* new_sequence(int64_t rope_length) const {
+    return new Sequence(model_.layers(), shape().kv_heads, shape().head_dim, rope_length);
+  }
+
+  void forward(const std::vector<Sequence*>& sequences, const std::vector<int>& counts, Integers token_ids, Matrix cos,
+               Matrix sin, Integers wanted, WritableMatrix logits) {
+    require(has_embedding_ && has_head_, "the model has no embedding or no head yet");
+    require(sequences.size() == counts.size() && !counts.empty(), "a batch has one count per sequence, at least one");
+    Batch batch;
+    int64_t tokens = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+      Sequence* sequence = sequences[i];
+      require(sequence != nullptr && sequence->fits(model_.layers(), shape().kv_heads, shape().head_dim),
+              "a sequence belongs to another model");
+      for (size_t j = 0; j < i; ++j) require(sequences[j] != sequence, "a sequence is twice in the batch");
+      require(counts[i] > 0 && counts[i] < (1 << 20) && sequence->length() < (1 << 28),
+              "a sequence gets 1 or more tokens at a time, and has a length that can be counted");
+      batch.rows.push_back({sequence, static_cast<int>(tokens), counts[i]});
+      tokens += counts[i];
+    }
+    const size_t half = static_cast<size_t>(shape().head_dim / 2), T = static_cast<size_t>(tokens);
+    require(tokens < (1 << 20), "a batch has too many tokens");
+    require(token_ids.size() == T, "token_ids are not as many as the counts say");
+    require(cos.shape(0) == T && cos.shape(1) == half && sin.shape(0) == T && sin.shape(1) == half,
+            "cos and sin are (tokens, head_dim / 2)");
+    require(wanted.size() <= T && logits.shape(0) == wanted.size() &&
+                logits.shape(1) == static_cast<size_t>(shape().vocabulary),
+            "logits are (wanted, vocabulary), wanted at most as many as tokens");
+    for (size_t i = 0; i < T; ++i) {
+      require(token_ids.data()[i] >= 0 && token_ids.data()[i] < shape().vocabulary, "a token id is no word");
+    }
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      require(wanted.data()[i] >= 0 && wanted.data()[i] < tokens, "a wanted place is outside the batch");
+    }
+    batch.token_ids = token_ids.data();
+    batch.tokens = static_cast<int>(tokens);
+    batch.cos = cos.data();
+    batch.sin = sin.data();
+    batch.wanted = wanted.data();
+    batch.wanted_count = static_cast<int>(wanted.size());
+    batch.logits = logits.data();
+    nb::gil_scoped_release release;
+    model_.forward(batch);
+  }
+
+  int threads() const { return model_.threads(); }
+
+ private:
+  static const Kernels& kernels(const std::string& isa) {
+    const Kernels* found = find_kernels(isa);
+    require(found != nullptr, "this machine cannot run that instruction set");
+    return *found;
+  }
+
+  static int checked_threads(int threads) {
+    require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+    return threads;
+  }
+
+  static ModelShape checked(int hidden, int heads, int kv_heads, int intermediate, int vocabulary, double eps,
+                            double embedding_scale, double residual_scale, double logit_scale, double query_scale) {
+    constexpr int kMost = 1 << 22;
+    require(hidden > 0 && hidden <= kMost && intermediate > 0 && intermediate <= kMost && vocabulary > 0 &&
+                vocabulary <= kMost,
+            "hidden, intermediate and vocabulary must be 1 to 4194304");
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && hidden % heads == 0 && hidden / heads % 2 == 0,
+            "heads must divide hidden, kv_heads heads, and a head be even");
+    return {hidden,
+            heads,
+            kv_heads,
+            hidden / heads,
+            intermediate,
+            vocabulary,
+            static_cast<float>(eps),
+            static_cast<float>(embedding_scale),
+            static_cast<float>(residual_scale),
+            static_cast<float>(logit_scale),
+            static_cast<float>(query_scale)};
+  }
+
+  const ModelShape& shape() const { return model_.shape(); }
+
+  void keep(const OwnedWeight& weight) { owners_.push_back(weight.bytes); }
+
+  const float* norm(const Vector& weight) {
+    require(weight.size() == static_cast<size_t>(shape().hidden), "a norm's weight is (hidden)");
+    norms_.push_back(weight);
+    return weight.data();
+  }
+
+  Linear linear(const std::vector<OwnedWeight>& parts, int rows, int columns) {
+    Linear weights;
+    int found = 0;
+    for (const OwnedWeight& part : parts) {
+      require(part.weight.columns == columns, "a weight has another number of columns than its input");
+      weights.push_back(part.weight);
+      found += part.weight.rows;
+      keep(part);
+    }
+    require(found == rows, "a linear layer's weights have another number of rows than its output");
+    return weights;
+  }
+
+  std::vector<Bytes> owners_;
+  std::vector<Vector> norms_;
+  bool has_embedding_ = false, has_head_ = false;
+  Model model_;  // last: it goes first, with its threads
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  // A program may end with a model alive; that is no leak worth a word.
+  nb::set_leak_warnings(false);
+  m.doc() = "The native engine; minicpm.native and minicpm.engine.native are its users.";
+  m.def("runnable_isas", &runnable_isas);
+  m.def("packed_bytes", &packed_bytes, "kind"_a, "rows"_a, "columns"_a, "group_size"_a, "has_half_scales"_a);
+  m.def("pack", &pack_sources, "kind"_a, "columns"_a, "group_size"_a, "has_half_scales"_a, "sources"_a, "out"_a);
+  nb::class_<OwnedWeight>(m, "Weight")
+      .def("__init__", &make_weight, "kind"_a, "data"_a, "rows"_a, "columns"_a, "group_size"_a = 0,
+           "has_half_scales"_a = false);
+  nb::class_<Sequence>(m, "Sequence")
+      .def_prop_ro("length", &Sequence::length)
+      .def_prop_ro("rope_length", &Sequence::rope_length)
+      .def("truncate", [](Sequence& self, int length) {
+        require(length >= 0 && length <= self.length(), "a sequence is cut to 0 .. length tokens");
+        self.truncate(length);
+      });
+  nb::class_<PythonModel>(m, "Model")
+      .def(nb::init<const std::string&, int, int, int, int, int, int, double, double, double, double, double>(),
+           "isa"_a, "threads"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "intermediate"_a, "vocabulary"_a, "eps"_a,
+           "embedding_scale"_a, "residual_scale"_a, "logit_scale"_a, "query_scale"_a)
+      .def("set_embedding", &PythonModel::set_embedding, "weight"_a)
+      .def("add_layer", &PythonModel::add_layer, "attention_norm"_a, "qkv"_a, "o"_a, "mlp_norm"_a, "gate_up"_a,
+           "down"_a)
+      .def("set_head", &PythonModel::set_head, "norm"_a, "weights"_a)
+      .def("new_sequence", &PythonModel::new_sequence, "rope_length"_a)
+      .def("forward", &PythonModel::forward, "sequences"_a, "counts"_a, "token_ids"_a, "cos"_a, "sin"_a, "wanted"_a,
+           "logits"_a)
+      .def_prop_ro("threads", &PythonModel::threads);
+}

@@ -1,0 +1,68 @@
+#include "isa.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace {
+
+struct Choice {
+  const char* name;
+  const Kernels* (*kernels)();
+  bool (*runs)();
+};
+
+#if defined(__x86_64__)
+
+// The builtins also ask whether the system saves the registers.
+bool runs_avx512vnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool runs_avx2() {
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kF16c = 1u << 29;
+  return __builtin_cpu_supports("avx2") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & kF16c);
+}
+
+bool runs_avxvnni() {
+#ifdef MINICPM_AVXVNNI_AS_AVX512
+  return runs_avx512vnni();
+#else
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return runs_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni);
+#endif
+}
+
+#endif
+
+bool runs_anywhere() { return true; }
+
+constexpr Choice kChoices[] = {
+#if defined(__x86_64__)
+    {"avx512vnni", kernels_avx512vnni, runs_avx512vnni},
+    {"avxvnni", kernels_avxvnni, runs_avxvnni},
+    {"avx2", kernels_avx2, runs_avx2},
+#endif
+    {"generic", kernels_generic, runs_anywhere},
+};
+
+}  // namespace
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> names;
+  for (const Choice& choice : kChoices) {
+    if (choice.runs()) names.emplace_back(choice.name);
+  }
+  return names;
+}
+
+const Kernels* find_kernels(const std::string& name) {
+  for (const Choice& choice : kChoices) {
+    if (name == choice.name && choice.runs()) return choice.kernels();
+  }
+  return nullptr;
+}

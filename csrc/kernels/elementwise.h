@@ -1,0 +1,125 @@
+// What happens around the linear layers: docs/numerics.md, sections 1, 4 and 5. Plain loops are vectorised by the
+// compiler; they hold no sum, so no order can change.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "float16.h"
+#include "kernels/kernels.h"
+
+template <class V>
+static float fold(typename V::F x) {
+  float lane[kLanes];
+  V::store(lane, x);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+template <class V>
+static typename V::F exponential(typename V::F x) {
+  using F = typename V::F;
+  const F bounded = V::min(V::set1(88.0f), V::max(V::set1(-87.0f), x));  // a NaN stays, as the second argument
+  const typename V::I whole = V::to_int(V::mul(bounded, V::set1(1.44269504088896341f)));
+  const F n = V::to_float(whole);
+  const F r = V::sub(V::sub(bounded, V::mul(n, V::set1(0.693359375f))), V::mul(n, V::set1(-2.12194440e-4f)));
+  F y = V::set1(1.9875691500e-4f);
+  for (const float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
+    y = V::add(V::mul(y, r), V::set1(coefficient));
+  }
+  y = V::add(V::add(V::mul(y, V::mul(r, r)), r), V::set1(1.0f));
+  return V::zero_below(V::mul(y, V::power_of_two(whole)), x, -87.0f);
+}
+
+template <class V>
+static void rms_norm(const float* x, const float* weight, int K, float eps, float scale, float* out) {
+  typename V::F lanes = V::zero();
+  for (int k = 0; k < K; k += kLanes) {
+    const typename V::F part = V::load(x + k);
+    lanes = V::add(lanes, V::mul(part, part));
+  }
+  const float r = 1.0f / std::sqrt(fold<V>(lanes) / static_cast<float>(K) + eps);
+  if (scale == 1.0f) {
+    for (int k = 0; k < K; ++k) out[k] = (x[k] * r) * weight[k];
+  } else {
+    for (int k = 0; k < K; ++k) out[k] = ((x[k] * r) * weight[k]) * scale;
+  }
+}
+
+template <class V>
+static void silu_multiply(const float* gate, const float* up, int count, float* out) {
+  const auto sixteen = [](const float* g, const float* u, float* y) {
+    const typename V::F x = V::load(g);
+    const typename V::F negative = V::sub(V::zero(), x);
+    const typename V::F silu = V::div(x, V::add(V::set1(1.0f), exponential<V>(negative)));
+    V::store(y, V::mul(silu, V::load(u)));
+  };
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) sixteen(gate + i, up + i, out + i);
+  if (i == count) return;
+  float tail[3][kLanes] = {};
+  for (int j = 0; i + j < count; ++j) tail[0][j] = gate[i + j], tail[1][j] = up[i + j];
+  sixteen(tail[0], tail[1], tail[2]);
+  for (int j = 0; i + j < count; ++j) out[i + j] = tail[2][j];
+}
+
+// Largest magnitude of `count` floats (a multiple of 16) as its bits: these order as the magnitudes do, infinity above
+// every number and NaN above infinity.
+template <class V>
+static int32_t largest_magnitude_bits(const float* x, int count) {
+  typename V::I largest = V::zero_int();
+  for (int k = 0; k < count; k += kLanes) largest = V::max_int(largest, V::magnitude_bits(V::load(x + k)));
+  int32_t lane[kLanes];
+  V::store_int(lane, largest);
+  int32_t most = 0;
+  for (int i = 0; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+  return most;
+}
+
+constexpr int32_t kInfinityBits = 0x7f800000;
+
+// Codes of one group, 4 at a time `step` bytes apart; their scale and their sum. docs/numerics.md, section 3.
+template <class V>
+static void quantize_group(const float* x, int G, int8_t* codes, size_t step, float* scale, int32_t* sum) {
+  const int32_t bits = largest_magnitude_bits<V>(x, G);
+  const float m = float_from_bits(static_cast<uint32_t>(bits));
+  float factor = 0.0f;
+  *scale = 0.0f;
+  if (bits >= kInfinityBits) {
+    *scale = float_from_bits(0x7fc00000);
+  } else if (m >= 7.888609052210118e-31f) {  // 2**-100
+    factor = 127.0f / m;
+    *scale = m / 127.0f;
+  }
+  if (factor == 0.0f) {
+    for (int k = 0; k < G; k += 4) std::memset(codes + k / 4 * step, 0, 4);
+    *sum = 0;
+    return;
+  }
+  typename V::I total = V::zero_int();
+  for (int k = 0; k < G; k += kLanes) {
+    const typename V::I whole = V::to_int(V::mul(V::load(x + k), V::set1(factor)));
+    total = V::add_int(total, whole);
+    int8_t bytes[kLanes];
+    V::store_as_int8(bytes, whole);
+    for (int i = 0; i < kLanes; i += 4) std::memcpy(codes + (k + i) / 4 * step, bytes + i, 4);
+  }
+  int32_t lane[kLanes];
+  V::store_int(lane, total);
+  *sum = 0;
+  for (int i = 0; i < kLanes; ++i) *sum += lane[i];
+}
+
+template <class V>
+static void quantize(const float* x, int first, int last, int G, const Activations& to, int token) {
+  const int tile = token / to.width, lane = token % to.width, w = to.tile_width(tile);
+  int8_t* codes = to.tile_codes(tile) + 4 * lane;
+  float* scales = to.tile_scales(tile) + lane;
+  int32_t* sums = to.tile_sums(tile) + lane;
+  for (int g = first / G; g < ceil_div(last, G); ++g) {
+    quantize_group<V>(x + g * G, G, codes + static_cast<size_t>(g) * G * w, static_cast<size_t>(4) * w,
+                      scales + static_cast<size_t>(g) * w, sums + static_cast<size_t>(g) * w);
+  }
+}

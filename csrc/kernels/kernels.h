@@ -1,0 +1,154 @@
+// What a set of kernels offers, as plain pointers and sizes; one table per instruction set (isa.cc picks).
+// Nothing here owns memory: every pointer belongs to the model, its workspace or a sequence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+constexpr int kLanes = 16;      // virtual lanes of a float sum, rows of a weight block, tokens of a cache block
+constexpr int kHeadBlock = 32;  // numbers of a head that share a scale
+constexpr int kLargestGroup = 128;
+constexpr int kPanelFeatures = 512;  // input features a GEMM panel holds: 16 KB of codes for 32 rows, half of an L1
+
+constexpr int kDirectTokens = 16;  // up to so many tokens a product is taken straight from the packed weights
+
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
+constexpr int smaller(int a, int b) { return a < b ? a : b; }
+constexpr int larger(int a, int b) { return a < b ? b : a; }
+
+enum class WeightKind { kInt4, kInt8, kHalf, kBfloat16, kFloat };
+
+// A weight (N, K). Whole-number kinds are packed in blocks of 16 rows, block after block; a block is, per group of G
+// inputs, 16 lanes of codes and then 16 scales. A 64-byte unit of codes gives every row 4 bytes: int8 codes of 4 inputs
+// (plus 128), or int4 codes of 8 (plus 8), the first 4 in the low nibbles. Float kinds are the rows as a file has them.
+struct Weight {
+  WeightKind kind;
+  const uint8_t* data;
+  int rows;        // N
+  int columns;     // K
+  int group_size;  // G; 0 for float kinds
+  bool has_half_scales;
+
+  bool is_integer() const { return kind == WeightKind::kInt4 || kind == WeightKind::kInt8; }
+  int groups() const { return ceil_div(columns, group_size); }
+  size_t code_bytes() const { return static_cast<size_t>(group_size) * kLanes / (kind == WeightKind::kInt4 ? 2 : 1); }
+  size_t group_bytes() const { return code_bytes() + (has_half_scales ? 2 : 4) * kLanes; }
+  size_t block_bytes() const { return groups() * group_bytes(); }
+};
+
+// Quantized activations of T tokens in tiles of `width` tokens. The last tile is narrower, but a multiple of `granule`,
+// so that kernels for few widths do: behind its tokens lie old numbers, whose products nobody looks at. A tile of w
+// tokens is, per 4 input features, 4 codes of each token; and, per group, w scales and w sums of codes.
+struct Activations {
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+  int tokens;
+  int width;
+  int granule;
+  int columns;  // K rounded up to a multiple of kLargestGroup: distance of tiles is width * columns
+  int groups;   // ceil(K / G): distance of tiles' scales is width * groups
+
+  int tiles() const { return ceil_div(tokens, width); }
+  int tile_width(int tile) const { return round_up(smaller(width, tokens - tile * width), granule); }
+  int8_t* tile_codes(int tile) const { return codes + static_cast<size_t>(tile) * width * columns; }
+  float* tile_scales(int tile) const { return scales + static_cast<size_t>(tile) * width * groups; }
+  int32_t* tile_sums(int tile) const { return sums + static_cast<size_t>(tile) * width * groups; }
+};
+
+// Where a product (T, N) goes: out[t * stride + n] = y, or += y * residual_scale.
+struct Output {
+  float* out;
+  size_t stride;
+  int columns;  // N: nothing is written beyond
+  bool is_residual;
+  float residual_scale;
+};
+
+// One block of 16 tokens of one head's keys and values, `blocks` = E of them times 32 numbers:
+// keys [8 E][16 tokens][4] plus 128, values [16 tokens][32 E], key scales [E][16], value scales [E][16] (binary16).
+struct HeadBlock {
+  uint8_t* data;
+
+  static constexpr size_t bytes(int blocks) { return static_cast<size_t>(blocks) * (2 * 32 * kLanes + 2 * 2 * kLanes); }
+  uint8_t* keys() const { return data; }
+  int8_t* values(int blocks) const { return reinterpret_cast<int8_t*>(data + 32 * kLanes * blocks); }
+  uint16_t* key_scales(int blocks) const { return reinterpret_cast<uint16_t*>(data + 64 * kLanes * blocks); }
+  uint16_t* value_scales(int blocks) const { return key_scales(blocks) + kLanes * blocks; }
+};
+
+// The cached tokens of one head of one layer: runs of `run` blocks that lie behind each other.
+struct HeadCache {
+  uint8_t* const* runs;  // each the start of a chunk; the head's blocks begin `offset` into it
+  size_t offset;
+  int run_blocks;
+  int blocks;  // E
+
+  HeadBlock block(int index) const {
+    return {runs[index / run_blocks] + offset + HeadBlock::bytes(blocks) * (index % run_blocks)};
+  }
+};
+
+// Attention of the new tokens of one sequence for one head of keys and values.
+struct AttentionJob {
+  HeadCache cache;
+  const float* qkv;  // the first new token's row; its queries, keys and values
+  size_t qkv_stride;
+  int query_offset, key_offset, value_offset;  // of the heads in a row
+  int queries;                                 // heads of queries that share this head
+  int head_dim;
+  const float *cos, *sin;  // (tokens, head_dim / 2)
+  int first_position;
+  int tokens;
+  float query_scale;
+  float* out;  // the first new token's row, at this job's first query head
+  size_t out_stride;
+  float* scratch;  // attention_scratch_floats
+};
+
+constexpr size_t kMostQueries = 8;
+
+constexpr size_t attention_scratch_floats(int head_dim) {
+  const size_t padded = round_up(head_dim, kHeadBlock);
+  const size_t blocks = padded / kHeadBlock;
+  // A rotated head; running sums; query codes; their scales and sums; probabilities times value scales.
+  return padded + kMostQueries * (padded + padded / 4 + 2 * blocks + kLanes * blocks) + 64;
+}
+
+struct Kernels {
+  const char* name;
+  int direct_width;  // tokens of a tile of linear_direct
+  int gemm_width;    // tokens of a tile of linear_panels
+  int gemm_blocks;   // blocks of 16 rows of a panel
+
+  // out (K) = the row `id` of a weight, times scale.
+  void (*embed)(const Weight&, int id, float scale, float* out);
+  // out (K) = x (K) normalised by its root mean square, times weight; then times scale where that isn't 1. x is
+  // followed by zeros up to a multiple of 16.
+  void (*rms_norm)(const float* x, const float* weight, int K, float eps, float scale, float* out);
+  // Codes, scales and sums of inputs [first, last) of token `token`; both are multiples of kLargestGroup, or last is
+  // K; x is followed by zeros up to a multiple of kLargestGroup.
+  void (*quantize)(const float* x, int first, int last, int G, const Activations&, int token);
+  // Blocks [first, last) of 16 rows times all tokens, straight from the packed weights.
+  void (*linear_direct)(const Weight&, const Activations&, int first, int last, const Output&);
+  // The same by way of panels unpacked in the cache; first is a multiple of gemm_blocks.
+  void (*linear_panels)(const Weight&, const Activations&, int first, int last, const Output&, uint8_t* panel,
+                        float* sums);
+  // Rows [first, last) of a float weight times x (T, stride), followed by zeros up to a multiple of 16.
+  void (*linear_lanes)(const Weight&, const float* x, size_t stride, int tokens, int first, int last, const Output&);
+  // out[i] = silu(gate[i]) * up[i].
+  void (*silu_multiply)(const float* gate, const float* up, int count, float* out);
+  // Files the new tokens' keys and values, then attends.
+  void (*attend)(const AttentionJob&);
+};
+
+constexpr size_t panel_bytes(int gemm_blocks) {
+  // Codes and, as floats, one scale per row and group of at least 32.
+  return static_cast<size_t>(gemm_blocks) * kLanes * (kPanelFeatures + 4 * (kPanelFeatures / 32));
+}
+
+const Kernels* kernels_avx512vnni();
+const Kernels* kernels_avxvnni();
+const Kernels* kernels_avx2();
+const Kernels* kernels_generic();

@@ -1,0 +1,303 @@
+// Linear layers: docs/numerics.md, section 3. One output row per lane; per group of inputs a whole-number sum, then
+// y = y + (f32(S) * s) * d, groups in order. The offset of the stored codes is taken off where a sum starts.
+#pragma once
+
+#include "kernels/elementwise.h"
+#include "kernels/kernels.h"
+#include "kernels/unroll.h"
+
+template <class V>
+static MINICPM_INLINE typename V::F load_scales(const uint8_t* p, bool is_half) {
+  if (is_half) return V::load_half(reinterpret_cast<const uint16_t*>(p));
+  return V::load(reinterpret_cast<const float*>(p));
+}
+
+// Rows n .. n + 15 of one token.
+template <class V>
+static MINICPM_INLINE void write_rows(const Output& to, int token, int n, typename V::F y) {
+  float* out = to.out + token * to.stride + n;
+  if (n + kLanes <= to.columns) {
+    V::store(out, to.is_residual ? V::add(V::load(out), V::mul(y, V::set1(to.residual_scale))) : y);
+    return;
+  }
+  float rows[kLanes];
+  V::store(rows, y);
+  for (int i = 0; n + i < to.columns; ++i) {
+    out[i] = to.is_residual ? out[i] + rows[i] * to.residual_scale : rows[i];
+  }
+}
+
+// A block of 16 rows times a tile of M tokens, straight from the packed weights. Few tokens leave the multipliers
+// waiting for their own sums, so a token then has several of them.
+template <class V, bool is_int4, int M>
+static void direct_tile(const Weight& weight, const uint8_t* block, const Activations& a, int tile, int n,
+                        const Output& to) {
+  constexpr int kChains = larger(1, V::kSums / M);
+  constexpr int kOffset = is_int4 ? 8 : V::kOffset8;
+  const int8_t* codes = a.tile_codes(tile);
+  const float* scales = a.tile_scales(tile);
+  const int32_t* sums = a.tile_sums(tile);
+  const int units = static_cast<int>(weight.code_bytes() / 64), groups = weight.groups();
+  const bool is_half = weight.has_half_scales;
+  const size_t group_bytes = weight.group_bytes(), code_bytes = weight.code_bytes();
+
+  typename V::F total[M];
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA { total[m] = V::zero(); });
+  for (int g = 0; g < groups; ++g, block += group_bytes) {
+    typename V::I sum[M][kChains];
+    unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+      sum[m][0] = V::set1_int(-kOffset * sums[m]);
+      unroll<kChains - 1>([&](auto c) MINICPM_INLINE_LAMBDA { sum[m][c + 1] = V::zero_int(); });
+    });
+    // Two units a turn (G is a multiple of 32): 4 products a token of int4, 2 of int8.
+    for (int u = 0; u < units; u += 2) {
+      unroll<2>([&](auto which) MINICPM_INLINE_LAMBDA {
+        constexpr int i = which;
+        const typename V::Bytes bytes = V::load_bytes(block + (u + i) * 64);
+        if constexpr (is_int4) {
+          // One half after the other: AVX2 has no registers for both beside its sums.
+          constexpr int kLow = 2 * i % kChains, kHigh = (2 * i + 1) % kChains;
+          const typename V::Bytes low = V::low_nibbles(bytes);
+          unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+            sum[m][kLow] = V::dot4(sum[m][kLow], low, V::repeat4(codes + (2 * i * M + m) * 4));
+          });
+          const typename V::Bytes high = V::high_nibbles(bytes);
+          unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+            sum[m][kHigh] = V::dot4(sum[m][kHigh], high, V::repeat4(codes + ((2 * i + 1) * M + m) * 4));
+          });
+        } else {
+          const typename V::Weights8 w = V::prepare8(bytes);
+          unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+            constexpr int kChain = i % kChains;
+            sum[m][kChain] = V::dot8(sum[m][kChain], w, V::repeat4(codes + (i * M + m) * 4));
+          });
+        }
+      });
+      codes += 2 * M * (is_int4 ? 8 : 4);
+    }
+    const typename V::F s = load_scales<V>(block + code_bytes, is_half);
+    unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+      typename V::I S = sum[m][0];
+      unroll<kChains - 1>([&](auto c) MINICPM_INLINE_LAMBDA { S = V::add_int(S, sum[m][c + 1]); });
+      total[m] = V::add(total[m], V::mul(V::mul(V::to_float(S), s), V::set1(scales[m])));
+    });
+    scales += M;
+    sums += M;
+  }
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    if (tile * a.width + m < a.tokens) write_rows<V>(to, tile * a.width + m, n, total[m]);
+  });
+}
+
+// A template argument from a number: calls body(integral_constant) for the option that `value` is.
+template <class Body, int... options>
+static MINICPM_INLINE void with_constant(std::integer_sequence<int, options...>, int value, Body&& body) {
+  ((value == options ? body(std::integral_constant<int, options>{}) : void()), ...);
+}
+
+template <class V>
+static void linear_direct(const Weight& weight, const Activations& a, int first, int last, const Output& to) {
+  for (int b = first; b < last; ++b) {
+    const uint8_t* block = weight.data + b * weight.block_bytes();
+    for (int tile = 0; tile < a.tiles(); ++tile) {
+      with_constant(typename V::DirectWidths{}, a.tile_width(tile), [&](auto m) {
+        if (weight.kind == WeightKind::kInt4) {
+          direct_tile<V, true, m>(weight, block, a, tile, b * kLanes, to);
+        } else {
+          direct_tile<V, false, m>(weight, block, a, tile, b * kLanes, to);
+        }
+      });
+    }
+  }
+}
+
+// `units` units of 4 inputs of one group: a panel's rows times a tile of M tokens, added to sums (M, rows).
+template <class V, bool is_int4, int M>
+static MINICPM_INLINE void panel_group(const uint8_t* panel, int units, const int8_t* codes, const float* scales,
+                                       const int32_t* code_sums, const float* weight_scales, float* sums) {
+  constexpr int kBlocks = V::kGemmBlocks, kOffset = is_int4 ? 8 : V::kOffset8;
+  typename V::I sum[M][kBlocks];
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::set1_int(-kOffset * code_sums[m]); });
+  });
+  for (int u = 0; u < units; ++u, panel += 64 * kBlocks, codes += 4 * M) {
+    if constexpr (is_int4) {
+      typename V::Bytes w[kBlocks];
+      unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { w[b] = V::load_bytes(panel + 64 * b); });
+      unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+        const typename V::I x = V::repeat4(codes + 4 * m);
+        unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::dot4(sum[m][b], w[b], x); });
+      });
+    } else {
+      typename V::Weights8 w[kBlocks];
+      unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { w[b] = V::prepare8(V::load_bytes(panel + 64 * b)); });
+      unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+        const typename V::I x = V::repeat4(codes + 4 * m);
+        unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::dot8(sum[m][b], w[b], x); });
+      });
+    }
+  }
+  unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
+    const typename V::F s = V::load(weight_scales + kLanes * b);
+    unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+      float* y = sums + (m * kBlocks + b) * kLanes;
+      const typename V::F part = V::mul(V::mul(V::to_float(sum[m][b]), s), V::set1(scales[m]));
+      V::store(y, V::add(V::load(y), part));
+    });
+  });
+}
+
+template <class V, bool is_int4, int M>
+static void panel_tile(const uint8_t* panel, const float* panel_scales, int G, int first_group, int group_count,
+                       const Activations& a, int tile, float* sums) {
+  constexpr int kRows = V::kGemmBlocks * kLanes;
+  for (int i = 0; i < group_count; ++i) {
+    const int g = first_group + i;
+    panel_group<V, is_int4, M>(panel + static_cast<size_t>(i) * G * kRows, G / 4,
+                               a.tile_codes(tile) + static_cast<size_t>(g) * G * M,
+                               a.tile_scales(tile) + static_cast<size_t>(g) * M,
+                               a.tile_sums(tile) + static_cast<size_t>(g) * M, panel_scales + i * kRows, sums);
+  }
+}
+
+// Groups [first, first + count) of a block, as bytes: [input / 4][kGemmBlocks][64], and their scales as floats.
+template <class V>
+static void unpack_block(const Weight& weight, const uint8_t* block, int first, int count, uint8_t* panel,
+                         float* panel_scales) {
+  constexpr int kBlocks = V::kGemmBlocks;
+  const size_t group_bytes = weight.group_bytes(), code_bytes = weight.code_bytes();
+  for (int i = 0; i < count; ++i) {
+    const uint8_t* from = block + (first + i) * group_bytes;
+    uint8_t* to = panel + static_cast<size_t>(i) * weight.group_size * kLanes * kBlocks;
+    for (size_t unit = 0; unit < code_bytes / 64; ++unit) {
+      const typename V::Bytes bytes = V::load_bytes(from + 64 * unit);
+      if (weight.kind == WeightKind::kInt4) {
+        V::store_bytes(to + 2 * unit * 64 * kBlocks, V::low_nibbles(bytes));
+        V::store_bytes(to + (2 * unit + 1) * 64 * kBlocks, V::high_nibbles(bytes));
+      } else {
+        V::store_bytes(to + unit * 64 * kBlocks, bytes);
+      }
+    }
+    V::store(panel_scales + i * kLanes * kBlocks, load_scales<V>(from + code_bytes, weight.has_half_scales));
+  }
+}
+
+template <class V>
+static void linear_panels(const Weight& weight, const Activations& a, int first, int last, const Output& to,
+                          uint8_t* panel, float* sums) {
+  constexpr int kBlocks = V::kGemmBlocks, kRows = kBlocks * kLanes;
+  float* panel_scales = reinterpret_cast<float*>(panel + static_cast<size_t>(kRows) * kPanelFeatures);
+  const int G = weight.group_size, groups = weight.groups(), slab = kPanelFeatures / G;
+  const size_t tile_floats = static_cast<size_t>(a.width) * kRows;
+  for (int block = first; block < last; block += kBlocks) {
+    const int blocks = smaller(kBlocks, last - block);
+    std::memset(sums, 0, a.tiles() * tile_floats * sizeof(float));
+    for (int g = 0; g < groups; g += slab) {
+      const int count = smaller(slab, groups - g);
+      for (int b = 0; b < kBlocks; ++b) {
+        // Where the weight ends inside a panel, its last block fills the rest; nobody looks at those sums.
+        const uint8_t* from = weight.data + (block + smaller(b, blocks - 1)) * weight.block_bytes();
+        unpack_block<V>(weight, from, g, count, panel + 64 * b, panel_scales + kLanes * b);
+      }
+      for (int tile = 0; tile < a.tiles(); ++tile) {
+        with_constant(typename V::GemmWidths{}, a.tile_width(tile), [&](auto m) {
+          float* y = sums + tile * tile_floats;
+          if (weight.kind == WeightKind::kInt4) {
+            panel_tile<V, true, m>(panel, panel_scales, G, g, count, a, tile, y);
+          } else {
+            panel_tile<V, false, m>(panel, panel_scales, G, g, count, a, tile, y);
+          }
+        });
+      }
+    }
+    for (int t = 0; t < a.tokens; ++t) {
+      const float* y = sums + static_cast<size_t>(t) * kRows;
+      for (int b = 0; b < blocks; ++b) write_rows<V>(to, t, (block + b) * kLanes, V::load(y + b * kLanes));
+    }
+  }
+}
+
+// 16 numbers of a row of a float weight from column k on; zeros behind its end.
+template <class V>
+static MINICPM_INLINE typename V::F load_weights(const Weight& weight, const uint8_t* row, int k) {
+  const int bytes = weight.kind == WeightKind::kFloat ? 4 : 2;
+  alignas(64) uint8_t tail[kLanes * 4];
+  const uint8_t* from = row + static_cast<size_t>(k) * bytes;
+  if (k + kLanes > weight.columns) {
+    std::memset(tail, 0, sizeof tail);
+    std::memcpy(tail, from, static_cast<size_t>(weight.columns - k) * bytes);
+    from = tail;
+  }
+  if (weight.kind == WeightKind::kFloat) return V::load(reinterpret_cast<const float*>(from));
+  const uint16_t* words = reinterpret_cast<const uint16_t*>(from);
+  return weight.kind == WeightKind::kHalf ? V::load_half(words) : V::load_bfloat16(words);
+}
+
+template <class V, int R>
+static MINICPM_INLINE void lane_rows(const Weight& weight, const float* x, int n, int token, const Output& to) {
+  const size_t row_bytes = static_cast<size_t>(weight.columns) * (weight.kind == WeightKind::kFloat ? 4 : 2);
+  const uint8_t* row = weight.data + n * row_bytes;
+  typename V::F lanes[R];
+  unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { lanes[r] = V::zero(); });
+  for (int k = 0; k < weight.columns; k += kLanes) {
+    const typename V::F part = V::load(x + k);
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+      lanes[r] = V::add(lanes[r], V::mul(part, load_weights<V>(weight, row + r * row_bytes, k)));
+    });
+  }
+  float* out = to.out + token * to.stride + n;
+  unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+    const float y = fold<V>(lanes[r]);
+    out[r] = to.is_residual ? out[r] + y * to.residual_scale : y;
+  });
+}
+
+template <class V>
+static void linear_lanes(const Weight& weight, const float* x, size_t stride, int tokens, int first, int last,
+                         const Output& to) {
+  int n = first;
+  for (; n + 4 <= last; n += 4) {
+    for (int t = 0; t < tokens; ++t) lane_rows<V, 4>(weight, x + t * stride, n, t, to);
+  }
+  for (; n < last; ++n) {
+    for (int t = 0; t < tokens; ++t) lane_rows<V, 1>(weight, x + t * stride, n, t, to);
+  }
+}
+
+template <class V>
+static void embed(const Weight& weight, int id, float scale, float* out) {
+  const int K = weight.columns;
+  if (!weight.is_integer()) {
+    const size_t bytes = weight.kind == WeightKind::kFloat ? 4 : 2;
+    const uint8_t* row = weight.data + static_cast<size_t>(id) * K * bytes;
+    for (int k = 0; k < K; k += kLanes) {
+      float values[kLanes];
+      V::store(values, V::mul(load_weights<V>(weight, row, k), V::set1(scale)));
+      for (int i = 0; i < smaller(kLanes, K - k); ++i) out[k + i] = values[i];
+    }
+    return;
+  }
+  const uint8_t* block = weight.data + id / kLanes * weight.block_bytes();
+  const int lane = id % kLanes, G = weight.group_size;
+  for (int k = 0; k < K; ++k) {
+    const uint8_t* group = block + k / G * weight.group_bytes();
+    const uint8_t* scales = group + weight.code_bytes();
+    const int j = k % G;
+    int code;
+    if (weight.kind == WeightKind::kInt4) {
+      const uint8_t byte = group[j / 8 * 64 + lane * 4 + j % 4];
+      code = (j % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+    } else {
+      code = group[j / 4 * 64 + lane * 4 + j % 4] - 128;
+    }
+    float s;
+    if (weight.has_half_scales) {
+      uint16_t word;
+      std::memcpy(&word, scales + 2 * lane, sizeof word);
+      s = float_from_half(word);
+    } else {
+      std::memcpy(&s, scales + 4 * lane, sizeof s);
+    }
+    out[k] = (static_cast<float>(code) * s) * scale;
+  }
+}

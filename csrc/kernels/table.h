@@ -1,0 +1,15 @@
+// The table of one Vec's kernels; included by one file per instruction set, each compiled with its own flags.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/linear.h"
+
+template <class V>
+static const Kernels* kernel_table(const char* name) {
+  static_assert(kPanelFeatures % kLargestGroup == 0);
+  static const Kernels table = {
+      name,        V::kDirectWidth,  V::kGemmWidth,    V::kGemmBlocks,  embed<V>,         rms_norm<V>,
+      quantize<V>, linear_direct<V>, linear_panels<V>, linear_lanes<V>, silu_multiply<V>, attend<V>};
+  return &table;
+}

@@ -1,0 +1,84 @@
+// Sixteen lanes as one zmm register. The interface of a Vec is described in vec_generic.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+struct Avx512Vnni {
+  using F = __m512;
+  using I = __m512i;
+  using Bytes = __m512i;
+  using Weights8 = __m512i;
+
+  static constexpr int kDirectWidth = 8;
+  static constexpr int kGemmWidth = 12;
+  using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4, 6, 8>;
+  using GemmWidths = std::integer_sequence<int, 4, 8, 12>;
+  static constexpr int kGemmBlocks = 2;
+  static constexpr int kSums = 4;
+  static constexpr int kQueries = 8;
+  static constexpr int kOffset8 = 128;
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F load_half(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F load_bfloat16(const uint16_t* p) {
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  }
+  static F load_int8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F zero_below(F value, F x, float limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(limit), _CMP_NLT_UQ), value);
+  }
+  static F keep_first(F value, int count, F other) {
+    return _mm512_mask_mov_ps(other, static_cast<__mmask16>((1u << count) - 1), value);
+  }
+
+  static I zero_int() { return _mm512_setzero_si512(); }
+  static I set1_int(int32_t x) { return _mm512_set1_epi32(x); }
+  static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
+  static void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+  static void store_as_int8(int8_t* p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+  }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static I to_int(F x) { return _mm512_cvtps_epi32(x); }
+  static I magnitude_bits(F x) { return _mm512_and_si512(_mm512_castps_si512(x), set1_int(0x7fffffff)); }
+  static F power_of_two(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, set1_int(127)), 23)); }
+
+  static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static void store_bytes(uint8_t* p, Bytes x) { _mm512_storeu_si512(p, x); }
+  static Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+  static Bytes high_nibbles(Bytes x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+  static I repeat4(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return _mm512_set1_epi32(word);
+  }
+  static I dot4(I sum, Bytes nibbles, I a) { return dot8(sum, nibbles, a); }
+  static Weights8 prepare8(Bytes x) { return x; }
+  static I dot8(I sum, Weights8 w, I a) {
+    I result = _mm512_dpbusd_epi32(sum, w, a);
+    // No instruction: it says that the sum stays in a register. GCC 12 gives it two, old and new, in the GEMM's loop,
+    // runs out at 24 sums and stores every one of them in every turn.
+    __asm__("" : "+v"(result));
+    return result;
+  }
+};

@@ -1,0 +1,19 @@
+// AVX-VNNI: vpdpbusd on ymm registers, as machines without AVX-512 have it.
+#pragma once
+
+#include "kernels/vec_ymm.h"
+
+struct AvxVnni : Ymm {
+  using Weights8 = Bytes;
+  static constexpr int kOffset8 = 128;
+
+  static I dot4(I sum, Bytes nibbles, I a) { return dot8(sum, nibbles, a); }
+  static Weights8 prepare8(Bytes x) { return x; }
+  static I dot8(I sum, Weights8 w, I a) {
+#ifdef __AVXVNNI__
+    return {_mm256_dpbusd_avx_epi32(sum.low, w.low, a.low), _mm256_dpbusd_avx_epi32(sum.high, w.high, a.high)};
+#else  // built by `make native-avxvnni-check`: the same file proved on a machine that has the AVX-512 form only
+    return {_mm256_dpbusd_epi32(sum.low, w.low, a.low), _mm256_dpbusd_epi32(sum.high, w.high, a.high)};
+#endif
+  }
+};

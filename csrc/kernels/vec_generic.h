@@ -1,0 +1,159 @@
+// Sixteen lanes in plain C++, and the description of what every Vec owes the kernels.
+//
+//   F, I      16 floats, 16 int32. Every float operation is one IEEE operation per lane.
+//   Bytes     64 bytes; lane i owns bytes 4 i .. 4 i + 3.
+//   Weights8  64 codes of int8 weights, stored plus 128, ready for dot8.
+//   kDirectWidth, DirectWidths  most tokens of a register tile that reads packed weights, and all widths there are
+//   kGemmWidth, kGemmBlocks, GemmWidths  register tile of the GEMM: tokens x blocks of 16 rows, and all widths
+//   kSums     vectors of sums that keep the multipliers busy; a few tokens share so many
+//   kQueries  most queries that attend together
+//   kOffset8  what dot8 adds to every code; the caller starts its sum at -kOffset8 * sum of activations
+//
+// max(a, b) is b where either is NaN, min likewise. to_int rounds to nearest, ties to even. dot4 and dot8 add, per
+// lane, the four products of unsigned weight bytes and signed activation bytes, exactly.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "float16.h"
+
+struct Generic {
+  struct F {
+    float lane[16];
+  };
+  struct I {
+    int32_t lane[16];
+  };
+  struct Bytes {
+    uint8_t byte[64];
+  };
+  using Weights8 = Bytes;
+
+  static constexpr int kDirectWidth = 4;
+  static constexpr int kGemmWidth = 4;
+  using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4>;
+  using GemmWidths = std::integer_sequence<int, 4>;
+  static constexpr int kGemmBlocks = 1;
+  static constexpr int kSums = 1;
+  static constexpr int kQueries = 4;
+  static constexpr int kOffset8 = 128;
+
+  static F zero() { return set1(0.0f); }
+  static F set1(float x) {
+    return each([&](int) { return x; });
+  }
+  static F load(const float* p) {
+    return each([&](int i) { return p[i]; });
+  }
+  static void store(float* p, const F& x) { std::memcpy(p, x.lane, sizeof x.lane); }
+  static F load_half(const uint16_t* p) {
+    return each([&](int i) { return float_from_half(p[i]); });
+  }
+  static F load_bfloat16(const uint16_t* p) {
+    return each([&](int i) { return float_from_bfloat16(p[i]); });
+  }
+  static F load_int8(const int8_t* p) {
+    return each([&](int i) { return static_cast<float>(p[i]); });
+  }
+
+  static F add(const F& a, const F& b) {
+    return each([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static F sub(const F& a, const F& b) {
+    return each([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static F mul(const F& a, const F& b) {
+    return each([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static F div(const F& a, const F& b) {
+    return each([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  static F max(const F& a, const F& b) {
+    return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static F min(const F& a, const F& b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static F zero_below(const F& value, const F& x, float limit) {
+    return each([&](int i) { return x.lane[i] < limit ? 0.0f : value.lane[i]; });
+  }
+  static F keep_first(const F& value, int count, const F& other) {
+    return each([&](int i) { return i < count ? value.lane[i] : other.lane[i]; });
+  }
+
+  static I zero_int() { return set1_int(0); }
+  static I set1_int(int32_t x) {
+    return each_int([&](int) { return x; });
+  }
+  static I add_int(const I& a, const I& b) {
+    return each_int([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static I max_int(const I& a, const I& b) {
+    return each_int([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static void store_int(int32_t* p, const I& x) { std::memcpy(p, x.lane, sizeof x.lane); }
+  static void store_as_int8(int8_t* p, const I& x) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.lane[i]);
+  }
+  static F to_float(const I& x) {
+    return each([&](int i) { return static_cast<float>(x.lane[i]); });
+  }
+  static I to_int(const F& x) {
+    // A NaN has no whole number; like the vector instructions this gives the most negative one.
+    return each_int(
+        [&](int i) { return x.lane[i] == x.lane[i] ? static_cast<int32_t>(__builtin_lrintf(x.lane[i])) : INT32_MIN; });
+  }
+  static I magnitude_bits(const F& x) {
+    return each_int([&](int i) { return static_cast<int32_t>(bits_of_float(x.lane[i]) & 0x7fffffff); });
+  }
+  static F power_of_two(const I& n) {
+    return each([&](int i) { return float_from_bits((static_cast<uint32_t>(n.lane[i]) + 127u) << 23); });
+  }
+
+  static Bytes load_bytes(const uint8_t* p) {
+    Bytes x;
+    std::memcpy(x.byte, p, sizeof x.byte);
+    return x;
+  }
+  static void store_bytes(uint8_t* p, const Bytes& x) { std::memcpy(p, x.byte, sizeof x.byte); }
+  static Bytes low_nibbles(const Bytes& x) {
+    Bytes y;
+    for (int i = 0; i < 64; ++i) y.byte[i] = x.byte[i] & 15;
+    return y;
+  }
+  static Bytes high_nibbles(const Bytes& x) {
+    Bytes y;
+    for (int i = 0; i < 64; ++i) y.byte[i] = x.byte[i] >> 4;
+    return y;
+  }
+  static I repeat4(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return set1_int(word);
+  }
+  static I dot4(const I& sum, const Bytes& nibbles, const I& a) { return dot8(sum, nibbles, a); }
+  static Weights8 prepare8(const Bytes& x) { return x; }
+  static I dot8(const I& sum, const Weights8& w, const I& a) {
+    int8_t codes[64];
+    std::memcpy(codes, a.lane, sizeof codes);
+    I total = sum;
+    for (int i = 0; i < 64; ++i) total.lane[i / 4] += w.byte[i] * codes[i];
+    return total;
+  }
+
+ private:
+  template <class Body>
+  static F each(Body body) {
+    F x;
+    for (int i = 0; i < 16; ++i) x.lane[i] = body(i);
+    return x;
+  }
+  template <class Body>
+  static I each_int(Body body) {
+    I x;
+    for (int i = 0; i < 16; ++i) x.lane[i] = body(i);
+    return x;
+  }
+};

@@ -1,0 +1,266 @@
+#include "model.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace {
+
+constexpr int kGroupSizes[] = {32, 64, 128};
+
+int slot_of(int G) { return G == 32 ? 0 : G == 64 ? 1 : 2; }
+
+struct Range {
+  int first, last;
+};
+
+// The part of 0 .. count - 1 that belongs to a thread.
+Range share(int count, int thread, int threads) {
+  const auto border = [&](int i) { return static_cast<int>(static_cast<int64_t>(count) * i / threads); };
+  return {border(thread), border(thread + 1)};
+}
+
+bool uses_group(const Linear& linear, int G) {
+  for (const Weight& weight : linear) {
+    if (weight.is_integer() && weight.group_size == G) return true;
+  }
+  return false;
+}
+
+int columns_of(const Linear& linear) { return linear.front().columns; }
+
+// Zeroed memory on its own cache lines.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(size_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64 + 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(data_), 0, bytes);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* data() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace
+
+// Everything a step writes but the cache and the logits, for up to `tokens` tokens. What lies behind a row's numbers
+// is zero and stays zero: norms and groups read whole vectors.
+struct Model::Workspace {
+  Workspace(const ModelShape& shape, const Kernels& kernels, int most_tokens, int threads)
+      : tokens(most_tokens),
+        hidden_stride(round_up(shape.hidden, kLargestGroup)),
+        mlp_stride(round_up(shape.intermediate, kLargestGroup)),
+        qkv_stride(round_up((shape.heads + 2 * shape.kv_heads) * shape.head_dim, kLanes)),
+        gate_up_stride(round_up(2 * shape.intermediate, kLanes)),
+        widest(larger(hidden_stride, mlp_stride)),
+        h(count(hidden_stride)),
+        x(count(hidden_stride)),
+        mlp(count(mlp_stride)),
+        y(count(larger(qkv_stride, gate_up_stride))),
+        padded_tokens(static_cast<size_t>(most_tokens + larger(kernels.direct_width, kernels.gemm_width))),
+        codes(3 * padded_tokens * widest),
+        scales(3 * padded_tokens * widest / kGroupSizes[0]),
+        sums(3 * padded_tokens * widest / kGroupSizes[0]),
+        panel_stride(round_up(static_cast<int>(panel_bytes(kernels.gemm_blocks)), 64)),
+        panels(panel_stride * threads),
+        product_stride(static_cast<size_t>(most_tokens + kernels.gemm_width) * kernels.gemm_blocks * kLanes),
+        products(product_stride * threads),
+        scratch_stride(round_up(static_cast<int>(attention_scratch_floats(shape.head_dim)), kLanes)),
+        scratch(scratch_stride * threads) {}
+
+  size_t count(int stride) const { return static_cast<size_t>(tokens) * stride; }
+
+  const int tokens;
+  const int hidden_stride, mlp_stride, qkv_stride, gate_up_stride, widest;
+  Buffer<float> h;             // hidden states (T, hidden)
+  Buffer<float> x;             // input of qkv, o, gate_up and the head
+  Buffer<float> mlp;           // input of down
+  Buffer<float> y;             // output of qkv or gate_up
+  const size_t padded_tokens;  // a last tile that is filled up goes beyond the tokens
+  Buffer<int8_t> codes;        // of the activations, for each group size
+  Buffer<float> scales;
+  Buffer<int32_t> sums;
+  const size_t panel_stride;
+  Buffer<uint8_t> panels;
+  const size_t product_stride;
+  Buffer<float> products;
+  const size_t scratch_stride;
+  Buffer<float> scratch;
+};
+
+Model::Model(const ModelShape& shape, const Kernels& kernels, int threads)
+    : shape_(shape), kernels_(kernels), pool_(threads) {}
+
+Model::~Model() = default;
+
+void Model::forward(const Batch& batch) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (workspace_ == nullptr || workspace_->tokens < batch.tokens) {
+    // In steps of 64, so that a batch that grows a token at a time allocates seldom.
+    workspace_ = std::make_unique<Workspace>(shape_, kernels_, round_up(batch.tokens, 64), pool_.size());
+  }
+  for (const Row& row : batch.rows) row.sequence->reserve(row.sequence->length() + row.count);
+  auto body = [&](int thread) { compute(batch, thread); };
+  pool_.run(body);
+  for (const Row& row : batch.rows) row.sequence->extend(row.count);
+}
+
+// All threads run this; between two barriers a thread writes only what no other touches.
+void Model::compute(const Batch& batch, int thread) {
+  Workspace& w = *workspace_;
+  const int T = batch.tokens;
+  const Range own = share(T, thread, pool_.size());
+  for (int t = own.first; t < own.last; ++t) {
+    float* h = w.h.data() + static_cast<size_t>(t) * w.hidden_stride;
+    kernels_.embed(embedding_, batch.token_ids[t], shape_.embedding_scale, h);
+  }
+  for (int index = 0; index < layers(); ++index) {
+    const Layer& layer = layers_[static_cast<size_t>(index)];
+    norm_and_quantize(layer.attention_norm, layer.qkv, nullptr, T, 1.0f, thread);
+    if (thread == 0) next_unit_.store(0, std::memory_order_relaxed);
+    pool_.barrier();
+    apply(layer.qkv, w.x.data(), w.hidden_stride, T, w.y.data(), w.qkv_stride, false, thread);
+    pool_.barrier();
+    attend(batch, index, thread);
+    pool_.barrier();
+    quantize_rows(layer.o, w.x.data(), w.hidden_stride, T, thread);
+    pool_.barrier();
+    apply(layer.o, w.x.data(), w.hidden_stride, T, w.h.data(), w.hidden_stride, true, thread);
+    pool_.barrier();
+    norm_and_quantize(layer.mlp_norm, layer.gate_up, nullptr, T, 1.0f, thread);
+    pool_.barrier();
+    apply(layer.gate_up, w.x.data(), w.hidden_stride, T, w.y.data(), w.gate_up_stride, false, thread);
+    pool_.barrier();
+    silu_and_quantize(layer.down, T, thread);
+    pool_.barrier();
+    apply(layer.down, w.mlp.data(), w.mlp_stride, T, w.h.data(), w.hidden_stride, true, thread);
+    pool_.barrier();
+  }
+  if (batch.wanted_count == 0) return;
+  norm_and_quantize(norm_, head_, batch.wanted, batch.wanted_count, shape_.logit_scale, thread);
+  pool_.barrier();
+  apply(head_, w.x.data(), w.hidden_stride, batch.wanted_count, batch.logits, shape_.vocabulary, false, thread);
+}
+
+// x = the normed hidden states of the tokens (those at `places`, or all), ready for `next`.
+void Model::norm_and_quantize(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
+                              int thread) {
+  Workspace& w = *workspace_;
+  const Range own = share(tokens, thread, pool_.size());
+  for (int t = own.first; t < own.last; ++t) {
+    const size_t place = places == nullptr ? t : places[t];
+    float* x = w.x.data() + static_cast<size_t>(t) * w.hidden_stride;
+    kernels_.rms_norm(w.h.data() + place * w.hidden_stride, norm, shape_.hidden, shape_.eps, scale, x);
+    quantize_slice(next, x, tokens, t, 0, shape_.hidden);
+  }
+}
+
+void Model::quantize_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread) {
+  for_slices(columns_of(next), tokens, thread,
+             [&](int t, int first, int last) { quantize_slice(next, x + t * stride, tokens, t, first, last); });
+}
+
+void Model::silu_and_quantize(const Linear& down, int tokens, int thread) {
+  Workspace& w = *workspace_;
+  for_slices(shape_.intermediate, tokens, thread, [&](int t, int first, int last) {
+    const float* gate = w.y.data() + static_cast<size_t>(t) * w.gate_up_stride;
+    float* x = w.mlp.data() + static_cast<size_t>(t) * w.mlp_stride;
+    kernels_.silu_multiply(gate + first, gate + shape_.intermediate + first, last - first, x + first);
+    quantize_slice(down, x, tokens, t, first, last);
+  });
+}
+
+// body(token, first, last) for this thread's share of all tokens' inputs, cut between groups.
+template <class Body>
+void Model::for_slices(int columns, int tokens, int thread, Body body) const {
+  const int slices = ceil_div(columns, kLargestGroup);
+  const Range own = share(tokens * slices, thread, pool_.size());
+  for (int unit = own.first; unit < own.last;) {
+    const int t = unit / slices, end = smaller(own.last, (t + 1) * slices);
+    body(t, unit % slices * kLargestGroup, smaller(columns, (end - t * slices) * kLargestGroup));
+    unit = end;
+  }
+}
+
+void Model::quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last) const {
+  for (const int G : kGroupSizes) {
+    if (uses_group(next, G)) kernels_.quantize(x, first, last, G, activations(columns_of(next), G, tokens), token);
+  }
+}
+
+Activations Model::activations(int columns, int G, int tokens) const {
+  const Workspace& w = *workspace_;
+  const size_t slot = static_cast<size_t>(slot_of(G)) * w.padded_tokens * static_cast<size_t>(w.widest);
+  const bool is_direct = tokens <= kDirectTokens;
+  const int granule = !is_direct ? 4 : tokens <= 4 ? 1 : 2;  // what DirectWidths and GemmWidths offer
+  return {w.codes.data() + slot,
+          w.scales.data() + slot / kGroupSizes[0],
+          w.sums.data() + slot / kGroupSizes[0],
+          tokens,
+          is_direct ? smaller(round_up(tokens, granule), kernels_.direct_width) : kernels_.gemm_width,
+          granule,
+          round_up(columns, kLargestGroup),
+          ceil_div(columns, G)};
+}
+
+// out (T, N), or out += product * residual_scale. Every thread has its own output features: one run of the weights.
+void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
+                  bool is_residual, int thread) {
+  Workspace& w = *workspace_;
+  for (const Weight& weight : linear) {
+    const Output to{out, stride, weight.rows, is_residual, shape_.residual_scale};
+    out += weight.rows;
+    if (!weight.is_integer()) {
+      const Range own = share(ceil_div(weight.rows, 4), thread, pool_.size());
+      kernels_.linear_lanes(weight, x, x_stride, tokens, own.first * 4, smaller(own.last * 4, weight.rows), to);
+      continue;
+    }
+    const Activations a = activations(weight.columns, weight.group_size, tokens);
+    const int blocks = ceil_div(weight.rows, kLanes);
+    if (tokens <= kDirectTokens) {
+      const Range own = share(blocks, thread, pool_.size());
+      kernels_.linear_direct(weight, a, own.first, own.last, to);
+    } else {
+      const int step = kernels_.gemm_blocks;
+      const Range own = share(ceil_div(blocks, step), thread, pool_.size());
+      kernels_.linear_panels(weight, a, own.first * step, smaller(own.last * step, blocks), to,
+                             w.panels.data() + w.panel_stride * thread, w.products.data() + w.product_stride * thread);
+    }
+  }
+}
+
+// A thread takes a head of a sequence at a time, whoever is free first: that moves work, never an operation.
+void Model::attend(const Batch& batch, int layer, int thread) {
+  Workspace& w = *workspace_;
+  const int D = shape_.head_dim, queries = shape_.heads / shape_.kv_heads;
+  const int units = static_cast<int>(batch.rows.size()) * shape_.kv_heads;
+  for (int unit; (unit = next_unit_.fetch_add(1, std::memory_order_relaxed)) < units;) {
+    const Row& row = batch.rows[static_cast<size_t>(unit / shape_.kv_heads)];
+    const int head = unit % shape_.kv_heads;
+    AttentionJob job;
+    job.cache = row.sequence->head(layer, head);
+    job.qkv = w.y.data() + static_cast<size_t>(row.first) * w.qkv_stride;
+    job.qkv_stride = w.qkv_stride;
+    job.query_offset = head * queries * D;
+    job.key_offset = (shape_.heads + head) * D;
+    job.value_offset = (shape_.heads + shape_.kv_heads + head) * D;
+    job.queries = queries;
+    job.head_dim = D;
+    job.cos = batch.cos + static_cast<size_t>(row.first) * (D / 2);
+    job.sin = batch.sin + static_cast<size_t>(row.first) * (D / 2);
+    job.first_position = row.sequence->length();
+    job.tokens = row.count;
+    job.query_scale = shape_.query_scale;
+    job.out = w.x.data() + static_cast<size_t>(row.first) * w.hidden_stride + job.query_offset;
+    job.out_stride = w.hidden_stride;
+    job.scratch = w.scratch.data() + w.scratch_stride * thread;
+    kernels_.attend(job);
+  }
+}

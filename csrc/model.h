@@ -1,0 +1,99 @@
+// The forward pass of a MiniCPM decoder over a ragged batch: one call a step, the same on every thread, meeting at a
+// barrier between one operation and the next. docs/numerics.md says what is computed.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "sequence.h"
+#include "thread_pool.h"
+
+struct ModelShape {
+  int hidden;
+  int heads;
+  int kv_heads;
+  int head_dim;
+  int intermediate;
+  int vocabulary;
+  float eps;
+  float embedding_scale;
+  float residual_scale;
+  float logit_scale;
+  float query_scale;
+};
+
+// Weights of one input, their outputs behind each other.
+using Linear = std::vector<Weight>;
+
+// The bytes of weights and norms belong to the caller and outlive the model.
+struct Layer {
+  const float* attention_norm;  // (hidden)
+  Linear qkv, o;
+  const float* mlp_norm;  // (hidden)
+  Linear gate_up, down;
+};
+
+// New tokens of one sequence; `first` is the place of the first of them in the batch.
+struct Row {
+  Sequence* sequence;
+  int first;
+  int count;
+};
+
+struct Batch {
+  std::vector<Row> rows;
+  const int32_t* token_ids;  // (T)
+  int tokens;                // T
+  const float *cos, *sin;    // (T, head_dim / 2)
+  const int32_t* wanted;     // places in the batch whose logits are wanted
+  int wanted_count;
+  float* logits;  // (wanted_count, vocabulary)
+};
+
+class Model {
+ public:
+  Model(const ModelShape& shape, const Kernels& kernels, int threads);
+  ~Model();
+
+  void set_embedding(const Weight& weight) { embedding_ = weight; }
+  void add_layer(const Layer& layer) { layers_.push_back(layer); }
+  void set_head(const float* norm, Linear head) { norm_ = norm, head_ = std::move(head); }
+
+  const ModelShape& shape() const { return shape_; }
+  int layers() const { return static_cast<int>(layers_.size()); }
+  int threads() const { return pool_.size(); }
+
+  // Throws std::bad_alloc before anything has changed; a sequence's length moves when all is computed. Calls from
+  // several threads wait for each other.
+  void forward(const Batch& batch);
+
+ private:
+  struct Workspace;
+
+  void compute(const Batch& batch, int thread);
+  void norm_and_quantize(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
+                         int thread);
+  void quantize_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread);
+  void silu_and_quantize(const Linear& down, int tokens, int thread);
+  void quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last) const;
+  template <class Body>
+  void for_slices(int columns, int tokens, int thread, Body body) const;
+  void apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
+             bool is_residual, int thread);
+  void attend(const Batch& batch, int layer, int thread);
+  Activations activations(int columns, int G, int tokens) const;
+
+  const ModelShape shape_;
+  const Kernels& kernels_;
+  Weight embedding_{};
+  std::vector<Layer> layers_;
+  const float* norm_ = nullptr;
+  Linear head_;
+  std::unique_ptr<Workspace> workspace_;
+  std::atomic<int> next_unit_{0};
+  std::mutex mutex_;
+  ThreadPool pool_;
+};

@@ -1,0 +1,75 @@
+"""Types of the native extension (csrc/bindings.cc)."""
+
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int32]
+
+def runnable_isas() -> list[str]: ...
+def packed_bytes(kind: str, rows: int, columns: int, group_size: int, has_half_scales: bool) -> int: ...
+def pack(
+    kind: str,
+    columns: int,
+    group_size: int,
+    has_half_scales: bool,
+    sources: list[tuple[Bytes, Bytes]],
+    out: Bytes,
+) -> None: ...
+
+class Weight:
+    def __init__(
+        self, kind: str, data: Bytes, rows: int, columns: int, group_size: int = 0, has_half_scales: bool = False
+    ) -> None: ...
+
+class Sequence:
+    @property
+    def length(self) -> int: ...
+    @property
+    def rope_length(self) -> int: ...
+    def truncate(self, length: int) -> None: ...
+
+class Model:
+    def __init__(
+        self,
+        *,
+        isa: str,
+        threads: int,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        intermediate: int,
+        vocabulary: int,
+        eps: float,
+        embedding_scale: float,
+        residual_scale: float,
+        logit_scale: float,
+        query_scale: float,
+    ) -> None: ...
+    def set_embedding(self, weight: Weight) -> None: ...
+    def add_layer(
+        self,
+        attention_norm: Floats,
+        qkv: list[Weight],
+        o: list[Weight],
+        mlp_norm: Floats,
+        gate_up: list[Weight],
+        down: list[Weight],
+    ) -> None: ...
+    def set_head(self, norm: Floats, weights: list[Weight]) -> None: ...
+    def new_sequence(self, rope_length: int) -> Sequence: ...
+    def forward(
+        self,
+        sequences: SequenceOf[Sequence],
+        counts: list[int],
+        token_ids: Integers,
+        cos: Floats,
+        sin: Floats,
+        wanted: Integers,
+        logits: Floats,
+    ) -> None: ...
+    @property
+    def threads(self) -> int: ...

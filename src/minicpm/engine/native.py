@@ -1,0 +1,284 @@
+"""The native backend: quantized folders on the CPU, one call of the C++ engine a step, the bits of engine/numpy.py.
+
+Here weights become the packed form that the kernels read, and rows of a batch become arrays; everything that is
+computed is computed in csrc/, as docs/numerics.md defines it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm import native
+from minicpm.engine.backend import KVSequence, Row
+from minicpm.engine.memory import free_memory_bytes
+from minicpm.engine.numpy import KV_BLOCK, RotaryTables
+from minicpm.engine.packed import packed_weights
+from minicpm.errors import ModelError
+from minicpm.formats.checkpoint import Checkpoint
+from minicpm.formats.compressed_tensors import PACKED, SCALE
+from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.tensor import TensorView
+from minicpm.quant.format import IntWeight, read_weight
+
+if TYPE_CHECKING:
+    from minicpm._native import Weight
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+# Most tokens of one call: what the engine keeps for a step grows with it. The scheduler stays far below.
+MAX_STEP_TOKENS = 1024
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Weights that lie behind each other in one packed piece: same input, bits, groups and kind of scales."""
+
+    weights: tuple[IntWeight, ...]
+
+    @property
+    def kind(self) -> str:
+        return f"int{self.weights[0].bits}"
+
+    @property
+    def rows(self) -> int:
+        return sum(weight.out_features for weight in self.weights)
+
+    @property
+    def shape(self) -> tuple[str, int, int, bool]:
+        """Kind, columns, group size and whether scales are binary16: what weights of one part share."""
+        first = self.weights[0]
+        return self.kind, first.in_features, first.group_size, first.scales.dtype == np.float16
+
+    @property
+    def nbytes(self) -> int:
+        kind, columns, group_size, has_half_scales = self.shape
+        nbytes: int = native.extension().packed_bytes(kind, self.rows, columns, group_size, has_half_scales)
+        return nbytes
+
+    def pack(self, out: Bytes) -> None:
+        kind, columns, group_size, has_half_scales = self.shape
+        sources = [
+            (np.ascontiguousarray(weight.packed), np.ascontiguousarray(weight.scales).view(np.uint8))
+            for weight in self.weights
+        ]
+        native.extension().pack(kind, columns, group_size, has_half_scales, sources, out)
+
+    def weight(self, packed: Bytes) -> Weight:
+        kind, columns, group_size, has_half_scales = self.shape
+        weight = native.extension().Weight(kind, packed, self.rows, columns, group_size, has_half_scales)
+        return cast("Weight", weight)
+
+
+class _Weights:
+    """All matrices of a model by the names that share an input, packed into one piece of memory."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint = checkpoint
+        self._parts: dict[tuple[str, ...], list[_Part | TensorView]] = {}
+        self._bytes: Bytes = np.zeros(0, np.uint8)
+        self.file_bytes = 0  # of weights that are pages of a file, read at every token
+
+    def add(self, *names: str) -> None:
+        """Plan the layer of one or several weights (N, K) that share their input, stacked along N."""
+        if names in self._parts:  # a tied head
+            return
+        parts: list[_Part | TensorView] = []
+        for name in names:
+            weight = read_weight(self._checkpoint, name)
+            if not isinstance(weight, IntWeight):
+                parts.append(weight)
+                self.file_bytes += weight.nbytes
+                continue
+            self._release(name)  # the look at its codes and scales has touched all pages
+            part, last = _Part((weight,)), parts[-1] if parts else None
+            if isinstance(last, _Part) and last.shape == part.shape:
+                parts[-1] = _Part((*last.weights, weight))
+            else:
+                parts.append(part)
+        self._parts[names] = parts
+
+    def pack(self) -> None:
+        """Make the packed bytes, or map them where they are kept from an earlier start."""
+        plan = json.dumps([[*part.shape, part.rows, part.nbytes] for part in self._packed_parts()])
+        nbytes = sum(_aligned(part.nbytes) for part in self._packed_parts())
+        self._bytes, is_mapped = packed_weights(self._checkpoint, plan, nbytes, self._fill)
+        self.file_bytes += nbytes if is_mapped else 0
+        self._layers: dict[tuple[str, ...], list[Weight]] = {}
+        start = 0
+        for names, parts in self._parts.items():
+            self._layers[names] = made = []
+            for part in parts:
+                if isinstance(part, TensorView):
+                    made.append(_float_weight(part))
+                else:
+                    made.append(part.weight(self._bytes[start : start + part.nbytes]))
+                    start += _aligned(part.nbytes)
+        self._parts.clear()
+
+    def __getitem__(self, names: tuple[str, ...]) -> list[Weight]:
+        return self._layers[names]
+
+    def _packed_parts(self) -> list[_Part]:
+        return [part for parts in self._parts.values() for part in parts if isinstance(part, _Part)]
+
+    def _fill(self, out: Bytes) -> None:
+        """Pack everything; the pages of the model's own file are given back layer by layer."""
+        start = 0
+        for names, parts in self._parts.items():
+            for part in parts:
+                if isinstance(part, _Part):
+                    part.pack(out[start : start + part.nbytes])
+                    start += _aligned(part.nbytes)
+            for name in names:
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        if name in self._checkpoint.packings:
+            self._checkpoint.release(name + PACKED)
+            self._checkpoint.release(name + SCALE)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _float_weight(view: TensorView) -> Weight:
+    """A weight kept in floating point, over the file's own pages."""
+    rows, columns = view.shape
+    weight = native.extension().Weight(view.dtype, np.frombuffer(view.buffer, np.uint8), rows, columns)
+    return cast("Weight", weight)
+
+
+class NativeBackend:
+    """Runs an opened quantized checkpoint with the native engine; ImportError where the extension is not built."""
+
+    name = "native"
+
+    def __init__(self, checkpoint: Checkpoint, threads: int | None = None):
+        if not checkpoint.packings:
+            raise ModelError(
+                f"{checkpoint.path}: its weights are not quantized, the native backend runs INT4 and INT8; "
+                "run `minicpm quantize` first, or use torch"
+            )
+        self.config = config = checkpoint.config
+        self.isa = native.isa()
+        self.vocab_size = config.vocab_size
+        self.context_length = config.context_length
+        self.trained_length = config.max_position_embeddings
+        heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+        self.cache_bytes_per_token = heads * -(-config.head_dim // KV_BLOCK) * (KV_BLOCK + 2)
+        self._rotary = RotaryTables(config)
+        self._model = native.extension().Model(
+            isa=self.isa,
+            threads=native.thread_count(threads),
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            intermediate=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            eps=config.rms_norm_eps,
+            embedding_scale=config.scale_emb,
+            residual_scale=config.residual_scale,
+            logit_scale=config.logit_scale,
+            query_scale=1 / math.sqrt(config.head_dim),
+        )
+        self._file_bytes = self._load(checkpoint)
+
+    @property
+    def threads(self) -> int:
+        return cast(int, self._model.threads)
+
+    def new_sequence(self, rope_length: int) -> KVSequence:
+        return cast(KVSequence, self._model.new_sequence(rope_length))
+
+    def rope_key(self, length: int) -> float:
+        return self.config.rope_base(length)
+
+    def free_cache_bytes(self) -> int | None:
+        free = free_memory_bytes()
+        # The system counts mapped pages of a file as free, since it could drop them, but every token needs them.
+        return None if free is None else max(0, free - self._file_bytes)
+
+    def forward(self, rows: Sequence[Row]) -> list[Floats]:
+        if sum(len(row.token_ids) for row in rows) <= MAX_STEP_TOKENS:
+            return self._step(rows)
+        lengths = [row.sequence.length for row in rows]
+        try:
+            return [self._in_steps(row) for row in rows]
+        except BaseException:
+            for row, length in zip(rows, lengths):
+                row.sequence.truncate(length)
+            raise
+
+    def _in_steps(self, row: Row) -> Floats:
+        """(n, vocab) of a row alone, cut into steps."""
+        starts = range(0, len(row.token_ids), MAX_STEP_TOKENS)
+        parts = []
+        for start in starts:
+            kind = row.logits if row.logits != "last" or start == starts[-1] else "none"
+            part = Row(row.sequence, row.token_ids[start : start + MAX_STEP_TOKENS], kind)
+            parts.append(self._step([part])[0])
+        return np.concatenate(parts)
+
+    def _step(self, rows: Sequence[Row]) -> list[Floats]:
+        counts = [len(row.token_ids) for row in rows]
+        cos, sin = self._rotary.of(rows)
+        wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
+        wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(counts), wanted_counts)]
+        logits = np.empty((sum(wanted_counts), self.vocab_size), np.float32)
+        self._model.forward(
+            [row.sequence for row in rows],
+            counts,
+            np.array([token for row in rows for token in row.token_ids], np.int32),
+            cos,
+            sin,
+            np.concatenate(wanted).astype(np.int32),
+            logits,
+        )
+        return np.split(logits, np.cumsum(wanted_counts)[:-1])
+
+    def _load(self, checkpoint: Checkpoint) -> int:
+        """Hand the weights to the model; returns how many bytes of them are pages of files."""
+        weights = _Weights(checkpoint)
+        head = EMBEDDING if self.config.tie_word_embeddings else HEAD
+        layers = [_layer_names(index) for index in range(self.config.num_hidden_layers)]
+        for names in ((EMBEDDING,), *(names for layer in layers for names in layer), (head,)):
+            weights.add(*names)
+        weights.pack()
+
+        def norm(name: str) -> Floats:
+            return checkpoint.read(name).float32()
+
+        self._model.set_embedding(weights[(EMBEDDING,)][0])
+        for index, (qkv, o, gate_up, down) in enumerate(layers):
+            name = f"model.layers.{index}"
+            self._model.add_layer(
+                norm(f"{name}.input_layernorm.weight"),
+                weights[qkv],
+                weights[o],
+                norm(f"{name}.post_attention_layernorm.weight"),
+                weights[gate_up],
+                weights[down],
+            )
+        self._model.set_head(norm("model.norm.weight"), weights[(head,)])
+        return weights.file_bytes
+
+
+def _layer_names(index: int) -> tuple[tuple[str, ...], ...]:
+    """Published names of one decoder block's weights, those of one input together: qkv, o, gate and up, down."""
+    name = f"model.layers.{index}"
+    return (
+        tuple(f"{name}.self_attn.{part}_proj.weight" for part in "qkv"),
+        (f"{name}.self_attn.o_proj.weight",),
+        (f"{name}.mlp.gate_proj.weight", f"{name}.mlp.up_proj.weight"),
+        (f"{name}.mlp.down_proj.weight",),
+    )

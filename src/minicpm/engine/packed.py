@@ -1,0 +1,138 @@
+"""The packed file: weights in the form that the kernels read, made when a model is first loaded and mapped ever after.
+
+Nothing in it is believed. Where its pieces lie follows from the model's own files, not from it; it only has to be as
+long as they are and to carry their key: layout, plan, and the name, size and times of every file of the model. Any
+other file is made again, under another name first, so that nobody ever maps a half-written one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.files import sync_folder
+from minicpm.formats.checkpoint import Checkpoint
+from minicpm.hub.cache import home
+
+Bytes = npt.NDArray[np.uint8]
+
+# Raised whenever csrc/packing.cc writes other bytes for the same weights.
+LAYOUT_VERSION = 1
+# Smaller models are packed faster than a file is opened with care.
+SMALLEST_FILE_BYTES = 64 << 20
+_HEADER_BYTES = 4096  # a page: the weights begin on one
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def packed_weights(checkpoint: Checkpoint, plan: str, nbytes: int, fill: Callable[[Bytes], None]) -> tuple[Bytes, bool]:
+    """`nbytes` of packed weights, and whether they are mapped from a file.
+
+    `fill` writes all of them; `plan` says what they are. Where no file can be kept they lie in memory.
+    """
+    if nbytes >= SMALLEST_FILE_BYTES:
+        path, header = _path_of(checkpoint), _header(checkpoint, plan, nbytes)
+        try:
+            found = _mapped(path, header, nbytes)
+            if found is None and _make(path, header, nbytes, fill):
+                found = _mapped(path, header, nbytes)
+        except OSError as error:
+            _LOGGER.warning("%s cannot be kept (%s), so every start packs the weights again", path, error.strerror)
+            found = None
+        if found is not None:
+            return found, True
+    arena = _arena(nbytes)
+    fill(arena)
+    return arena, False
+
+
+def _path_of(checkpoint: Checkpoint) -> Path:
+    folder = checkpoint.path.resolve()
+    return home() / "packed" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]}.bin"
+
+
+def _header(checkpoint: Checkpoint, plan: str, nbytes: int) -> bytes:
+    """What the packed file of exactly these weights begins with."""
+    files = []
+    for path in checkpoint.weight_files:
+        status = path.stat()
+        # A copy may keep the time of its content; the time of its last change in the file system cannot be set.
+        files.append([str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
+    key = hashlib.sha256(json.dumps([LAYOUT_VERSION, plan, files]).encode()).hexdigest()
+    return f"minicpm packed weights {LAYOUT_VERSION}\n{key}\n{nbytes}\n".encode().ljust(_HEADER_BYTES, b"\0")
+
+
+def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
+    """The file's weights if it is the one that `header` belongs to."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        if os.fstat(descriptor).st_size != len(header) + nbytes or os.read(descriptor, len(header)) != header:
+            return None
+        memory = mmap.mmap(descriptor, len(header) + nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    for advice in (mmap.MADV_WILLNEED, getattr(mmap, "MADV_HUGEPAGE", None), _MADV_POPULATE_READ):
+        with suppress(OSError, TypeError):
+            memory.madvise(advice)  # type: ignore[arg-type]
+    return np.frombuffer(memory, np.uint8)[len(header) :]
+
+
+def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None]) -> bool:
+    """Write the file; False if another process is just doing that. Raises OSError where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # The one who held the lock may have finished and renamed what we opened: that file is no longer ours to write.
+        if not _is_at(partial, descriptor):
+            return False
+        try:
+            os.ftruncate(descriptor, 0)
+            # A disk that fills up would kill the process when a mapped page is written; here it is an error.
+            os.posix_fallocate(descriptor, 0, len(header) + nbytes)
+            memory = mmap.mmap(descriptor, len(header) + nbytes)
+            fill(np.frombuffer(memory, np.uint8)[len(header) :])
+            memory.flush()
+            os.pwrite(descriptor, header, 0)
+            os.fsync(descriptor)
+            partial.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _arena(nbytes: int) -> Bytes:
+    """Zeroed memory, in huge pages where the system has them: the weights are read from end to end for every token."""
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    with suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)[:nbytes]

@@ -1,0 +1,396 @@
+"""The native engine gives the bits of the numpy engine: on every instruction set that runs here, with any threads."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from minicpm import LLM, SamplingParams, native
+from minicpm.engine.backend import Backend, Row
+from minicpm.engine.numpy import NumpyBackend
+from minicpm.errors import ModelError
+from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
+from minicpm.formats.config import DecoderConfig
+from minicpm.quant.folder import quantize_folder
+from minicpm.quant.format import PRESETS, Preset
+from tiny_models import EVEN, ODD, write_model
+
+pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}")
+
+ISAS = [] if native.why_missing() else native.extension().runnable_isas()
+VOCABULARY = EVEN.vocab_size
+
+
+def load_native(folder: Path, isa: str, threads: int = 1) -> Backend:
+    from minicpm.engine.native import NativeBackend
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MINICPM_ISA", isa)
+        return NativeBackend(open_checkpoint(folder, allow_quantized=True), threads)
+
+
+def load_numpy(folder: Path) -> NumpyBackend:
+    return NumpyBackend(open_checkpoint(folder, allow_quantized=True))
+
+
+def some_ids(seed: int, count: int, vocabulary: int = VOCABULARY) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
+
+
+def logits(backend: Backend, ids: list[int], chunks: list[int] | None = None) -> np.ndarray:
+    """(T, vocab) of one sequence computed in chunks of the given sizes."""
+    sequence = backend.new_sequence(len(ids))
+    parts, start = [], 0
+    for size in chunks or [len(ids)]:
+        parts.append(backend.forward([Row(sequence, ids[start : start + size], "all")])[0])
+        start += size
+    assert sequence.length == start
+    return np.concatenate(parts)
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype == np.float32 and np.array_equal(one.view(np.uint32), other.view(np.uint32))
+
+
+def edited(folder: Path, destination: Path, **tensors: np.ndarray) -> Path:
+    """A copy of a model with some stored tensors replaced, or removed by None; `__` in a name stands for its dots."""
+    shutil.copytree(folder, destination)
+    weights = {name: value.copy() for name, value in load_file(folder / "model.safetensors").items()}
+    for name, value in tensors.items():
+        if value is None:
+            del weights[name.replace("__", ".")]
+        else:
+            weights[name.replace("__", ".")] = value
+    save_file(weights, destination / "model.safetensors")
+    return destination
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Quantized models by a name that tells shape and preset, and the sources they were made of."""
+    root = tmp_path_factory.mktemp("native")
+    found = {"odd": write_model(root / "odd", ODD), "even": write_model(root / "even", EVEN)}
+    for shape, presets in (("odd", ("int4", "int8")), ("even", tuple(PRESETS))):
+        for preset in presets:
+            found[f"{shape}-{preset}"] = root / f"{shape}-{preset}"
+            quantize_folder(found[shape], found[f"{shape}-{preset}"], preset=preset)
+    return found
+
+
+MODELS = ("odd-int4", "odd-int8", *(f"even-{preset}" for preset in PRESETS))
+
+
+@pytest.fixture(scope="module")
+def references(folders: dict[str, Path]) -> dict[str, NumpyBackend]:
+    return {name: load_numpy(folders[name]) for name in MODELS}
+
+
+# --- the same bits as the engine written to be read --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_preset_gives_numpys_bits_for_any_number_of_tokens(folders, references, name: str, isa: str):
+    """One token, register tiles of every width, panels with and without a rest."""
+    backend = load_native(folders[name], isa)
+    for count in (*range(1, 10), 11, 16, 17, 24, 28, 61):
+        ids = some_ids(count, count)
+        assert same_bits(logits(backend, ids), logits(references[name], ids)), count
+
+
+configs = st.builds(
+    lambda head, queries, kv_heads, inter, layers, vocabulary, tied: DecoderConfig(
+        vocab_size=vocabulary,
+        hidden_size=2 * head * queries * kv_heads,
+        intermediate_size=inter,
+        num_hidden_layers=layers,
+        num_attention_heads=queries * kv_heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        scale_emb=12,
+        scale_depth=1.4,
+        dim_model_base=16,
+    ),
+    head=st.integers(1, 40),
+    queries=st.integers(1, 5),
+    kv_heads=st.integers(1, 3),
+    inter=st.integers(1, 300),
+    layers=st.integers(1, 2),
+    vocabulary=st.integers(3, 200),
+    tied=st.booleans(),
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    config=configs,
+    linear=st.builds(Packing, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128])),
+    outer=st.none() | st.builds(Packing, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128])),
+    count=st.integers(1, 40),
+    threads=st.integers(1, 3),
+    data=st.data(),
+)
+def test_any_model_gives_numpys_bits(tmp_path_factory, config, linear, outer, count, threads, data):
+    # Two sizes of groups with the same bits look the same in a file whose rows have one group.
+    assume(outer is None or outer.bits != linear.bits or outer == linear)
+    root = tmp_path_factory.mktemp("any")
+    if outer is None:  # a folder for others holds no padded groups
+        linear = Packing(linear.bits, 32)
+        config = DecoderConfig.from_dict(
+            {**config.to_dict(), "hidden_size": 32 * config.num_attention_heads, "intermediate_size": 96}
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "any", Preset("any", linear, outer))
+        quantize_folder(write_model(root / "source", config, seed=count), root / "any", preset="any")
+    ids = some_ids(count, count, config.vocab_size)
+    sizes: list[int] = []
+    while sum(sizes) < count:
+        sizes.append(data.draw(st.integers(1, count - sum(sizes))))
+    expected = logits(load_numpy(root / "any"), ids)
+    for isa in ISAS:
+        assert same_bits(logits(load_native(root / "any", isa, threads), ids, sizes), expected), isa
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("odd-int4", 0), ("odd-int4", -1), ("odd-int8", 0x01010101), ("odd-int8", -1)],
+    ids=["int4 all -8", "int4 all 7", "int8 all -127", "int8 all 127"],
+)
+def test_extreme_codes_do_not_saturate(folders, tmp_path: Path, name: str, word: int, isa: str):
+    """All codes at one end, and inputs that are all 127 or all -127 steps: the embedding's rows are constant."""
+    weights = load_file(folders[name] / "model.safetensors")
+    changes = {
+        key: np.full_like(value, word) for key, value in weights.items() if key.endswith(PACKED) and "proj" in key
+    }
+    rows = weights[f"model.embed_tokens.weight{PACKED}"]
+    changes[f"model.embed_tokens.weight{PACKED}"] = np.where(
+        np.arange(len(rows))[:, None] % 2, np.full_like(rows, -1), np.full_like(rows, 0x01010101)
+    )
+    for norm in (key for key in weights if "norm" in key):
+        changes[norm] = np.ones_like(weights[norm])
+    folder = edited(folders[name], tmp_path / "extreme", **{key.replace(".", "__"): v for key, v in changes.items()})
+    backend, reference = load_native(folder, isa), load_numpy(folder)
+    for ids in ([1], [0, 1, 2], [*range(30)]):
+        expected = logits(reference, ids)
+        assert np.isfinite(expected).all()
+        assert same_bits(logits(backend, ids), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_tokens_without_any_weight_are_zeros(folders, tmp_path: Path, isa: str):
+    source = tmp_path / "source"
+    shutil.copytree(folders["odd"], source)
+    weights = dict(load_file(source / "model.safetensors"))
+    weights["model.embed_tokens.weight"][[3, 16]] = 0
+    weights["model.layers.0.mlp.down_proj.weight"][:40] = 0
+    weights["model.layers.0.self_attn.k_proj.weight"][:] = 0
+    save_file(weights, source / "model.safetensors")
+    quantize_folder(source, tmp_path / "int4")
+    ids = [3, 5, 16, 3, *range(20)]
+    assert same_bits(logits(load_native(tmp_path / "int4", isa), ids), logits(load_numpy(tmp_path / "int4"), ids))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+def test_what_is_not_finite_is_nan_where_numpy_has_nan(folders, tmp_path: Path, bad: float, isa: str):
+    """A norm that makes one channel NaN, infinite or huge, and a token whose embedding overflows."""
+    name = "model.embed_tokens.weight" + SCALE
+    scales = load_file(folders["even-int4"] / "model.safetensors")[name].astype(np.float32)
+    scales[7, 2] = 1e37
+    norm = np.ones(EVEN.hidden_size, np.float32)
+    norm[5] = bad
+    folder = edited(
+        folders["even-int4"],
+        tmp_path / "bad",
+        **{name.replace(".", "__"): scales, "model__layers__1__input_layernorm__weight": norm},
+    )
+    ids = [*range(8, 28), 7, *range(8, 28)]
+    found, expected = logits(load_native(folder, isa), ids), logits(load_numpy(folder), ids)
+    assert np.array_equal(found, expected, equal_nan=True)
+    assert np.isnan(found[20:]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path, isa: str):
+    name = "model.embed_tokens.weight" + SCALE
+    scales = load_file(folders["even-int4"] / "model.safetensors")[name].astype(np.float32)
+    scales[7] = 3e38
+    folder = edited(folders["even-int4"], tmp_path / "bad", **{name.replace(".", "__"): scales})
+    ids = [*range(8, 28), 7, *range(8, 18)]
+    found, expected = logits(load_native(folder, isa), ids), logits(load_numpy(folder), ids)
+    assert same_bits(found[:20], expected[:20])
+    assert np.isfinite(np.delete(found[:20], 7, axis=1)).all()  # as a row of the tied head, 7 overflows everywhere
+    assert np.isnan(found[20:]).all() and np.isnan(expected[20:]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_layers_of_mixed_kinds_give_numpys_bits(folders, tmp_path: Path, isa: str):
+    """Weights that share an input in 4 bits, 8 bits and float, some with binary32 scales."""
+    four = load_file(folders["even-int4"] / "model.safetensors")
+    eight = load_file(folders["even-int8"] / "model.safetensors")
+    floats = load_file(folders["even"] / "model.safetensors")
+    layer = "model.layers.0.self_attn"
+    changes: dict[str, np.ndarray | None] = {
+        name: value for name, value in eight.items() if name.startswith(f"{layer}.v_proj")
+    }
+    changes |= {name: None for name in four if name.startswith((f"{layer}.k_proj", "model.layers.1.mlp.down_proj"))}
+    changes[f"{layer}.k_proj.weight"] = floats[f"{layer}.k_proj.weight"].astype(np.float16)
+    changes["model.layers.1.mlp.down_proj.weight"] = floats["model.layers.1.mlp.down_proj.weight"]
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"):
+        changes[name + SCALE] = four[name + SCALE].astype(np.float32) * np.float32(1.0001)
+    folder = edited(
+        folders["even-int4"], tmp_path / "mixed", **{name.replace(".", "__"): value for name, value in changes.items()}
+    )
+    backend, reference = load_native(folder, isa), load_numpy(folder)
+    for count in (1, 5, 33):
+        assert same_bits(logits(backend, some_ids(1, count)), logits(reference, some_ids(1, count)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 4.0}])
+def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, object], isa: str):
+    config = DecoderConfig.from_dict({**ODD.to_dict(), "rope_scaling": scaling, "max_position_embeddings": 16})
+    quantize_folder(write_model(tmp_path / "source", config), tmp_path / "int8", preset="int8")
+    backend, reference = load_native(tmp_path / "int8", isa), load_numpy(tmp_path / "int8")
+    for length in (16, 40):
+        rows = [Row(one.new_sequence(length), some_ids(2, 30), "all") for one in (backend, reference)]
+        assert rows[0].sequence.rope_length == length
+        assert same_bits(backend.forward(rows[:1])[0], reference.forward(rows[1:])[0])
+
+
+# --- the same bits as itself -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["odd-int4", "even-int8"])
+def test_threads_batches_chunks_and_forgotten_tokens_change_nothing(folders, name: str, isa: str):
+    one, three = load_native(folders[name], isa, 1), load_native(folders[name], isa, 3)
+    texts = [some_ids(i, size) for i, size in enumerate((1, 33, 16, 5, 70))]
+    alone = [logits(one, ids) for ids in texts]
+    for ids, expected in zip(texts, alone):
+        assert same_bits(logits(three, ids), expected)
+        assert same_bits(logits(three, ids, [1] * len(ids)), expected)
+    sequences = [three.new_sequence(70) for _ in texts]
+    first = three.forward([Row(s, ids[:1], "none") for s, ids in zip(sequences, texts)])
+    assert all(part.shape == (0, VOCABULARY) for part in first)
+    three.forward([Row(s, some_ids(7, 18), "none") for s in sequences])
+    for sequence in sequences:
+        sequence.truncate(1)
+    rows = [Row(s, ids[1:], "all") for s, ids in zip(sequences, texts) if len(ids) > 1]
+    for found, expected in zip(three.forward(rows), alone[1:]):
+        assert same_bits(found, expected[1:])
+
+
+def test_a_step_mixes_answers_and_prompts(folders):
+    backend = load_native(folders["even-int4"], ISAS[0])
+    texts = [some_ids(i, 20) for i in range(3)]
+    alone = [logits(backend, ids) for ids in texts]
+    sequences = [backend.new_sequence(20) for _ in texts]
+    backend.forward([Row(sequences[0], texts[0][:19], "none"), Row(sequences[1], texts[1][:4], "none")])
+    rows = [Row(sequences[0], texts[0][19:], "last"), Row(sequences[1], texts[1][4:12], "none")]
+    found = backend.forward([*rows, Row(sequences[2], texts[2], "last")])
+    assert [part.shape[0] for part in found] == [1, 0, 1]
+    assert same_bits(found[0], alone[0][-1:]) and same_bits(found[2], alone[2][-1:])
+
+
+def test_many_tokens_are_cut_into_steps(folders, monkeypatch):
+    backend = load_native(folders["odd-int4"], ISAS[0])
+    texts = [some_ids(0, 70), some_ids(1, 9)]
+    expected = [logits(backend, ids) for ids in texts]
+    monkeypatch.setattr("minicpm.engine.native.MAX_STEP_TOKENS", 16)
+    for kind in ("all", "last", "none"):
+        sequences = [backend.new_sequence(70) for _ in texts]
+        found = backend.forward([Row(s, ids, kind) for s, ids in zip(sequences, texts)])
+        assert [s.length for s in sequences] == [70, 9]
+        for part, whole in zip(found, expected):
+            assert same_bits(part, whole[{"all": 0, "last": -1, "none": len(whole)}[kind] :])
+
+
+def test_python_threads_share_a_model(folders):
+    backend = load_native(folders["odd-int4"], ISAS[0], threads=2)
+    texts = [some_ids(i, 25) for i in range(4)]
+    expected, found = [logits(backend, ids) for ids in texts], [np.zeros(0)] * 4
+
+    def work(index: int) -> None:
+        found[index] = logits(backend, texts[index], [1] * 25)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(same_bits(one, other) for one, other in zip(found, expected))
+
+
+# --- behind LLM --------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_native_engine_and_its_texts_are_numpys(folders, golden: Path, tmp_path: Path):
+    quantize_folder(golden / "minicpm2b_tied", tmp_path / "int4")
+    params = SamplingParams(seed=11, max_tokens=12, ignore_eos=True)
+    prompts = ["Which city", "山东省最高的山", "a", "def f(x):"]
+    fast, readable = LLM(tmp_path / "int4", threads=2), LLM(tmp_path / "int4", backend="numpy")
+    assert (fast.backend.name, readable.backend.name) == ("native", "numpy")
+    expected = [completion.text for completion in readable.generate(prompts, params)]
+    assert [completion.text for completion in fast.generate(prompts, params)] == expected
+    assert fast.backend.cache_bytes_per_token == readable.backend.cache_bytes_per_token
+    assert fast.backend.rope_key(100) == readable.backend.rope_key(100)
+    free = fast.backend.free_cache_bytes()
+    assert free is None or free > 0
+
+
+def test_it_says_what_it_cannot_do(folders, monkeypatch):
+    with pytest.raises(ModelError, match="minicpm quantize"):
+        load_native(folders["even"], ISAS[0])
+    with pytest.raises(ValueError, match="MINICPM_ISA is 'sse9'; this machine and build run"):
+        load_native(folders["odd-int4"], "sse9")
+    monkeypatch.setenv("MINICPM_THREADS", "many")
+    with pytest.raises(ValueError, match="MINICPM_THREADS is 'many'"):
+        native.thread_count()
+    monkeypatch.setenv("MINICPM_THREADS", "3")
+    assert (native.thread_count(), native.thread_count(2)) == (3, 2)
+
+
+def test_a_sequence_of_another_model_is_refused(folders):
+    backend, other = load_native(folders["even-int4"], ISAS[0]), load_native(folders["odd-int4"], ISAS[0])
+    with pytest.raises(ValueError, match="another model"):
+        backend.forward([Row(other.new_sequence(9), [1], "last")])
+    sequence = backend.new_sequence(9)
+    with pytest.raises(ValueError, match="twice"):
+        backend.forward([Row(sequence, [1], "last"), Row(sequence, [2], "last")])
+    with pytest.raises(ValueError, match="token id"):
+        backend.forward([Row(sequence, [VOCABULARY], "last")])
+    assert sequence.length == 0
+
+
+def test_a_model_outlives_the_checkpoint_it_was_read_from(folders):
+    import gc
+
+    backend = load_native(folders["even-int4-hf"], ISAS[0])
+    expected = logits(backend, [1, 2, 3])
+    gc.collect()
+    assert same_bits(logits(backend, [1, 2, 3]), expected)
+
+
+def test_a_model_from_the_packed_file_has_the_same_bits(folders, tmp_path: Path, monkeypatch):
+    """Made, mapped, and made of another layout: with the weights in four bits, eight bits and float."""
+    monkeypatch.setenv("MINICPM_HOME", str(tmp_path))
+    for name in ("odd-int4", "even-int4-hf"):
+        expected = logits(load_native(folders[name], ISAS[0]), [1, 2, 3])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("minicpm.engine.packed.SMALLEST_FILE_BYTES", 0)
+            for _ in range(2):
+                backend = load_native(folders[name], ISAS[0])
+                assert same_bits(logits(backend, [1, 2, 3]), expected)
+    assert len(list((tmp_path / "packed").iterdir())) == 2
