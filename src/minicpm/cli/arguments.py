@@ -38,7 +38,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and how it is run."""
     add_model_argument(parser, default=BUILT_IN)
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", default="auto", help="what computes: auto, torch or numpy (default: auto)")
+    group.add_argument("--backend", default="auto", help="what computes: auto, native, torch or numpy (default: auto)")
     group.add_argument("--dtype", default="auto", help="auto (the model's own), float32, bfloat16 or float16")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--context", type=int, metavar="TOKENS", help="longest conversation (default: the model's own)")
