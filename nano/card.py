@@ -3,8 +3,8 @@
     python nano/card.py MEASURED.json --quantized INT4.json INT8.json --runs RUN [RUN ...] --out README.md
 
 MEASURED.json is of the unquantized model, the quantized ones were measured with --reference. The card ships with the
-smallest quantized model whose loss gap reaches its goal. It calls the model a toy as long as a goal of
-spec/training.md 4.6 is missed or not measured.
+smallest quantized model whose loss gap reaches its goal. It calls the model a toy as long as one
+of GOALS is missed or not measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Goal:
-    """A number of spec/training.md 4.6, and where a report has what was measured for it."""
+    """A number to reach before the model may be called more than a toy, and where a report has what was measured."""
 
     name: str
     limit: float

@@ -17,7 +17,7 @@ import pytest
 from minicpm.cli.main import VERBS, parse
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "nano" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = ROOT / "docs" / "command-line.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
@@ -57,6 +57,17 @@ def with_real_help(text: str) -> str:
 @pytest.mark.parametrize("name, command", commands(), ids=lambda value: value[:60])
 def test_every_shown_command_parses(name: str, command: str):
     parse(shlex.split(command, comments=True)[1:])
+
+
+def test_the_answers_in_the_readme_are_what_the_built_in_model_says():
+    from minicpm import LLM
+
+    (shown,) = [text for name, text in blocks("text") if name.startswith("README.md") and text.startswith("> ")]
+    conversation = re.findall(r"^> (.*)\n((?:(?!> ).*\n)+)", shown, re.MULTILINE)
+    assert len(conversation) == 5
+    llm = LLM(backend="numpy")
+    for question, answer in conversation:
+        assert llm.chat(question, temperature=0).text.split() == answer.split()  # the README breaks lines
 
 
 def test_shown_help_is_the_real_help():
