@@ -14,6 +14,8 @@ from measure import measure, row, write_results
 from report import write_report
 from true_shapes import MINICPM, told
 
+PROMPT_WORDS = 500
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,10 +27,18 @@ def main() -> None:
     command = [*MINICPM, "quantize", str(args.folder), str(folder), "--preset", args.preset, "--json"]
     cost = measure(command)
     rows = [told(row(f"quantize to {args.preset}", cost, weight_bytes=json.loads(cost.stdout)["weight_bytes"]))]
-    cost = measure([*MINICPM, "run", "-m", str(folder), "--max-tokens", "3", "--seed", "1", "--json", "hi"])
-    timings = json.loads(cost.stdout)["timings"]
-    speed = round(timings["decode_tokens_per_s"], 2)
-    rows.append(told(row("run, 3 tokens, numpy engine", cost, decode_tokens_per_s=speed)))
+    answer = [*MINICPM, "run", "-m", str(folder), "--seed", "1", "--json"]
+    long_prompt = " ".join(["word"] * PROMPT_WORDS)
+    for name, options in (
+        ("native engine, first start: packs the weights", ["--max-tokens", "64", "hi"]),
+        ("native engine, later starts: maps them", ["--max-tokens", "64", "hi"]),
+        (f"native engine, a prompt of {PROMPT_WORDS} words", ["--max-tokens", "16", long_prompt]),
+        ("numpy engine", ["--backend", "numpy", "--max-tokens", "3", "hi"]),
+    ):
+        cost = measure([*answer, *options])
+        timings = json.loads(cost.stdout)["timings"]
+        speeds = {key: round(timings[key], 2) for key in ("prefill_tokens_per_s", "decode_tokens_per_s")}
+        rows.append(told(row(f"run, {name}", cost, **speeds)))
     shutil.rmtree(folder)
     print("wrote", write_results("quantization", rows, "MiniCPM-2B shapes, random weights, RTN with scale search."))
     write_report()

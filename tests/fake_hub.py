@@ -82,6 +82,8 @@ class FakeHub:
         self.requests: list[Request] = []
         self.faults = Faults()
         self.on_block: Callable[[Request], None] = lambda request: None
+        self.idle = threading.Condition()
+        self.answering = 0  # requests whose answer is under way
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -99,6 +101,12 @@ class FakeHub:
     def fetched(self, path: str | None = None) -> int:
         """Body bytes sent for a file, or for all of them."""
         return sum(r.sent for r in self.requests if r.path == path or (path is None and not r.path.startswith("/")))
+
+    def settled(self) -> int:
+        """`fetched` when nobody is answered any more: an answer outlives its client for a block or two."""
+        with self.idle:
+            assert self.idle.wait_for(lambda: not self.answering, timeout=30)
+        return self.fetched()
 
     def asked_for(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path and request.method == "GET"]
@@ -132,10 +140,16 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self._answer()
 
         def _answer(self) -> None:
+            with hub.idle:
+                hub.answering += 1
             try:
                 self._route()
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
+            finally:
+                with hub.idle:
+                    hub.answering -= 1
+                    hub.idle.notify_all()
 
         def _route(self) -> None:
             address = urlsplit(self.path)

@@ -111,9 +111,9 @@ def test_rm_refuses_it_before_it_asks(tmp_path: Path, arguments: tuple[str, ...]
 
 
 def test_a_wheel_carries_the_model():
-    """hatchling takes everything under `packages` that .gitignore leaves, unless its own table says otherwise."""
-    target = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
-    assert target["wheel"] == {"packages": ["src/minicpm"]}
+    """scikit-build-core takes all of `packages` that .gitignore leaves, unless its own table says otherwise."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["scikit-build"]
+    assert table["wheel"] == {"packages": ["src/minicpm"]}
     patterns = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     for path in embedded.FOLDER.iterdir():
         parts = path.relative_to(ROOT).parts
@@ -158,7 +158,7 @@ def test_make_test_completes_what_make_chat_began(environment: Path):
 
 @pytest.mark.parametrize("arguments", [("chat",), ("chat", "MODEL=minicpm-2b-dpo")])
 def test_a_second_start_installs_nothing(environment: Path, arguments: tuple[str, ...]):
-    for stamp in (".core", ".torch", ".all"):
+    for stamp in (".core", ".torch", ".all", ".native"):
         (environment / stamp).touch()
     (command,) = planned(environment, *arguments).splitlines()
     assert command.startswith(f"{environment}/bin/minicpm chat")

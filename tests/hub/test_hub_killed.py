@@ -72,7 +72,7 @@ def test_twenty_kills_cost_at_most_eight_mebibytes_each(server: FakeHub, tmp_pat
     killed = lost = 0
     while killed < KILLS:
         had = partial_bytes(tmp_path)
-        before = server.fetched()
+        before = server.settled()
         # On average a kill every 1/20 of the download, so that the last still finds something to interrupt.
         killer.aim(shots.randrange(2 * sum(map(len, SHARDS.values())) // KILLS))
         victim = context.Process(target=pull_quietly, args=(NAME, source, environment))
@@ -83,7 +83,7 @@ def test_twenty_kills_cost_at_most_eight_mebibytes_each(server: FakeHub, tmp_pat
             break
         assert victim.exitcode == -signal.SIGKILL
         killed += 1
-        lost_now = server.fetched() - before - (partial_bytes(tmp_path) - had)
+        lost_now = server.settled() - before - (partial_bytes(tmp_path) - had)
         assert lost_now <= MAX_LOST_BYTES
         lost += lost_now
         assert hub.locate(NAME, source=source) is None, "a model that is not complete was published"
@@ -91,7 +91,7 @@ def test_twenty_kills_cost_at_most_eight_mebibytes_each(server: FakeHub, tmp_pat
     server.on_block = lambda request: None
     folder = hub.pull(NAME, source=source, tell=lambda text: None)
     assert all((folder / name).read_bytes() == data for name, data in FILES.items())
-    fetched_twice = server.fetched() - sum(map(len, FILES.values()))
+    fetched_twice = server.settled() - sum(map(len, FILES.values()))
     assert fetched_twice <= lost <= killed * MAX_LOST_BYTES
     assert list(tmp_path.rglob("*.incomplete")) == []
 
