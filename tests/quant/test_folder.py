@@ -188,7 +188,7 @@ class TestHostile:
         self.refuses(wide, "bitsandbytes")
 
     def test_the_readers_of_floats_refuse_it(self, folder: Path):
-        with pytest.raises(ModelError, match="the numpy backend runs INT4 and INT8"):
+        with pytest.raises(ModelError, match="the native and numpy backends run INT4 and INT8"):
             open_checkpoint(folder)
 
     def test_a_foreign_tensor_is_refused(self, folder: Path):

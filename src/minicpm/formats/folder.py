@@ -140,19 +140,8 @@ def _lock_folder(partial: Path) -> int:
         if partial.is_symlink() or not partial.is_dir():
             raise ValueError(f"{partial}: in the way and not a folder; remove it")
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ModelError(f"{partial}: another process is writing this model; wait for it") from None
-        except OSError:
-            # Some network file systems cannot lock a folder; two runs to one destination are then the user's to avoid.
+        if _lock(descriptor, partial):
             return descriptor
-        # Between opening and locking, another run may have finished and moved this very folder into place.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), partial.stat()):
-                return descriptor
-        os.close(descriptor)
 
 
 def _lock_file(partial: Path) -> int:
@@ -161,19 +150,25 @@ def _lock_file(partial: Path) -> int:
         if partial.is_symlink() or (partial.exists() and not partial.is_file()):
             raise ValueError(f"{partial}: in the way and not a file; remove it")
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ModelError(f"{partial}: another process is writing this model; wait for it") from None
-        except OSError:
-            # Some network file systems cannot lock a file; two runs to one destination are then the user's to avoid.
+        if _lock(descriptor, partial):
             return descriptor
-        # Between opening and locking, another run may have finished and moved this very file into place.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), partial.stat()):
-                return descriptor
+
+
+def _lock(descriptor: int, partial: Path) -> bool:
+    """Lock what was opened as `partial`; False, and closed, where another run has moved it into place meanwhile."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(descriptor)
+        raise ModelError(f"{partial}: another process is writing this model; wait for it") from None
+    except OSError:
+        # Some network file systems cannot lock; two runs to one destination are then the user's to avoid.
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), partial.stat()):
+            return True
+    os.close(descriptor)
+    return False
 
 
 def _clear(folder: Path) -> None:

@@ -192,5 +192,5 @@ def require_no_quantization(raw: dict[str, Any]) -> None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise ModelError(
             f"its weights are quantized ({brief(method or 'quantization_config is set')}); "
-            "float32, float16 or bfloat16 weights are needed here; the numpy backend runs INT4 and INT8 ones"
+            "float32, float16 or bfloat16 weights are needed here; the native and numpy backends run INT4 and INT8 ones"
         )
