@@ -8,10 +8,8 @@ oracle in the tests.
 from __future__ import annotations
 
 import math
-import os
 import struct
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy.typing as npt
 
 from minicpm.errors import FormatError, brief
 from minicpm.formats.mapped import MAX_AXIS, MappedFile
+from minicpm.formats.sequential import SequentialWriter
 
 MAGIC = b"GGUF"
 VERSION, READ_VERSIONS = (
@@ -166,38 +165,11 @@ class GgufFile:
         self._file.close()
 
 
-class GgufWriter:
+class GgufWriter(SequentialWriter):
     """Writes one file tensor by tensor, in the order of `tensors`; `close` makes it durable."""
 
     def __init__(self, path: Path, fields: Sequence[Field], tensors: Sequence[GgufTensor]):
-        self.path = path
-        self._expected = list(tensors)
-        self._written = 0
-        self._file = path.open("wb")
-        self._file.write(header_bytes(fields, tensors))
-
-    def write(self, name: str, chunks: Iterable[memoryview]) -> int:
-        """Write the next tensor's bytes; returns their CRC-32."""
-        tensor = self._expected[self._written]
-        assert tensor.name == name, f"{name} written where {tensor.name} was announced"
-        checksum, nbytes = 0, 0
-        for chunk in chunks:
-            self._file.write(chunk)
-            checksum, nbytes = zlib.crc32(chunk, checksum), nbytes + chunk.nbytes
-        assert nbytes == tensor.nbytes, f"{name}: {nbytes} bytes written, {tensor.nbytes} announced"
-        self._file.write(bytes(-nbytes % DEFAULT_ALIGNMENT))
-        self._written += 1
-        return checksum
-
-    def close(self) -> None:
-        assert self._written == len(self._expected), f"{self.path}: {self._written} of {len(self._expected)} tensors"
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def abandon(self) -> None:
-        """Close without a claim that the file is whole."""
-        self._file.close()
+        super().__init__(path, path.open("wb"), header_bytes(fields, tensors), tensors, DEFAULT_ALIGNMENT)
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

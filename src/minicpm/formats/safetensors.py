@@ -7,14 +7,13 @@ held together, and because bfloat16 has no numpy type. The library is the oracle
 from __future__ import annotations
 
 import json
-import os
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError, brief
 from minicpm.formats.mapped import MappedFile, aligned_view, byte_size, checked_shape
+from minicpm.formats.sequential import SequentialWriter
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
 # MiniCPM-2B's 362 tensors take 40 kB. The library allows 100 MB, which takes seconds to parse.
@@ -59,40 +58,14 @@ class SafetensorsFile:
         self._file.close()
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(SequentialWriter):
     """Writes one file tensor by tensor, in the order of `tensors`; `close` makes it durable.
 
     Give tensors of wider dtypes first (see `write_order`), so that each starts at a multiple of its item size.
     """
 
     def __init__(self, path: Path, tensors: Sequence[TensorInfo]):
-        self.path = path
-        self._expected = list(tensors)
-        self._written = 0
-        self._file = path.open("xb")
-        self._file.write(_header(self._expected))
-
-    def write(self, name: str, chunks: Iterable[memoryview]) -> int:
-        """Write the next tensor's bytes; returns their CRC-32."""
-        info = self._expected[self._written]
-        assert info.name == name, f"{name} written where {info.name} was announced"
-        checksum, nbytes = 0, 0
-        for chunk in chunks:
-            self._file.write(chunk)
-            checksum, nbytes = zlib.crc32(chunk, checksum), nbytes + chunk.nbytes
-        assert nbytes == info.nbytes, f"{name}: {nbytes} bytes written, {info.nbytes} announced"
-        self._written += 1
-        return checksum
-
-    def close(self) -> None:
-        assert self._written == len(self._expected), f"{self.path}: {self._written} of {len(self._expected)} tensors"
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def abandon(self) -> None:
-        """Close without a claim that the file is whole."""
-        self._file.close()
+        super().__init__(path, path.open("xb"), _header(tensors), tensors)
 
 
 def write_order(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
@@ -100,7 +73,7 @@ def write_order(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
     return sorted(tensors, key=lambda info: -STORAGE_DTYPES[info.dtype].itemsize)
 
 
-def _header(tensors: list[TensorInfo]) -> bytes:
+def _header(tensors: Sequence[TensorInfo]) -> bytes:
     # transformers refuses a file without the "format" note.
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
