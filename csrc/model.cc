@@ -106,10 +106,8 @@ void Model::forward(const Batch& batch) {
     // In steps of 64, so that a batch that grows a token at a time allocates seldom.
     workspace_ = std::make_unique<Workspace>(shape_, kernels_, round_up(batch.tokens, 64), pool_.size());
   }
-  for (const Row& row : batch.rows) row.sequence->reserve(row.sequence->length() + row.count);
   auto body = [&](int thread) { compute(batch, thread); };
   pool_.run(body);
-  for (const Row& row : batch.rows) row.sequence->extend(row.count);
 }
 
 // All threads run this; between two barriers a thread writes only what no other touches.
@@ -245,7 +243,7 @@ void Model::attend(const Batch& batch, int layer, int thread) {
     const Row& row = batch.rows[static_cast<size_t>(unit / shape_.kv_heads)];
     const int head = unit % shape_.kv_heads;
     AttentionJob job;
-    job.cache = row.sequence->head(layer, head);
+    job.cache = row.pool->head(row.table, layer, head);
     job.qkv = w.y.data() + static_cast<size_t>(row.first) * w.qkv_stride;
     job.qkv_stride = w.qkv_stride;
     job.query_offset = head * queries * D;
@@ -255,7 +253,7 @@ void Model::attend(const Batch& batch, int layer, int thread) {
     job.head_dim = D;
     job.cos = batch.cos + static_cast<size_t>(row.first) * (D / 2);
     job.sin = batch.sin + static_cast<size_t>(row.first) * (D / 2);
-    job.first_position = row.sequence->length();
+    job.first_position = row.length;
     job.tokens = row.count;
     job.query_scale = shape_.query_scale;
     job.out = w.x.data() + static_cast<size_t>(row.first) * w.hidden_stride + job.query_offset;

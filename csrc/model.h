@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "sequence.h"
+#include "kv_pool.h"
 #include "thread_pool.h"
 
 struct ModelShape {
@@ -36,11 +36,14 @@ struct Layer {
   Linear gate_up, down;
 };
 
-// New tokens of one sequence; `first` is the place of the first of them in the batch.
+// New tokens of one text. Its table has the blocks of held and new tokens and one entry more (kernels.h); those that
+// new tokens go to belong to this row alone.
 struct Row {
-  Sequence* sequence;
-  int first;
-  int count;
+  const KvPool* pool;
+  const int32_t* table;
+  int length;  // tokens whose keys and values are held
+  int first;   // place of the first new token in the batch
+  int count;   // of new tokens
 };
 
 struct Batch {
@@ -66,8 +69,8 @@ class Model {
   int layers() const { return static_cast<int>(layers_.size()); }
   int threads() const { return pool_.size(); }
 
-  // Throws std::bad_alloc before anything has changed; a sequence's length moves when all is computed. Calls from
-  // several threads wait for each other.
+  // Throws std::bad_alloc before anything has changed; keys and values are written behind the held ones only. Calls
+  // from several threads wait for each other.
   void forward(const Batch& batch);
 
  private:

@@ -1,5 +1,5 @@
 // What a set of kernels offers, as plain pointers and sizes; one table per instruction set (isa.cc picks).
-// Nothing here owns memory: every pointer belongs to the model, its workspace or a sequence.
+// Nothing here owns memory: every pointer belongs to the model, its workspace or a pool of keys and values.
 #pragma once
 
 #include <cstddef>
@@ -78,16 +78,15 @@ struct HeadBlock {
   uint16_t* value_scales(int blocks) const { return key_scales(blocks) + kLanes * blocks; }
 };
 
-// The cached tokens of one head of one layer: runs of `run` blocks that lie behind each other.
+// The cached tokens of one head of one layer: blocks of a pool, by the text's table of their numbers. A table ends with
+// one entry more than it has blocks, so that the block behind the last can be fetched ahead; what it holds is no token.
 struct HeadCache {
-  uint8_t* const* runs;  // each the start of a chunk; the head's blocks begin `offset` into it
-  size_t offset;
-  int run_blocks;
-  int blocks;  // E
+  uint8_t* first;        // the head's part of the pool's block 0 in this layer
+  const int32_t* table;  // the pool's number of the text's block 0, 1, ...
+  size_t stride;         // bytes from one block of the pool to the next
+  int blocks;            // E
 
-  HeadBlock block(int index) const {
-    return {runs[index / run_blocks] + offset + HeadBlock::bytes(blocks) * (index % run_blocks)};
-  }
+  HeadBlock block(int index) const { return {first + static_cast<size_t>(table[index]) * stride}; }
 };
 
 // Attention of the new tokens of one sequence for one head of keys and values.

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm import native
-from minicpm.engine.backend import KVSequence, Row
+from minicpm.engine.backend import Row
+from minicpm.engine.kv_cache import BlockCache, BlockSequence, blocks_of
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.engine.numpy import KV_BLOCK, RotaryTables
 from minicpm.engine.packed import packed_weights
@@ -197,8 +198,23 @@ class NativeBackend:
     def threads(self) -> int:
         return cast(int, self._model.threads)
 
-    def new_sequence(self, rope_length: int) -> KVSequence:
-        return cast(KVSequence, self._model.new_sequence(rope_length))
+    def new_cache(self, tokens: int) -> BlockCache:
+        config = self.config
+        try:
+            pool = native.extension().KvPool(
+                config.num_hidden_layers, config.num_key_value_heads, config.head_dim, blocks_of(tokens)
+            )
+        except MemoryError:
+            raise ModelError(
+                f"the system does not give {tokens * self.cache_bytes_per_token / 1e9:.1f} GB of address space for the "
+                f"keys and values of {tokens} tokens; lower the context, max_batch or kv_cache_bytes"
+            ) from None
+        return BlockCache(pool, self.rope_key)
+
+    def new_sequence(self, rope_length: int) -> BlockSequence:
+        sequence = self.new_cache(rope_length).open((), rope_length, rope_length)
+        assert sequence is not None
+        return sequence
 
     def rope_key(self, length: int) -> float:
         return self.config.rope_base(length)
@@ -230,13 +246,18 @@ class NativeBackend:
         return np.concatenate(parts)
 
     def _step(self, rows: Sequence[Row]) -> list[Floats]:
+        sequences = [cast(BlockSequence, row.sequence) for row in rows]
         counts = [len(row.token_ids) for row in rows]
+        for sequence, count in zip(sequences, counts):
+            sequence.reserve(sequence.length + count)
         cos, sin = self._rotary.of(rows)
         wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
         wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(counts), wanted_counts)]
         logits = np.empty((sum(wanted_counts), self.vocab_size), np.float32)
         self._model.forward(
-            [row.sequence for row in rows],
+            [sequence.pool for sequence in sequences],
+            [sequence.table for sequence in sequences],
+            [sequence.length for sequence in sequences],
             counts,
             np.array([token for row in rows for token in row.token_ids], np.int32),
             cos,
@@ -244,6 +265,8 @@ class NativeBackend:
             np.concatenate(wanted).astype(np.int32),
             logits,
         )
+        for row in rows:
+            row.sequence.extend(row.token_ids)
         return np.split(logits, np.cumsum(wanted_counts)[:-1])
 
     def _load(self, checkpoint: Checkpoint) -> int:
