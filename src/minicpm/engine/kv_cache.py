@@ -121,14 +121,14 @@ class BlockSequence(KVSequence):
 
     def reserve(self, length: int) -> None:
         """Have blocks to write the tokens behind the held ones to, up to `length`; GenerationError without any."""
-        if self.is_last_cached or blocks_of(length) > len(self.blocks):
+        if self.is_last_cached or length > BLOCK_TOKENS * len(self.blocks):
             self._cache.reserve(self, length)
             self.forget_table()
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        full = self.length // BLOCK_TOKENS
-        super().extend(token_ids)
-        if full < self.length // BLOCK_TOKENS:
+        full = len(self.token_ids) // BLOCK_TOKENS
+        self.token_ids += token_ids
+        if full < len(self.token_ids) // BLOCK_TOKENS:
             self._cache.keep_full_blocks(self, full)
 
     def truncate(self, length: int) -> None:

@@ -248,8 +248,9 @@ class NativeBackend:
     def _step(self, rows: Sequence[Row]) -> list[Floats]:
         sequences = [cast(BlockSequence, row.sequence) for row in rows]
         counts = [len(row.token_ids) for row in rows]
-        for sequence, count in zip(sequences, counts):
-            sequence.reserve(sequence.length + count)
+        lengths = [sequence.length for sequence in sequences]
+        for sequence, length, count in zip(sequences, lengths, counts):
+            sequence.reserve(length + count)
         cos, sin = self._rotary.of(rows)
         wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
         wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(counts), wanted_counts)]
@@ -257,7 +258,7 @@ class NativeBackend:
         self._model.forward(
             [sequence.pool for sequence in sequences],
             [sequence.table for sequence in sequences],
-            [sequence.length for sequence in sequences],
+            lengths,
             counts,
             np.array([token for row in rows for token in row.token_ids], np.int32),
             cos,
@@ -265,8 +266,8 @@ class NativeBackend:
             np.concatenate(wanted).astype(np.int32),
             logits,
         )
-        for row in rows:
-            row.sequence.extend(row.token_ids)
+        for sequence, row in zip(sequences, rows):
+            sequence.extend(row.token_ids)
         return np.split(logits, np.cumsum(wanted_counts)[:-1])
 
     def _load(self, checkpoint: Checkpoint) -> int:
