@@ -139,6 +139,25 @@ class TestBlockCache:
         cache.close(first)
         compute(second, [1])
 
+    def test_idle_blocks_that_a_text_begins_with_are_no_room_for_the_rest_of_it(self):
+        cache, text = BlockCache(TokenPool(3), rope_key), [*range(32)]
+        sequence = self.opened(cache, text, 32)
+        compute(sequence, text)
+        cache.close(sequence)
+        other = self.opened(cache, [70], 16)
+        assert cache.open([*text, 50], 48, 100) is None
+        cache.close(other)
+        assert self.opened(cache, [*text, 50], 48).length == 32
+
+    def test_a_block_of_rejected_drafts_stays_promised_to_its_text(self):
+        cache = BlockCache(TokenPool(2), rope_key)
+        first = self.opened(cache, [1], 32)
+        compute(first, [*range(20)])
+        first.truncate(16)
+        assert cache.free_blocks == 1
+        assert cache.open([70], 16, 100) is None
+        compute(first, [*range(50, 66)])
+
     def test_a_cut_text_writes_nothing_into_what_others_hold(self):
         cache, text = BlockCache(TokenPool(8), rope_key), [*range(32)]
         first = self.opened(cache, text, 32)
@@ -312,6 +331,7 @@ class TestSequenceCache:
         other = cache.open([*range(40)], 300, 300)
         assert other is not None and other.length == 0
 
+    @settings(deadline=None)
     @given(st.data())
     def test_plans_and_idle_texts_stay_within_the_budget(self, data: st.DataObject):
         cache, running = self.cache(100), []
