@@ -22,6 +22,7 @@ LEAST_FACTOR = 2.0
 LARGEST_EXPONENT = 10  # of the powers of two
 
 
+@np.errstate(over="ignore", invalid="ignore")  # weights that are not finite are refused by name when they are rounded
 def block_scales(read: Callable[[str], Floats], config: DecoderConfig, block: int) -> BlockScales:
     """What evens out a block, given its weights as float32 by published name; one matrix is read at a time."""
     attention, mlp = f"model.layers.{block}.self_attn", f"model.layers.{block}.mlp"
@@ -57,9 +58,9 @@ def _evening(sizes: Floats) -> Floats:
 
 
 def _ratio(one: Floats, other: Floats) -> Floats:
-    """one / other; 1 where either is 0: there is nothing to bring into line."""
-    is_known = (one > 0) & (other > 0)
-    return np.where(is_known, one, np.float32(1)) / np.where(is_known, other, np.float32(1))
+    """one / other; 1 where either is 0 or not finite: there is nothing to bring into line."""
+    is_known = (one > 0) & (other > 0) & np.isfinite(one) & np.isfinite(other)
+    return np.divide(one, other, out=np.ones_like(one), where=is_known)
 
 
 def _row_sizes(weight: Floats) -> Floats:
