@@ -1,6 +1,6 @@
 """What every preset costs in quality, on MiniCPM-nano and on twins of it with outlier channels; nothing is timed.
 
-python benchmarks/quality.py [--work runs/quality]
+python benchmarks/quality.py [--work runs]
 
 The float reference is a model that nano may have been rounded from (quant/twins.py), computed in float32 by the numpy
 engine; a twin computes the same with 0.5 % of its channels larger by `outlier scale`. The text is
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ class Bench:
     @classmethod
     def prepare(cls, work: Path) -> Bench:
         source = work / "float"
-        write_unrounded(embedded.folder(), source, SEED, overwrite=True)
+        write_unrounded(embedded.folder(), source, SEED)
         texts = samples(source, HELD_OUT)
         return cls(work, texts, list(logits(with_float_cache(source, NumpyBackend), texts)))
 
@@ -193,19 +193,16 @@ def told(row: dict[str, object]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/quality"), help="models are made here (600 MB) and removed"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="models are made in it (700 MB), and removed")
     args = parser.parse_args()
-    bench = Bench.prepare(args.work)
-    try:
+    args.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=args.work) as work:
+        bench = Bench.prepare(Path(work))
         rows = [told(bench.preset_row(preset, scale)) for preset in PRESETS for scale in SCALES]
         for scale in PART_SCALES:
             twin = bench.compare(with_float_cache(bench.twin(scale), NumpyBackend))
             rows.append(told(part_row("the twin, float32", scale, "no", "nothing", twin)))
             rows += [told(row) for row in bench.part_rows(PART_PRESET, scale)]
-    finally:
-        shutil.rmtree(args.work)
     tokens, texts = sum(len(text.targets) for text in bench.texts), len(bench.texts)
     note = (
         f"MiniCPM-nano, {tokens:,} held-out tokens of {texts} texts and conversations. KL(reference || preset) in nats "
