@@ -87,6 +87,8 @@ class Model {
   void apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
              bool is_residual, int thread);
   void attend(const Batch& batch, int layer, int thread);
+  AttentionJob attention_job(const Row& row, const Batch& batch, int layer, int head, int thread) const;
+  int queries_per_unit(const Batch& batch, int most) const;
   Activations activations(int columns, int G, int tokens) const;
 
   const ModelShape shape_;
@@ -96,7 +98,7 @@ class Model {
   const float* norm_ = nullptr;
   Linear head_;
   std::unique_ptr<Workspace> workspace_;
-  std::atomic<int> next_unit_{0};
+  std::atomic<int> next_head_{0}, next_unit_{0};
   std::mutex mutex_;
   ThreadPool pool_;
 };

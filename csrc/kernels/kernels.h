@@ -89,7 +89,8 @@ struct HeadCache {
   HeadBlock block(int index) const { return {first + static_cast<size_t>(table[index]) * stride}; }
 };
 
-// Attention of the new tokens of one sequence for one head of keys and values.
+// Attention of the new tokens of one sequence for one head of keys and values. Queries are numbered by token and then
+// by head of queries.
 struct AttentionJob {
   HeadCache cache;
   const float* qkv;  // the first new token's row; its queries, keys and values
@@ -101,18 +102,16 @@ struct AttentionJob {
   int first_position;
   int tokens;
   float query_scale;
-  float* out;  // the first new token's row, at this job's first query head
+  int first_query, end_query;  // those to attend with
+  float* out;                  // the first new token's row, at this job's first query head
   size_t out_stride;
   float* scratch;  // attention_scratch_floats
 };
 
-constexpr size_t kMostQueries = 8;
-
 constexpr size_t attention_scratch_floats(int head_dim) {
-  const size_t padded = round_up(head_dim, kHeadBlock);
-  const size_t blocks = padded / kHeadBlock;
-  // A rotated head; running sums; query codes; their scales and sums; probabilities times value scales.
-  return padded + kMostQueries * (padded + padded / 4 + 2 * blocks + kLanes * blocks) + 64;
+  const size_t padded = round_up(head_dim, kHeadBlock), blocks = padded / kHeadBlock;
+  // What QueryLanes keeps (attention.h), the larger of the two, every piece rounded up to 16.
+  return padded * (1 + kLanes + kLanes + 2 * kLanes / 4) + blocks * (2 * kLanes + kLanes * kLanes) + kLanes * kLanes;
 }
 
 struct Kernels {
@@ -138,7 +137,9 @@ struct Kernels {
   void (*linear_lanes)(const Weight&, const float* x, size_t stride, int tokens, int first, int last, const Output&);
   // out[i] = silu(gate[i]) * up[i].
   void (*silu_multiply)(const float* gate, const float* up, int count, float* out);
-  // Files the new tokens' keys and values, then attends.
+  // Puts the new tokens' keys and values into the cache.
+  void (*file_keys_and_values)(const AttentionJob&);
+  // Attends with some of the queries; every token up to theirs is in the cache.
   void (*attend)(const AttentionJob&);
 };
 

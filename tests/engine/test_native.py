@@ -165,6 +165,27 @@ def test_any_model_gives_numpys_bits(tmp_path_factory, config, linear, outer, co
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (5, 1)], ids=["a head each", "five share a head"])
+def test_long_texts_give_numpys_bits(tmp_path: Path, heads: int, kv_heads: int, isa: str):
+    """Many blocks of keys, queries cut among threads that outnumber heads, and few queries far behind the start."""
+    config = DecoderConfig.from_dict(
+        {
+            **EVEN.to_dict(),
+            "hidden_size": 64 * heads,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 512,
+        }
+    )
+    quantize_folder(write_model(tmp_path / "source", config), tmp_path / "int8", preset="int8")
+    ids = some_ids(3, 330)
+    expected = logits(load_numpy(tmp_path / "int8"), ids)
+    for threads, chunks in ((1, [330]), (4, [130, 170, 1, 2, 3, 4, 8, 12])):
+        assert same_bits(logits(load_native(tmp_path / "int8", isa, threads), ids, chunks), expected), threads
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("name", "word"),
     [("odd-int4", 0), ("odd-int4", -1), ("odd-int8", 0x01010101), ("odd-int8", -1)],
