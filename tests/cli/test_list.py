@@ -62,10 +62,23 @@ def test_json_holds_what_the_table_shows_and_the_path(minicpm, cached):
         "revision": "main",
         "path": str(cached / "models--openbmb--MiniCPM-2B-dpo-bf16/snapshots" / ("a" * 40)),
         "bytes": 3000,
+        "packed_bytes": 0,
         "complete": True,
         "last_used": None,
     }
     assert second["complete"] is False
+
+
+def test_packed_weights_are_counted_beside_their_model(minicpm, cached, tmp_path):
+    from minicpm.hub import packed_files
+
+    (model,) = (cached / "models--openbmb--MiniCPM-2B-dpo-bf16/snapshots").iterdir()
+    path = packed_files.path_of(model)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(packed_files.header(model, [model / "model.safetensors"]).ljust(5000, b"w"))
+    first, second = json.loads(minicpm("list", "--json").out)
+    assert (first["bytes"], first["packed_bytes"], second["packed_bytes"]) == (3000, 5000, 0)
+    assert "3.0 kB + 5.0 kB packed  complete" in minicpm("list").out
 
 
 def test_names_on_the_disk_cannot_drive_the_terminal(minicpm, tmp_path, monkeypatch):

@@ -28,6 +28,20 @@ def test_with_yes_the_model_goes_and_the_bytes_are_told(minicpm, model):
     assert not model.exists()
 
 
+def test_packed_weights_go_with_their_model(minicpm, model, tmp_path):
+    from minicpm.hub import packed_files
+
+    (snapshot,) = (model / "snapshots").iterdir()
+    (tmp_path / "other").mkdir()
+    for folder in (snapshot, tmp_path / "other"):
+        path = packed_files.path_of(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(packed_files.header(folder, []).ljust(5000, b"w"))
+    done = minicpm("rm", "minicpm-2b-dpo", "--yes")
+    assert done.err == "removed minicpm-2b-dpo, 5.0 kB freed\n"
+    assert list(packed_files.folder().iterdir()) == [packed_files.path_of(tmp_path / "other")]
+
+
 def test_json_tells_the_bytes(minicpm, model):
     done = minicpm("rm", "openbmb/MiniCPM-2B-dpo-bf16", "-y", "--json")
     assert json.loads(done.out) == {"name": "openbmb/MiniCPM-2B-dpo-bf16", "freed_bytes": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from minicpm.engine import packed
 from minicpm.engine.packed import packed_weights
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.hub import packed_files
 from minicpm.quant.folder import quantize_folder
 from tiny_models import ODD, write_model
 
@@ -159,3 +161,119 @@ def test_small_models_keep_no_file(model: Path, tmp_path: Path, monkeypatch):
     found, is_mapped = packed_weights(open_checkpoint(model, allow_quantized=True), "plan", NBYTES, Filler())
     assert not is_mapped and len(found) == NBYTES
     assert not (tmp_path / "home").exists()
+
+
+# --- which files are kept ----------------------------------------------------------------------------------------
+
+
+def keep(tmp_path: Path, model: Path, name: str, age_s: int) -> Path:
+    """The packed file of a copy of the model, used last `age_s` seconds before the others."""
+    folder = Path(shutil.copytree(model, tmp_path / name))
+    before = set(packed_files.folder().glob("*")) if packed_files.folder().is_dir() else set()
+    with open_checkpoint(folder, allow_quantized=True) as opened:
+        assert packed_weights(opened, "plan", NBYTES, Filler())[1]
+    (path,) = set(packed_files.folder().iterdir()) - before
+    os.utime(path, (1_600_000_000 - age_s,) * 2)
+    return path
+
+
+@pytest.fixture
+def bounded(model: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A cache that has room for three files. Gives the model to be copied."""
+    monkeypatch.setenv("MINICPM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(packed, "SMALLEST_FILE_BYTES", 0)
+    monkeypatch.setattr(packed_files, "MAX_TOTAL_BYTES", 50_000)
+    return model
+
+
+def test_the_least_recently_used_goes_when_there_is_no_room(bounded: Path, tmp_path: Path):
+    old, older, young = (keep(tmp_path, bounded, name, age) for name, age in (("a", 20), ("b", 30), ("c", 10)))
+    with open_checkpoint(tmp_path / "b", allow_quantized=True) as opened:
+        assert packed_weights(opened, "plan", NBYTES, Filler())[1]  # mapping it is use
+    new = keep(tmp_path, bounded, "d", 0)
+    assert set(files(tmp_path)) == {older, young, new} and not old.exists()
+
+
+@pytest.mark.parametrize("change", ["gone", "weights", "layout", "unreadable", "partial"])
+def test_what_no_start_can_map_goes_first(bounded: Path, tmp_path: Path, monkeypatch, change: str):
+    old, dead = keep(tmp_path, bounded, "a", 20), keep(tmp_path, bounded, "b", 1)
+    if change == "gone":
+        shutil.rmtree(tmp_path / "b")
+    elif change == "weights":
+        (tmp_path / "b" / "model.safetensors").touch()
+    elif change == "layout":
+        dead.write_bytes(dead.read_bytes().replace(b'"layout": 1', b'"layout": 0', 1))
+    elif change == "unreadable":
+        dead.write_bytes(b"\xff" * 9000)
+    else:
+        dead = dead.rename(dead.with_suffix(".partial"))
+    assert [file.path for file in packed_files.list_files(packed.LAYOUT_VERSION) if file.is_dead] == [dead]
+    new = keep(tmp_path, bounded, "c", 0)
+    assert set(files(tmp_path)) == {old, new}
+
+
+def test_a_file_that_is_mapped_stays_whatever_it_costs(bounded: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(packed_files, "MAX_TOTAL_BYTES", 0)
+    keep(tmp_path, bounded, "a", 0)
+    with open_checkpoint(tmp_path / "a", allow_quantized=True) as opened:
+        held, _ = packed_weights(opened, "plan", NBYTES, Filler())
+    shutil.rmtree(tmp_path / "a")
+    keep(tmp_path, bounded, "b", 0)
+    assert len(files(tmp_path)) == 2 and held.any()
+    del held
+    gc.collect()
+    keep(tmp_path, bounded, "c", 0)
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_file_that_others_may_write_is_made_again(checkpoint, tmp_path: Path, mode: int):
+    packed_weights(checkpoint, "plan", NBYTES, Filler(1))
+    (path,) = files(tmp_path)
+    path.chmod(mode)
+    fill = Filler(2)
+    found, is_mapped = packed_weights(checkpoint, "plan", NBYTES, fill)
+    assert is_mapped and fill.calls == 1 and np.array_equal(found, fill.expected)
+    assert not path.stat().st_mode & 0o022
+
+
+def test_a_link_in_the_place_of_the_file_is_refused(checkpoint, tmp_path: Path, caplog):
+    packed_weights(checkpoint, "plan", NBYTES, Filler(1))
+    (path,) = files(tmp_path)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    fill = Filler(2)
+    found, is_mapped = packed_weights(checkpoint, "plan", NBYTES, fill)
+    assert not is_mapped and np.array_equal(found, fill.expected)
+    assert "cannot be kept" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe"])
+def test_what_is_no_file_stands_in_nobodys_way(checkpoint, tmp_path: Path, what: str):
+    path = packed_files.path_of(checkpoint.path)
+    path.parent.mkdir(parents=True)
+    path.mkdir() if what == "folder" else os.mkfifo(path)
+    fill = Filler()
+    found, is_mapped = packed_weights(checkpoint, "plan", NBYTES, fill)
+    assert np.array_equal(found, fill.expected)
+    assert is_mapped == (what == "pipe")
+
+
+def test_a_copied_machine_packs_again(checkpoint, tmp_path: Path):
+    """Same paths, contents and times: as from a backup, or a home that two machines share."""
+    packed_weights(checkpoint, "plan", NBYTES, Filler(1))
+    original = (tmp_path / "model").rename(tmp_path / "original")
+    shutil.copytree(original, tmp_path / "model")
+    shutil.copystat(original / "model.safetensors", tmp_path / "model" / "model.safetensors")
+    fill = Filler(2)
+    with open_checkpoint(tmp_path / "model", allow_quantized=True) as copy:
+        found, is_mapped = packed_weights(copy, "plan", NBYTES, fill)
+    assert is_mapped and fill.calls == 1 and np.array_equal(found, fill.expected)
+
+
+def test_the_key_tells_the_byte_order(checkpoint, monkeypatch):
+    packed_weights(checkpoint, "plan", NBYTES, Filler(1))
+    monkeypatch.setattr(packed.sys, "byteorder", "big")
+    fill = Filler(2)
+    found, _ = packed_weights(checkpoint, "plan", NBYTES, fill)
+    assert fill.calls == 1 and np.array_equal(found, fill.expected)

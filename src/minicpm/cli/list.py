@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             printable(model.name),
             model.source,
             printable(model.revision),
-            format_bytes(model.nbytes),
+            _size(model),
             "complete" if model.is_complete else "incomplete",
             "-" if model.source == "embedded" else _age(now, model.last_used),
         )
@@ -62,9 +62,16 @@ def record(model: hub.LocalModel) -> dict[str, object]:
         "revision": model.revision,
         "path": str(model.path),
         "bytes": model.nbytes,
+        "packed_bytes": model.packed_bytes,
         "complete": model.is_complete,
         "last_used": model.last_used.isoformat(timespec="seconds") if model.last_used else None,
     }
+
+
+def _size(model: hub.LocalModel) -> str:
+    """Bytes of the model, and of the form of it that the native engine keeps."""
+    packed = f" + {format_bytes(model.packed_bytes)} packed" if model.packed_bytes else ""
+    return format_bytes(model.nbytes) + packed
 
 
 def _age(now: datetime, then: datetime | None) -> str:

@@ -1,18 +1,20 @@
 """The packed file: weights in the form that the kernels read, made when a model is first loaded and mapped ever after.
 
 Nothing in it is believed. Where its pieces lie follows from the model's own files, not from it; it only has to be as
-long as they are and to carry their key: layout, plan, and the name, size and times of every file of the model. Any
-other file is made again, under another name first, so that nobody ever maps a half-written one.
+long as they are, written by nobody else, and to carry their key: layout, plan, and the name, size and times of every
+file of the model. Any other file is made again, under another name first, so that nobody ever maps a half-written one.
+Which files are kept, and for how long, is minicpm.hub.packed_files.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import json
 import logging
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy.typing as npt
 
 from minicpm.files import sync_folder
 from minicpm.formats.checkpoint import Checkpoint
-from minicpm.hub.cache import home
+from minicpm.hub import packed_files
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -30,7 +32,6 @@ Bytes = npt.NDArray[np.uint8]
 LAYOUT_VERSION = 1
 # Smaller models are packed faster than a file is opened with care.
 SMALLEST_FILE_BYTES = 64 << 20
-_HEADER_BYTES = 4096  # a page: the weights begin on one
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
 
 _LOGGER = logging.getLogger(__name__)
@@ -58,19 +59,19 @@ def packed_weights(checkpoint: Checkpoint, plan: str, nbytes: int, fill: Callabl
 
 
 def _path_of(checkpoint: Checkpoint) -> Path:
-    folder = checkpoint.path.resolve()
-    return home() / "packed" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]}.bin"
+    return packed_files.path_of(checkpoint.path)
 
 
 def _header(checkpoint: Checkpoint, plan: str, nbytes: int) -> bytes:
     """What the packed file of exactly these weights begins with."""
-    files = []
-    for path in checkpoint.weight_files:
-        status = path.stat()
-        # A copy may keep the time of its content; the time of its last change in the file system cannot be set.
-        files.append([str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
-    key = hashlib.sha256(json.dumps([LAYOUT_VERSION, plan, files]).encode()).hexdigest()
-    return f"minicpm packed weights {LAYOUT_VERSION}\n{key}\n{nbytes}\n".encode().ljust(_HEADER_BYTES, b"\0")
+    return packed_files.header(
+        checkpoint.path,
+        checkpoint.weight_files,
+        layout=LAYOUT_VERSION,
+        byte_order=sys.byteorder,
+        plan=hashlib.sha256(plan.encode()).hexdigest(),
+        nbytes=nbytes,
+    )
 
 
 def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
@@ -80,8 +81,16 @@ def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
     except FileNotFoundError:
         return None
     try:
-        if os.fstat(descriptor).st_size != len(header) + nbytes or os.read(descriptor, len(header)) != header:
+        status = os.fstat(descriptor)
+        if not packed_files.is_trusted(status) or status.st_size != len(header) + nbytes:
             return None
+        if os.read(descriptor, len(header)) != header:
+            return None
+        # The mapping keeps a duplicate of the descriptor, and with it the lock: nobody removes a file in use.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with suppress(OSError):  # the least recently used go first; a folder that cannot be written loses none
+            os.utime(descriptor)
         memory = mmap.mmap(descriptor, len(header) + nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
@@ -94,7 +103,7 @@ def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
 def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None]) -> bool:
     """Write the file; False if another process is just doing that. Raises OSError where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(packed_files.PARTIAL_SUFFIX)
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         try:
@@ -104,7 +113,10 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
         # The one who held the lock may have finished and renamed what we opened: that file is no longer ours to write.
         if not _is_at(partial, descriptor):
             return False
+        if not packed_files.is_trusted(os.fstat(descriptor)):
+            raise PermissionError(errno.EPERM, f"{partial.name} belongs to another user; delete it")
         try:
+            packed_files.make_room(len(header) + nbytes, LAYOUT_VERSION)
             os.ftruncate(descriptor, 0)
             # A disk that fills up would kill the process when a mapped page is written; here it is an error.
             os.posix_fallocate(descriptor, 0, len(header) + nbytes)

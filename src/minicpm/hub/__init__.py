@@ -14,12 +14,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from minicpm import __version__
 from minicpm.errors import HubError, ModelError, one_line
-from minicpm.hub import cache, embedded, huggingface, licences, modelscope, transfer
+from minicpm.hub import cache, embedded, huggingface, licences, modelscope, packed_files, transfer
 from minicpm.hub.cache import LocalModel, missing_parts
 from minicpm.hub.names import EMBEDDED_NAME, KNOWN_MODELS, SOURCES, KnownModel, Reference, Source, is_name, parse_name
 from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
@@ -95,7 +96,11 @@ def list_models(*, everything: bool = False) -> list[LocalModel]:
     There is one entry per revision, unfinished downloads included. Other families' models in these shared caches are
     left out unless they were used with this package, or `everything` is asked for.
     """
-    models = cache.list_models(everything=everything)
+    packed = packed_files.list_files()
+    models = [
+        replace(model, packed_bytes=packed_files.bytes_of(model.path, packed))
+        for model in cache.list_models(everything=everything)
+    ]
     if not embedded.is_present():
         return models
     nbytes = sum(path.stat().st_size for path in embedded.FOLDER.rglob("*") if path.is_file())
@@ -159,6 +164,8 @@ def pull(
 def remove(name: str, *, source: Source | None = None, revision: str | None = None) -> int:
     """Delete a model from its hub's cache; returns the bytes freed. Files that another revision uses stay.
 
+    Its packed weights go with it, unless a program that still runs has mapped them; those go when others are packed.
+
     Only names are taken, never paths; HubError where the model is not here, is being fetched, or is the built-in one.
     """
     require_removable(name)
@@ -168,7 +175,8 @@ def remove(name: str, *, source: Source | None = None, revision: str | None = No
     if not place.exists() and _leaves_hub_open(name, source) and other is not None and cache.store(other).exists():
         reference, place = other, cache.store(other)
     with _locked(place.lock, f"{reference} is being fetched by another process; stop that first", None):
-        return cache.remove(reference)
+        freed_bytes = cache.remove(reference)
+        return freed_bytes + packed_files.remove_of(place.folder)
 
 
 def require_removable(name: str) -> None:

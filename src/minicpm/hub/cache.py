@@ -63,7 +63,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine. `nbytes` counts its files on disk, partial ones too."""
+    """A model on this machine. `nbytes` counts its files on disk, partial ones too, but no packed weights."""
 
     name: str
     source: Source | Literal["embedded"]  # embedded: a part of the package
@@ -72,6 +72,7 @@ class LocalModel:
     revision: str
     is_complete: bool
     last_used: datetime | None
+    packed_bytes: int = 0  # packed_files.py
 
 
 # Where things are
@@ -90,7 +91,7 @@ def modelscope_root() -> Path:
 
 
 def home() -> Path:
-    """This package's own notes: which licences were shown, when a model was used. $MINICPM_HOME."""
+    """This package's own notes: which licences were shown, when a model was used, packed weights. $MINICPM_HOME."""
     return _expanded(os.environ.get("MINICPM_HOME") or f"{_xdg_cache()}/minicpm")
 
 

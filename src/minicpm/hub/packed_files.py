@@ -1,0 +1,143 @@
+"""The packed weights kept of models that were run: where they lie, whose they are, and which of them have to go.
+
+Knows files and their owners, never what is packed: minicpm.engine.packed writes and maps them. Like the other caches
+here it gets by with the standard library. Whoever maps a file holds a shared lock on it: none in use is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minicpm.hub.cache import home
+
+# The least recently used go beyond it; MiniCPM-2B has 1.7 GB.
+MAX_TOTAL_BYTES = 16 << 30
+PARTIAL_SUFFIX = ".partial"
+_TITLE = b"minicpm packed weights\n"
+_PAGE_BYTES = 4096  # a header fills whole pages, since the weights are mapped
+_MAX_HEADER_BYTES = 1 << 20
+
+
+def folder() -> Path:
+    return home() / "packed"
+
+
+def path_of(model: Path) -> Path:
+    """The packed file of a model's folder or file."""
+    return folder() / f"{hashlib.sha256(os.fsencode(model.resolve())).hexdigest()[:24]}.bin"
+
+
+def header(model: Path, weight_files: Iterable[Path], **key: str | int) -> bytes:
+    """What a packed file of these weights begins with: its whole key, whose file it is included.
+
+    A copy may keep the time of its content; the time of its last change in the file system cannot be set, and on
+    another machine it is another one, as the inode is.
+    """
+    says = {"model": str(model.resolve()), "files": [_mark(path) for path in weight_files], **key}
+    text = _TITLE + json.dumps(says).encode() + b"\n"
+    return text.ljust(-(-len(text) // _PAGE_BYTES) * _PAGE_BYTES, b"\0")
+
+
+def is_trusted(status: os.stat_result) -> bool:
+    """Whether only this user, or the system's, can have written a file, and can write it while it is mapped."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file of the cache. `model` is None for one that nobody finished, or whose header cannot be read."""
+
+    path: Path
+    model: Path | None
+    nbytes: int
+    last_used_s: float
+    is_dead: bool  # no start can ever map it: its model is gone or has changed
+
+
+def list_files(layout: int | None = None) -> list[PackedFile]:
+    """All of them, the least recently used first; those of another `layout` count as dead, where one is given."""
+    found = []
+    with suppress(OSError):
+        for path in folder().iterdir():
+            with suppress(OSError):
+                found.append(_described(path, layout))
+    return sorted(found, key=lambda file: file.last_used_s)
+
+
+def bytes_of(model: Path, files: Iterable[PackedFile]) -> int:
+    """Bytes of those files that belong to a model, or to models inside a folder."""
+    inside = model.resolve()
+    return sum(f.nbytes for f in files if f.model is not None and f.model.is_relative_to(inside))
+
+
+def remove_of(model: Path) -> int:
+    """Remove what was kept of a model, or of models inside a folder, that is gone; returns the bytes freed."""
+    inside = model.resolve()
+    dead = [file for file in list_files() if file.is_dead and file.model and file.model.is_relative_to(inside)]
+    return sum(_removed_bytes(file) for file in dead)
+
+
+def make_room(nbytes: int, layout: int) -> None:
+    """Before `nbytes` more are kept: the dead go, then the least recently used, until all fit in MAX_TOTAL_BYTES."""
+    files = list_files(layout)
+    left = sum(file.nbytes for file in files)
+    for file in sorted(files, key=lambda file: not file.is_dead):
+        if file.is_dead or left + nbytes > MAX_TOTAL_BYTES:
+            left -= _removed_bytes(file)
+
+
+def _removed_bytes(file: PackedFile) -> int:
+    """Remove a file unless somebody maps or writes it; returns the bytes freed."""
+    try:
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return 0
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.path.unlink()
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
+    return file.nbytes
+
+
+def _described(path: Path, layout: int | None) -> PackedFile:
+    status = path.lstat()
+    says = _read_header(path) if path.suffix != PARTIAL_SUFFIX and stat.S_ISREG(status.st_mode) else {}
+    is_of_layout = layout is None or says.get("layout") == layout
+    model = Path(str(says["model"])) if "model" in says else None
+    is_dead = not (is_of_layout and model is not None and model.exists() and _is_unchanged(says.get("files")))
+    return PackedFile(path, model, status.st_size, status.st_mtime, is_dead)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a packed file says of itself; nothing, if it says nothing that can be understood."""
+    with path.open("rb") as file:
+        title, line = file.readline(len(_TITLE)), file.readline(_MAX_HEADER_BYTES)
+    try:
+        says = json.loads(line) if title == _TITLE else None
+    except (ValueError, RecursionError):
+        return {}
+    return says if isinstance(says, dict) else {}
+
+
+def _mark(path: Path) -> list[str | int]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _is_unchanged(marks: object) -> bool:
+    try:
+        return isinstance(marks, list) and all(_mark(Path(str(mark[0]))) == mark for mark in marks)
+    except (OSError, TypeError, IndexError, KeyError, ValueError):
+        return False
