@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow check format bench native native-sanitize native-thread-sanitize native-avxvnni-check \
-	clean
+.PHONY: help setup chat test test-slow test-wheel check format bench native native-sanitize native-thread-sanitize \
+	native-avxvnni-check fuzz fuzz-sanitize wheel clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
@@ -19,6 +19,8 @@ help:
 	@echo "make native                    build the C++ engine into src/minicpm, warnings being errors"
 	@echo "make native-sanitize           its tests under the address and undefined sanitizers"
 	@echo "make native-thread-sanitize    its tests under the thread sanitizer"
+	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
+	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes"
 
 $(BIN)/python:
@@ -85,27 +87,52 @@ native: setup
 	$(NATIVE_CMAKE) -B build/native -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/minicpm -DMINICPM_WERROR=ON
 	cmake --build build/native
 
-NATIVE_TESTS = $(BIN)/python -m pytest -q -p no:cacheprovider tests/engine/test_native.py
+NATIVE_TESTS = $(BIN)/python -m pytest -q -p no:cacheprovider $(wildcard tests/engine/test_native*.py tests/engine/test_packed*.py)
+FUZZ_SECONDS ?= 600
+FUZZ = $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
-# A sanitized extension needs its runtime loaded before Python. It is built beside a copy of the package.
+# A sanitized extension needs its runtime loaded before Python. It is built beside a copy of the package, and runs $(4).
 define native_checked
-	mkdir -p build/$(1)-src && cp -r src/minicpm build/$(1)-src/ && rm -f build/$(1)-src/minicpm/_native*.so
+	rm -rf build/$(1)-src && mkdir -p build/$(1)-src && cp -r src/minicpm build/$(1)-src/ && rm -f build/$(1)-src/minicpm/_native*.so
 	$(NATIVE_CMAKE) -B build/$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo $(2) \
 	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/$(1)-src/minicpm
 	cmake --build build/$(1)
-	PYTHONPATH=build/$(1)-src:tests $(3) $(NATIVE_TESTS)
+	PYTHONPATH=build/$(1)-src:tests $(3) $(4)
+endef
+
+define address_checked
+	$(call native_checked,sanitize,-DMINICPM_SANITIZE=address$(comma)undefined,ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)",$(1))
 endef
 
 native-sanitize: setup
-	$(call native_checked,sanitize,-DMINICPM_SANITIZE=address$(comma)undefined,ASAN_OPTIONS=detect_leaks=0 \
-	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)")
+	$(call address_checked,$(NATIVE_TESTS))
 
 native-thread-sanitize: setup
-	$(call native_checked,thread,-DMINICPM_SANITIZE=thread,LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)")
+	$(call native_checked,thread,-DMINICPM_SANITIZE=thread,LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)",$(NATIVE_TESTS))
 
 # The AVX-VNNI kernels with AVX-512's encoding of the same instruction, for machines that have only that one.
 native-avxvnni-check: setup
-	$(call native_checked,avxvnni,-DMINICPM_AVXVNNI_AS_AVX512=ON,)
+	$(call native_checked,avxvnni,-DMINICPM_AVXVNNI_AS_AVX512=ON,,$(NATIVE_TESTS))
+
+# Damaged model files: docs/formats.md says what is promised, tests/fuzz/run.py how a finding is repeated.
+fuzz: setup
+	$(FUZZ)
+
+fuzz-sanitize: setup
+	$(call address_checked,$(FUZZ))
+
+WHEEL = $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps . --wheel-dir
+
+wheel: $(BIN)/python
+	rm -f dist/*.whl && $(WHEEL) dist
+	$(BIN)/python tests/wheel/check.py dist/*.whl
+
+# In environments of their own: that wheel, and the one that a machine without a compiler builds.
+test-wheel: wheel
+	$(BIN)/python tests/wheel/check.py dist/*.whl --install native
+	rm -rf build/wheel && CXX=/bin/false $(WHEEL) build/wheel
+	$(BIN)/python tests/wheel/check.py build/wheel/*.whl --install numpy
 
 clean:
 	rm -rf src/minicpm/_native*.so $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
