@@ -87,7 +87,8 @@ native: setup
 	$(NATIVE_CMAKE) -B build/native -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/minicpm -DMINICPM_WERROR=ON
 	cmake --build build/native
 
-NATIVE_TESTS = $(BIN)/python -m pytest -q -p no:cacheprovider $(wildcard tests/engine/test_native*.py tests/engine/test_packed*.py)
+# A sanitizer speaks to stderr, of tests that pass as well: nothing is captured.
+NATIVE_TESTS = $(BIN)/python -m pytest -q -s -p no:cacheprovider $(wildcard tests/engine/test_native*.py tests/engine/test_packed*.py)
 FUZZ_SECONDS ?= 600
 FUZZ = $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 

@@ -78,7 +78,10 @@ def test_packed_weights_are_counted_beside_their_model(minicpm, cached, tmp_path
     path.write_bytes(packed_files.header(model, [model / "model.safetensors"]).ljust(5000, b"w"))
     first, second = json.loads(minicpm("list", "--json").out)
     assert (first["bytes"], first["packed_bytes"], second["packed_bytes"]) == (3000, 5000, 0)
-    assert "3.0 kB + 5.0 kB packed  complete" in minicpm("list").out
+    done = minicpm("list")
+    assert "3.0 kB + 5.0 kB packed  complete" in done.out and done.err == ""
+    packed_files.path_of(tmp_path / "own").write_bytes(packed_files.header(tmp_path / "own", []).ljust(4500, b"w"))
+    assert minicpm("list").err == f"and 4.5 kB of packed weights of other models, in {packed_files.folder()}\n"
 
 
 def test_names_on_the_disk_cannot_drive_the_terminal(minicpm, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from minicpm import hub
 from minicpm.cli.output import printable
 from minicpm.cli.progress import format_bytes
+from minicpm.hub import packed_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,17 @@ def run(args: argparse.Namespace) -> int:
     # A header helps people; programs that read the table get its rows only.
     for row in aligned([header, *rows])[0 if sys.stdout.isatty() else 1 :]:
         print(row)
+    _tell_of_others(models)
     return 0
+
+
+def _tell_of_others(models: list[hub.LocalModel]) -> None:
+    """Packed weights of models that are not in the list, those in folders of the user's own."""
+    nbytes = sum(file.nbytes for file in packed_files.list_files()) - sum(model.packed_bytes for model in models)
+    if nbytes > 0:
+        print(
+            f"and {format_bytes(nbytes)} of packed weights of other models, in {packed_files.folder()}", file=sys.stderr
+        )
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
