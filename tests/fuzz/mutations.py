@@ -146,13 +146,13 @@ def damage_json(rng: random.Random, data: bytes) -> bytes:
 
 def damage_safetensors(rng: random.Random, data: bytes) -> bytes:
     length = int.from_bytes(data[:8], "little")
-    if rng.random() < 0.15 or len(data) < 8 + length:
+    if rng.random() < 0.1 or len(data) < 8 + length:
         return damage_bytes(rng, data, head=8 + min(length, 200))
     header, body = data[8 : 8 + length], bytearray(data[8 + length :])
     entries = json.loads(header)
     names = [name for name in entries if name != "__metadata__" and isinstance(entries[name], dict)]
-    kind = rng.randrange(9)
-    if kind < 3 or len(names) < 2:
+    kind = rng.choices(range(2, 10), [3, 1, 1, 2, 2, 4, 0.3, 3])[0]
+    if kind == 2 or len(names) < 2:
         damage_value(rng, entries)
     elif kind == 3:  # one over the other
         one, other = rng.sample(names, 2)
@@ -172,10 +172,14 @@ def damage_safetensors(rng: random.Random, data: bytes) -> bytes:
             entries[rng.choice(names)] = {"dtype": "F16", "shape": [1 << 40, 0], "data_offsets": [0, 0]}
     elif kind == 7:
         _damage_numbers(rng, body, entries, names)
-    else:
+    elif kind == 8:
         entries["__metadata__"] = some_value(rng)
+    elif rng.random() < 0.5:  # fewer bytes than the header says, or more
+        del body[rng.randrange(len(body)) :]
+    else:
+        body += rng.randbytes(rng.choice([1, 8, 4096]))
     text = json.dumps(entries).encode()
-    if rng.random() < 0.05:  # a name twice
+    if rng.random() < 0.02:  # a name twice
         text = text.replace(b"{", b'{"model.norm.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, ', 1)
     said = len(text) if rng.random() < 0.93 else rng.choice([n for n in NUMBERS if 0 <= n < 1 << 64])
     return said.to_bytes(8, "little") + text + bytes(body)

@@ -268,6 +268,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--cases", type=int, help="so many instead")
+    parser.add_argument("--only", nargs="+", metavar="SEED", help="damage these only")
     parser.add_argument("--first", type=int, default=0, help="number of the first case of each seed")
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), help="folder for damaged files that were found")
     parser.add_argument("--case", help="run this one only, in this process")
@@ -277,6 +278,7 @@ def main() -> int:
         root = Path(folder)
         seeds = make_seeds(root)
         warm_up(seeds, root)
+        seeds = {name: seed for name, seed in seeds.items() if not args.only or name in args.only}
         if args.case:
             name, number = args.case.rsplit(":", 1)
             make_case(seeds, name, int(number), root / "case")()
