@@ -116,12 +116,15 @@ def make_case(seeds: dict[str, Path], name: str, number: int, root: Path) -> Tar
 
 def has_same_key(home: Path, other: Path) -> bool:
     """Whether the packed files of two homes begin alike and are as long."""
-    beginnings = []
-    for folder in (home, other):
-        (file,) = (folder / "packed").glob("*.bin") if any((folder / "packed").glob("*.bin")) else (folder,)
-        is_plain = file.is_file() and not file.is_symlink()
-        beginnings.append((file.read_bytes()[:4096], file.stat().st_size) if is_plain else None)
-    return beginnings[0] == beginnings[1]
+    one, two = (_key_and_size(next((folder / "packed").glob("*.bin"), folder)) for folder in (home, other))
+    return one is not None and one == two
+
+
+def _key_and_size(file: Path) -> tuple[bytes, int] | None:
+    if file.is_symlink() or not file.is_file():
+        return None
+    with file.open("rb") as opened:
+        return opened.read(4096), file.stat().st_size
 
 
 def cases(names: list[str]) -> Iterator[tuple[str, int]]:
