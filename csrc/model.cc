@@ -67,7 +67,7 @@ struct Model::Workspace {
         padded_tokens(static_cast<size_t>(most_tokens + larger(kernels.direct_width, kernels.gemm_width))),
         codes(3 * padded_tokens * widest),
         scales(3 * padded_tokens * widest / kGroupSizes[0]),
-        sums(3 * padded_tokens * widest / kGroupSizes[0]),
+        starts(3 * padded_tokens * widest / kGroupSizes[0]),
         panel_stride(round_up(static_cast<int>(panel_bytes(kernels.gemm_blocks)), 64)),
         panels(panel_stride * threads),
         product_stride(static_cast<size_t>(most_tokens + kernels.gemm_width) * kernels.gemm_blocks * kLanes),
@@ -86,7 +86,7 @@ struct Model::Workspace {
   const size_t padded_tokens;  // a last tile that is filled up goes beyond the tokens
   Buffer<int8_t> codes;        // of the activations, for each group size
   Buffer<float> scales;
-  Buffer<int32_t> sums;
+  Buffer<int32_t> starts;
   const size_t panel_stride;
   Buffer<uint8_t> panels;
   const size_t product_stride;
@@ -197,10 +197,10 @@ Activations Model::activations(int columns, int G, int tokens) const {
   const Workspace& w = *workspace_;
   const size_t slot = static_cast<size_t>(slot_of(G)) * w.padded_tokens * static_cast<size_t>(w.widest);
   const bool is_direct = tokens <= kDirectTokens;
-  const int granule = !is_direct ? 4 : tokens <= 4 ? 1 : 2;  // what DirectWidths and GemmWidths offer
+  const int granule = tokens <= 4 ? 1 : 2;  // what DirectWidths and GemmWidths offer
   return {w.codes.data() + slot,
           w.scales.data() + slot / kGroupSizes[0],
-          w.sums.data() + slot / kGroupSizes[0],
+          w.starts.data() + slot / kGroupSizes[0],
           tokens,
           is_direct ? smaller(round_up(tokens, granule), kernels_.direct_width) : kernels_.gemm_width,
           granule,

@@ -100,9 +100,11 @@ static void quantize(const float* x, int first, int last, int G, const Activatio
   const int tile = token / to.width, lane = token % to.width, w = to.tile_width(tile);
   int8_t* codes = to.tile_codes(tile) + 4 * lane;
   float* scales = to.tile_scales(tile) + lane;
-  int32_t* sums = to.tile_sums(tile) + lane;
+  int32_t* starts = to.tile_starts(tile) + lane;
   for (int g = first / G; g < ceil_div(last, G); ++g) {
+    int32_t sum;
     quantize_group<V>(x + g * G, G, codes + static_cast<size_t>(g) * G * w, static_cast<size_t>(4) * w,
-                      scales + static_cast<size_t>(g) * w, sums + static_cast<size_t>(g) * w);
+                      scales + static_cast<size_t>(g) * w, &sum);
+    starts[static_cast<size_t>(g) * w] = -kNibbleOffset * sum;
   }
 }

@@ -8,7 +8,8 @@
 constexpr int kLanes = 16;      // virtual lanes of a float sum, rows of a weight block, tokens of a cache block
 constexpr int kHeadBlock = 32;  // numbers of a head that share a scale
 constexpr int kLargestGroup = 128;
-constexpr int kPanelFeatures = 512;  // input features a GEMM panel holds: 16 KB of codes for 32 rows, half of an L1
+constexpr int kNibbleOffset = 8;     // int4 codes are stored as w + 8
+constexpr int kPanelFeatures = 640;  // input features a GEMM panel holds: 20 KB of codes for 32 rows, of an L1 of 32 KB
 
 constexpr int kDirectTokens = 16;  // up to so many tokens a product is taken straight from the packed weights
 
@@ -39,11 +40,12 @@ struct Weight {
 
 // Quantized activations of T tokens in tiles of `width` tokens. The last tile is narrower, but a multiple of `granule`,
 // so that kernels for few widths do: behind its tokens lie old numbers, whose products nobody looks at. A tile of w
-// tokens is, per 4 input features, 4 codes of each token; and, per group, w scales and w sums of codes.
+// tokens is, per 4 input features, 4 codes of each token; and, per group, w scales and w starts: what a sum over int4
+// codes begins with, -8 times the sum of the token's codes.
 struct Activations {
   int8_t* codes;
   float* scales;
-  int32_t* sums;
+  int32_t* starts;
   int tokens;
   int width;
   int granule;
@@ -54,7 +56,7 @@ struct Activations {
   int tile_width(int tile) const { return round_up(smaller(width, tokens - tile * width), granule); }
   int8_t* tile_codes(int tile) const { return codes + static_cast<size_t>(tile) * width * columns; }
   float* tile_scales(int tile) const { return scales + static_cast<size_t>(tile) * width * groups; }
-  int32_t* tile_sums(int tile) const { return sums + static_cast<size_t>(tile) * width * groups; }
+  int32_t* tile_starts(int tile) const { return starts + static_cast<size_t>(tile) * width * groups; }
 };
 
 // Where a product (T, N) goes: out[t * stride + n] = y, or += y * residual_scale.
@@ -125,7 +127,7 @@ struct Kernels {
   // out (K) = x (K) normalised by its root mean square, times weight; then times scale where that isn't 1. x is
   // followed by zeros up to a multiple of 16.
   void (*rms_norm)(const float* x, const float* weight, int K, float eps, float scale, float* out);
-  // Codes, scales and sums of inputs [first, last) of token `token`; both are multiples of kLargestGroup, or last is
+  // Codes, scales and starts of inputs [first, last) of token `token`; both are multiples of kLargestGroup, or last is
   // K; x is followed by zeros up to a multiple of kLargestGroup.
   void (*quantize)(const float* x, int first, int last, int G, const Activations&, int token);
   // Blocks [first, last) of 16 rows times all tokens, straight from the packed weights.

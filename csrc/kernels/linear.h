@@ -27,16 +27,20 @@ static MINICPM_INLINE void write_rows(const Output& to, int token, int n, typena
   }
 }
 
+// Weights stream through once: they are asked for so far ahead, since with several tokens a line of them keeps the
+// multipliers busy for longer than the processor looks ahead by itself.
+constexpr int kPrefetchBytes = 8192;
+
 // A block of 16 rows times a tile of M tokens, straight from the packed weights. Few tokens leave the multipliers
 // waiting for their own sums, so a token then has several of them.
 template <class V, bool is_int4, int M>
 static void direct_tile(const Weight& weight, const uint8_t* block, const Activations& a, int tile, int n,
                         const Output& to) {
   constexpr int kChains = larger(1, V::kSums / M);
-  constexpr int kOffset = is_int4 ? 8 : V::kOffset8;
+  constexpr int kStart = is_int4 ? 1 : V::kOffset8 / kNibbleOffset;
   const int8_t* codes = a.tile_codes(tile);
   const float* scales = a.tile_scales(tile);
-  const int32_t* sums = a.tile_sums(tile);
+  const int32_t* starts = a.tile_starts(tile);
   const int units = static_cast<int>(weight.code_bytes() / 64), groups = weight.groups();
   const bool is_half = weight.has_half_scales;
   const size_t group_bytes = weight.group_bytes(), code_bytes = weight.code_bytes();
@@ -46,7 +50,7 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
   for (int g = 0; g < groups; ++g, block += group_bytes) {
     typename V::I sum[M][kChains];
     unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
-      sum[m][0] = V::set1_int(-kOffset * sums[m]);
+      sum[m][0] = V::set1_int(kStart * starts[m]);
       unroll<kChains - 1>([&](auto c) MINICPM_INLINE_LAMBDA { sum[m][c + 1] = V::zero_int(); });
     });
     // Two units a turn (G is a multiple of 32): 4 products a token of int4, 2 of int8.
@@ -54,6 +58,7 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
       unroll<2>([&](auto which) MINICPM_INLINE_LAMBDA {
         constexpr int i = which;
         const typename V::Bytes bytes = V::load_bytes(block + (u + i) * 64);
+        __builtin_prefetch(block + (u + i) * 64 + kPrefetchBytes);
         if constexpr (is_int4) {
           // One half after the other: AVX2 has no registers for both beside its sums.
           constexpr int kLow = 2 * i % kChains, kHigh = (2 * i + 1) % kChains;
@@ -82,7 +87,7 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
       total[m] = V::add(total[m], V::mul(V::mul(V::to_float(S), s), V::set1(scales[m])));
     });
     scales += M;
-    sums += M;
+    starts += M;
   }
   unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
     if (tile * a.width + m < a.tokens) write_rows<V>(to, tile * a.width + m, n, total[m]);
@@ -111,53 +116,99 @@ static void linear_direct(const Weight& weight, const Activations& a, int first,
   }
 }
 
-// `units` units of 4 inputs of one group: a panel's rows times a tile of M tokens, added to sums (M, rows).
+// Where a slab of a panel lies: groups [first_group, first_group + groups) of the weight, unpacked, and their scales.
+struct Slab {
+  const uint8_t* codes;
+  const float* scales;
+  int first_group, groups;
+  bool is_first, is_last;  // of the slabs that make up a product
+};
+
+// What a product takes of weights: int4's bytes as they are, int8's as the instruction set wants them.
+template <class V, bool is_int4>
+struct Operand {
+  using Type = typename V::Weights8;
+};
+template <class V>
+struct Operand<V, true> {
+  using Type = typename V::Bytes;
+};
+
+// 4 inputs of a panel's rows times those of M tokens.
 template <class V, bool is_int4, int M>
-static MINICPM_INLINE void panel_group(const uint8_t* panel, int units, const int8_t* codes, const float* scales,
-                                       const int32_t* code_sums, const float* weight_scales, float* sums) {
-  constexpr int kBlocks = V::kGemmBlocks, kOffset = is_int4 ? 8 : V::kOffset8;
-  typename V::I sum[M][kBlocks];
-  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
-    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::set1_int(-kOffset * code_sums[m]); });
-  });
-  for (int u = 0; u < units; ++u, panel += 64 * kBlocks, codes += 4 * M) {
-    if constexpr (is_int4) {
-      typename V::Bytes w[kBlocks];
-      unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { w[b] = V::load_bytes(panel + 64 * b); });
-      unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
-        const typename V::I x = V::repeat4(codes + 4 * m);
-        unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::dot4(sum[m][b], w[b], x); });
-      });
-    } else {
-      typename V::Weights8 w[kBlocks];
-      unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { w[b] = V::prepare8(V::load_bytes(panel + 64 * b)); });
-      unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
-        const typename V::I x = V::repeat4(codes + 4 * m);
-        unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::dot8(sum[m][b], w[b], x); });
-      });
-    }
-  }
+static MINICPM_INLINE void multiply_unit(const uint8_t* panel, const int8_t* codes,
+                                         typename V::I (&sum)[M][V::kGemmBlocks]) {
+  constexpr int kBlocks = V::kGemmBlocks;
+  typename Operand<V, is_int4>::Type w[kBlocks];
   unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
-    const typename V::F s = V::load(weight_scales + kLanes * b);
-    unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
-      float* y = sums + (m * kBlocks + b) * kLanes;
-      const typename V::F part = V::mul(V::mul(V::to_float(sum[m][b]), s), V::set1(scales[m]));
-      V::store(y, V::add(V::load(y), part));
+    const typename V::Bytes bytes = V::load_bytes(panel + 64 * b);
+    if constexpr (is_int4) {
+      w[b] = bytes;
+    } else {
+      w[b] = V::prepare8(bytes);
+    }
+  });
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    const typename V::I x = V::repeat4(codes + 4 * m);
+    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
+      if constexpr (is_int4) {
+        sum[m][b] = V::dot4(sum[m][b], w[b], x);
+      } else {
+        sum[m][b] = V::dot8(sum[m][b], w[b], x);
+      }
     });
   });
 }
 
+// A slab of a panel times a tile of M tokens. Whole-number sums of a group and floats of all groups stay in registers:
+// storing a whole register takes as long as two products. Between slabs they lie in sums (M, rows).
 template <class V, bool is_int4, int M>
-static void panel_tile(const uint8_t* panel, const float* panel_scales, int G, int first_group, int group_count,
-                       const Activations& a, int tile, float* sums) {
-  constexpr int kRows = V::kGemmBlocks * kLanes;
-  for (int i = 0; i < group_count; ++i) {
-    const int g = first_group + i;
-    panel_group<V, is_int4, M>(panel + static_cast<size_t>(i) * G * kRows, G / 4,
-                               a.tile_codes(tile) + static_cast<size_t>(g) * G * M,
-                               a.tile_scales(tile) + static_cast<size_t>(g) * M,
-                               a.tile_sums(tile) + static_cast<size_t>(g) * M, panel_scales + i * kRows, sums);
+static void panel_tile(const Slab& slab, int G, const Activations& a, int tile, float* sums, int block, int blocks,
+                       const Output& to) {
+  constexpr int kBlocks = V::kGemmBlocks, kStart = is_int4 ? 1 : V::kOffset8 / kNibbleOffset;
+  constexpr int kUnits = 4;  // of 4 inputs a turn; G is a multiple of 32
+  const uint8_t* panel = slab.codes;
+  const float* panel_scales = slab.scales;
+  const int8_t* codes = a.tile_codes(tile) + static_cast<size_t>(slab.first_group) * G * M;
+  const float* scales = a.tile_scales(tile) + static_cast<size_t>(slab.first_group) * M;
+  const int32_t* starts = a.tile_starts(tile) + static_cast<size_t>(slab.first_group) * M;
+  typename V::F total[M][kBlocks];
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
+      total[m][b] = slab.is_first ? V::zero() : V::load(sums + (m * kBlocks + b) * kLanes);
+    });
+  });
+  for (int g = 0; g < slab.groups; ++g) {
+    typename V::I sum[M][kBlocks];
+    unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+      unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::set1_int(kStart * starts[m]); });
+    });
+    for (int u = 0; u < G / 4; u += kUnits) {
+      unroll<kUnits>([&](auto i) MINICPM_INLINE_LAMBDA {
+        multiply_unit<V, is_int4, M>(panel + 64 * kBlocks * i, codes + 4 * M * i, sum);
+      });
+      panel += 64 * kBlocks * kUnits;
+      codes += 4 * M * kUnits;
+    }
+    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
+      const typename V::F s = V::load(panel_scales + kLanes * b);
+      unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+        total[m][b] = V::add(total[m][b], V::mul(V::mul(V::to_float(sum[m][b]), s), V::set1(scales[m])));
+      });
+    });
+    panel_scales += kLanes * kBlocks;
+    scales += M;
+    starts += M;
   }
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
+      if (!slab.is_last) {
+        V::store(sums + (m * kBlocks + b) * kLanes, total[m][b]);
+      } else if (b < blocks && tile * a.width + m < a.tokens) {
+        write_rows<V>(to, tile * a.width + m, (block + b) * kLanes, total[m][b]);
+      }
+    });
+  });
 }
 
 // Groups [first, first + count) of a block, as bytes: [input / 4][kGemmBlocks][64], and their scales as floats.
@@ -187,32 +238,28 @@ static void linear_panels(const Weight& weight, const Activations& a, int first,
                           uint8_t* panel, float* sums) {
   constexpr int kBlocks = V::kGemmBlocks, kRows = kBlocks * kLanes;
   float* panel_scales = reinterpret_cast<float*>(panel + static_cast<size_t>(kRows) * kPanelFeatures);
-  const int G = weight.group_size, groups = weight.groups(), slab = kPanelFeatures / G;
+  const int G = weight.group_size, groups = weight.groups(), slabs = ceil_div(groups, kPanelFeatures / G);
   const size_t tile_floats = static_cast<size_t>(a.width) * kRows;
   for (int block = first; block < last; block += kBlocks) {
     const int blocks = smaller(kBlocks, last - block);
-    std::memset(sums, 0, a.tiles() * tile_floats * sizeof(float));
-    for (int g = 0; g < groups; g += slab) {
-      const int count = smaller(slab, groups - g);
+    for (int i = 0; i < slabs; ++i) {
+      const int begin = groups * i / slabs, end = groups * (i + 1) / slabs;  // of one size as far as can be
       for (int b = 0; b < kBlocks; ++b) {
         // Where the weight ends inside a panel, its last block fills the rest; nobody looks at those sums.
         const uint8_t* from = weight.data + (block + smaller(b, blocks - 1)) * weight.block_bytes();
-        unpack_block<V>(weight, from, g, count, panel + 64 * b, panel_scales + kLanes * b);
+        unpack_block<V>(weight, from, begin, end - begin, panel + 64 * b, panel_scales + kLanes * b);
       }
+      const Slab slab{panel, panel_scales, begin, end - begin, i == 0, i == slabs - 1};
       for (int tile = 0; tile < a.tiles(); ++tile) {
         with_constant(typename V::GemmWidths{}, a.tile_width(tile), [&](auto m) {
           float* y = sums + tile * tile_floats;
           if (weight.kind == WeightKind::kInt4) {
-            panel_tile<V, true, m>(panel, panel_scales, G, g, count, a, tile, y);
+            panel_tile<V, true, m>(slab, G, a, tile, y, block, blocks, to);
           } else {
-            panel_tile<V, false, m>(panel, panel_scales, G, g, count, a, tile, y);
+            panel_tile<V, false, m>(slab, G, a, tile, y, block, blocks, to);
           }
         });
       }
-    }
-    for (int t = 0; t < a.tokens; ++t) {
-      const float* y = sums + static_cast<size_t>(t) * kRows;
-      for (int b = 0; b < blocks; ++b) write_rows<V>(to, t, (block + b) * kLanes, V::load(y + b * kLanes));
     }
   }
 }

@@ -14,9 +14,9 @@ struct Avx512Vnni {
   using Weights8 = __m512i;
 
   static constexpr int kDirectWidth = 8;
-  static constexpr int kGemmWidth = 12;
+  static constexpr int kGemmWidth = 6;
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4, 6, 8>;
-  using GemmWidths = std::integer_sequence<int, 4, 8, 12>;
+  using GemmWidths = std::integer_sequence<int, 2, 4, 6>;
   static constexpr int kGemmBlocks = 2;
   static constexpr int kSums = 4;
   static constexpr int kSumsAtOnce = 16;
@@ -90,13 +90,7 @@ struct Avx512Vnni {
   }
   static I dot4(I sum, Bytes nibbles, I a) { return dot8(sum, nibbles, a); }
   static Weights8 prepare8(Bytes x) { return x; }
-  static I dot8(I sum, Weights8 w, I a) {
-    I result = _mm512_dpbusd_epi32(sum, w, a);
-    // No instruction: it says that the sum stays in a register. GCC 12 gives it two, old and new, in the GEMM's loop,
-    // runs out at 24 sums and stores every one of them in every turn.
-    __asm__("" : "+v"(result));
-    return result;
-  }
+  static I dot8(I sum, Weights8 w, I a) { return _mm512_dpbusd_epi32(sum, w, a); }
   static I dot8_repeated(I sum, Weights8 w, const int8_t* p) {
     // GCC 12 broadcasts by an instruction of its own, which takes as long as the product.
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const int32_t*>(p)));

@@ -19,7 +19,7 @@ struct Ymm {
   static constexpr int kDirectWidth = 4;
   static constexpr int kGemmWidth = 4;
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4>;
-  using GemmWidths = std::integer_sequence<int, 4>;
+  using GemmWidths = std::integer_sequence<int, 2, 4>;
   static constexpr int kGemmBlocks = 1;
   static constexpr int kSums = 2;
   static constexpr int kSumsAtOnce = 4;
