@@ -85,7 +85,7 @@ native: setup
 	$(NATIVE_CMAKE) -B build/native -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/minicpm -DMINICPM_WERROR=ON
 	cmake --build build/native
 
-NATIVE_TESTS = $(BIN)/python -m pytest -q -p no:cacheprovider tests/engine/test_native.py
+NATIVE_TESTS = $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_sampling_native.py tests/engine/test_native.py
 
 # A sanitized extension needs its runtime loaded before Python. It is built beside a copy of the package.
 define native_checked

@@ -11,6 +11,7 @@
 #include "isa.h"
 #include "model.h"
 #include "packing.h"
+#include "sampling.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -21,6 +22,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using ByteRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using WritableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using WritableVector = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using WritableMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Integers = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -90,6 +92,19 @@ void pack_sources(const std::string& kind, int columns, int group_size, bool has
   require(out.size() == bytes_of(weight), "out is not as large as the packed weight");
   nb::gil_scoped_release release;
   pack(weight, stored, out.data());
+}
+
+// The drawn token's id; -1 where the best score is infinite. `scores` are scratch memory afterwards.
+int64_t draw_token(const std::string& isa, WritableVector scores, double temperature, int64_t top_k, double top_p,
+                   double min_p, uint64_t seed, uint64_t choice, uint64_t position) {
+  require(scores.size() >= 1 && scores.size() < (size_t{1} << 31), "scores are 1 or more numbers");
+  require(static_cast<float>(temperature) > 0.0f && top_k >= 0, "temperature is above 0, top_k 0 or more");
+  require(top_p >= 0.0 && top_p <= 1.0 && min_p >= 0.0 && min_p <= 1.0, "top_p and min_p are 0 to 1");
+  const Kernels* kernels = find_kernels(isa);
+  require(kernels != nullptr, "this machine cannot run that instruction set");
+  const Warpers warpers{static_cast<float>(temperature), top_k, top_p, min_p};
+  nb::gil_scoped_release release;
+  return draw(*kernels, scores.data(), scores.size(), warpers, uniform53(seed, choice, position));
 }
 
 // The model, and what keeps its weights alive.
@@ -246,6 +261,9 @@ NB_MODULE(_native, m) {
   m.def("runnable_isas", &runnable_isas);
   m.def("packed_bytes", &packed_bytes, "kind"_a, "rows"_a, "columns"_a, "group_size"_a, "has_half_scales"_a);
   m.def("pack", &pack_sources, "kind"_a, "columns"_a, "group_size"_a, "has_half_scales"_a, "sources"_a, "out"_a);
+  m.def("uniform53", &uniform53, "seed"_a, "choice"_a, "position"_a);
+  m.def("draw", &draw_token, "isa"_a, "scores"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a,
+        "choice"_a, "position"_a);
   nb::class_<OwnedWeight>(m, "Weight")
       .def("__init__", &make_weight, "kind"_a, "data"_a, "rows"_a, "columns"_a, "group_size"_a = 0,
            "has_half_scales"_a = false);

@@ -4,12 +4,14 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
+#include "kernels/sampling.h"
 
 template <class V>
 static const Kernels* kernel_table(const char* name) {
   static_assert(kPanelFeatures % kLargestGroup == 0);
   static const Kernels table = {
       name,        V::kDirectWidth,  V::kGemmWidth,    V::kGemmBlocks,  embed<V>,         rms_norm<V>,
-      quantize<V>, linear_direct<V>, linear_panels<V>, linear_lanes<V>, silu_multiply<V>, attend<V>};
+      quantize<V>, linear_direct<V>, linear_panels<V>, linear_lanes<V>, silu_multiply<V>, attend<V>,
+      divide<V>,   weigh<V>,         find_buckets<V>};
   return &table;
 }
