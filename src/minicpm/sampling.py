@@ -116,10 +116,7 @@ class Sampler:
         """
         logits = _checked_logits(logits)
         scores = self._penalized(logits)
-        if self.params.temperature == 0:
-            token_id = int(scores.argmax())
-        else:
-            token_id = self._draw(scores, position)
+        token_id = int(scores.argmax()) if self.params.temperature == 0 else self._draw(scores, position)
         self.accept(token_id)
         if self.params.logprobs is None:
             return SampledToken(token_id)

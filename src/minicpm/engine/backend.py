@@ -46,6 +46,7 @@ class Backend(Protocol):
     context_length: int  # most tokens of one sequence, prompt and answer together
     trained_length: int  # positions seen in training; beyond them the rotary base is rescaled
     cache_bytes_per_token: int  # keys and values, all layers
+    is_exact: bool  # a token's logits have the same bits whatever else its call computes
 
     def new_sequence(self, rope_length: int) -> KVSequence:
         """An empty sequence for a text planned to reach at most `rope_length` tokens."""

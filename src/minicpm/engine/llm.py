@@ -23,6 +23,7 @@ from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import Backend, KVSequence, Row
 from minicpm.engine.kv_cache import PrefixCache, common_prefix_length
+from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Scheduler
 from minicpm.errors import GenerationError, MissingExtra, ModelError
@@ -33,6 +34,7 @@ from minicpm.sampling import SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 
+LOOKUPS = ("auto", "off")
 BACKENDS = ("auto", "native", "torch", "numpy")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
@@ -52,9 +54,10 @@ class LLM:
 
     `model` is a folder, a GGUF file or a name (`minicpm list`, `minicpm pull`), None the built-in MiniCPM-nano; `dtype`
     is 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below
-    the model's own limit; at most `max_batch` requests run at once, fewer where memory is short. `LLM.sampling` are the
-    model's own defaults, for requests that bring no SamplingParams. Raises MiniCPMError subclasses when the model
-    cannot be used, ValueError for an option that cannot be.
+    the model's own limit; at most `max_batch` requests run at once, fewer where memory is short; `lookup` 'auto'
+    guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off' never does.
+    `LLM.sampling` are the model's own defaults, for requests that bring no SamplingParams. Raises MiniCPMError
+    subclasses when the model cannot be used, ValueError for an option that cannot be.
     """
 
     def __init__(
@@ -67,11 +70,13 @@ class LLM:
         context: int | None = None,
         threads: int | None = None,
         max_batch: int = 8,
+        lookup: str = "auto",
         offline: bool | None = None,
         progress: Progress | None = None,
     ):
         _check_choice("backend", backend, BACKENDS)
         _check_choice("dtype", dtype, ("auto", *FLOAT_DTYPES))
+        _check_choice("lookup", lookup, LOOKUPS)
         _check_at_least_one("threads", threads)
         _check_at_least_one("context", context)
         _check_at_least_one("max_batch", max_batch)
@@ -86,6 +91,8 @@ class LLM:
         self.context_length = context or longest
         self.backend: Backend = _load(checkpoint, backend, dtype=dtype, device=device, threads=threads)
         self._max_batch = max_batch
+        # A verified token is the plain one only where its logits are.
+        self._step_times = StepTimes() if lookup == "auto" and self.backend.is_exact else None
         self._eos_token_ids = frozenset(checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self._prefixes = PrefixCache(self.backend, capacity=1)
 
@@ -199,7 +206,7 @@ class LLM:
     def _run(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, *, is_chat: bool
     ) -> Generator[Piece, None, None]:
-        scheduler = Scheduler(self.backend, self._prefixes, self._max_batch)
+        scheduler = Scheduler(self.backend, self._prefixes, self._max_batch, self._step_times)
         for index, prompt in enumerate(prompts):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
             scheduler.add(self._request(index, name, self._as_ids(prompt, add_bos=True), params, is_chat=is_chat))

@@ -162,6 +162,7 @@ class NativeBackend:
     """Runs an opened quantized checkpoint with the native engine; ImportError where the extension is not built."""
 
     name = "native"
+    is_exact = True
 
     def __init__(self, checkpoint: Checkpoint, threads: int | None = None):
         if not checkpoint.packings:

@@ -405,7 +405,7 @@ class NumpyBackend:
                 f"{checkpoint.path}: a llama-format model; convert it --to hf, the numpy backend reads that"
             )
         self.config = config = checkpoint.config
-        self.is_quantized = bool(checkpoint.packings)
+        self.is_quantized = self.is_exact = bool(checkpoint.packings)
         self._checkpoint = checkpoint
         self._keeps_expanded = 4 * config.num_parameters() <= MAX_KEPT_BYTES
         self.vocab_size = config.vocab_size

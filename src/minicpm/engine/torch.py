@@ -117,6 +117,7 @@ class TorchBackend:
     """Runs an opened checkpoint with torch on a CPU or GPU, in its own dtype or another."""
 
     name = "torch"
+    is_exact = False
 
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", threads: int | None = None
