@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from minicpm.engine.numpy import KV_BLOCK, RotaryTables
 from minicpm.engine.packed import packed_weights
 from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
-from minicpm.formats.compressed_tensors import PACKED, SCALE
+from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import IntWeight, read_weight
@@ -42,21 +42,20 @@ _ALIGNMENT = 64
 class _Part:
     """Weights that lie behind each other in one packed piece: same input, bits, groups and kind of scales."""
 
-    weights: tuple[IntWeight, ...]
+    names: tuple[str, ...]
+    rows: int
+    columns: int
+    packing: Packing
+    has_half_scales: bool
 
     @property
     def kind(self) -> str:
-        return f"int{self.weights[0].bits}"
-
-    @property
-    def rows(self) -> int:
-        return sum(weight.out_features for weight in self.weights)
+        return f"int{self.packing.bits}"
 
     @property
     def shape(self) -> tuple[str, int, int, bool]:
         """Kind, columns, group size and whether scales are binary16: what weights of one part share."""
-        first = self.weights[0]
-        return self.kind, first.in_features, first.group_size, first.scales.dtype == np.float16
+        return self.kind, self.columns, self.packing.group_size, self.has_half_scales
 
     @property
     def nbytes(self) -> int:
@@ -64,12 +63,18 @@ class _Part:
         nbytes: int = native.extension().packed_bytes(kind, self.rows, columns, group_size, has_half_scales)
         return nbytes
 
-    def pack(self, out: Bytes) -> None:
+    def with_more(self, other: _Part) -> _Part:
+        return replace(self, names=self.names + other.names, rows=self.rows + other.rows)
+
+    def pack(self, checkpoint: Checkpoint, out: Bytes) -> None:
+        """Read the weights, check them (FormatError) and pack them."""
         kind, columns, group_size, has_half_scales = self.shape
-        sources = [
-            (np.ascontiguousarray(weight.packed), np.ascontiguousarray(weight.scales).view(np.uint8))
-            for weight in self.weights
-        ]
+        sources = []
+        for name in self.names:
+            weight = read_weight(checkpoint, name)
+            assert isinstance(weight, IntWeight)
+            scales = np.ascontiguousarray(weight.scales).view(np.uint8)
+            sources.append((np.ascontiguousarray(weight.packed), scales))
         native.extension().pack(kind, columns, group_size, has_half_scales, sources, out)
 
     def weight(self, packed: Bytes) -> Weight:
@@ -79,10 +84,15 @@ class _Part:
 
 
 class _Weights:
-    """All matrices of a model by the names that share an input, packed into one piece of memory."""
+    """All matrices of a model by the names that share an input, packed into one piece of memory.
+
+    Where they lie follows from the headers of the model's files. Their codes and scales are read and checked when they
+    are packed; a packed file bears the key of the very files that were checked then.
+    """
 
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
+        self._shapes = checkpoint.config.parameter_shapes()
         self._parts: dict[tuple[str, ...], list[_Part | TensorView]] = {}
         self._bytes: Bytes = np.zeros(0, np.uint8)
         self.file_bytes = 0  # of weights that are pages of a file, read at every token
@@ -93,15 +103,16 @@ class _Weights:
             return
         parts: list[_Part | TensorView] = []
         for name in names:
-            weight = read_weight(self._checkpoint, name)
-            if not isinstance(weight, IntWeight):
-                parts.append(weight)
-                self.file_bytes += weight.nbytes
+            if name not in self._checkpoint.packings:
+                parts.append(self._checkpoint.read(name))
+                self.file_bytes += self._checkpoint.tensors[name].nbytes
                 continue
-            self._release(name)  # the look at its codes and scales has touched all pages
-            part, last = _Part((weight,)), parts[-1] if parts else None
+            has_half_scales = self._checkpoint.tensors[name + SCALE].dtype == "float16"
+            rows, columns = self._shapes[name]
+            part = _Part((name,), rows, columns, self._checkpoint.packings[name], has_half_scales)
+            last = parts[-1] if parts else None
             if isinstance(last, _Part) and last.shape == part.shape:
-                parts[-1] = _Part((*last.weights, weight))
+                parts[-1] = last.with_more(part)
             else:
                 parts.append(part)
         self._parts[names] = parts
@@ -136,7 +147,7 @@ class _Weights:
         for names, parts in self._parts.items():
             for part in parts:
                 if isinstance(part, _Part):
-                    part.pack(out[start : start + part.nbytes])
+                    part.pack(self._checkpoint, out[start : start + part.nbytes])
                     start += _aligned(part.nbytes)
             for name in names:
                 self._release(name)
