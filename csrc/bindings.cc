@@ -148,7 +148,7 @@ class PythonModel {
   }
 
   void forward(const std::vector<Sequence*>& sequences, const std::vector<int>& counts, Integers token_ids, Matrix cos,
-               Matrix sin, Integers wanted, WritableMatrix logits) {
+               Matrix sin, Integers wanted, WritableMatrix out, bool is_hidden) {
     require(has_embedding_ && has_head_, "the model has no embedding or no head yet");
     require(sequences.size() == counts.size() && !counts.empty(), "a batch has one count per sequence, at least one");
     Batch batch;
@@ -168,9 +168,9 @@ class PythonModel {
     require(token_ids.size() == T, "token_ids are not as many as the counts say");
     require(cos.shape(0) == T && cos.shape(1) == half && sin.shape(0) == T && sin.shape(1) == half,
             "cos and sin are (tokens, head_dim / 2)");
-    require(wanted.size() <= T && logits.shape(0) == wanted.size() &&
-                logits.shape(1) == static_cast<size_t>(shape().vocabulary),
-            "logits are (wanted, vocabulary), wanted at most as many as tokens");
+    require(wanted.size() <= T && out.shape(0) == wanted.size() &&
+                out.shape(1) == static_cast<size_t>(is_hidden ? shape().hidden : shape().vocabulary),
+            "out is (wanted, vocabulary or hidden), wanted at most as many as tokens");
     for (size_t i = 0; i < T; ++i) {
       require(token_ids.data()[i] >= 0 && token_ids.data()[i] < shape().vocabulary, "a token id is no word");
     }
@@ -183,7 +183,8 @@ class PythonModel {
     batch.sin = sin.data();
     batch.wanted = wanted.data();
     batch.wanted_count = static_cast<int>(wanted.size());
-    batch.logits = logits.data();
+    batch.logits = is_hidden ? nullptr : out.data();
+    batch.hidden = is_hidden ? out.data() : nullptr;
     nb::gil_scoped_release release;
     model_.forward(batch);
   }
@@ -284,6 +285,6 @@ NB_MODULE(_native, m) {
       .def("set_head", &PythonModel::set_head, "norm"_a, "weights"_a)
       .def("new_sequence", &PythonModel::new_sequence, "rope_length"_a)
       .def("forward", &PythonModel::forward, "sequences"_a, "counts"_a, "token_ids"_a, "cos"_a, "sin"_a, "wanted"_a,
-           "logits"_a)
+           "out"_a, "is_hidden"_a = false)
       .def_prop_ro("threads", &PythonModel::threads);
 }

@@ -81,7 +81,8 @@ class Model:
         cos: Floats,
         sin: Floats,
         wanted: Integers,
-        logits: Floats,
+        out: Floats,
+        is_hidden: bool = False,
     ) -> None: ...
     @property
     def threads(self) -> int: ...

@@ -59,3 +59,9 @@ class Backend(Protocol):
 
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """Append every row's tokens to its sequence; per row (n, vocab) logits, n = 1, len(token_ids) or 0."""
+
+    def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        """As `forward`, but per row the hidden states of all its tokens behind the last norm: (len(token_ids), hidden).
+
+        That is what the head gets before the logit scale. `Row.logits` is not looked at.
+        """

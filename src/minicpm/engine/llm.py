@@ -160,6 +160,24 @@ class LLM:
         self._require_room(len(ids))
         return _forward_in_chunks(self.backend, self.backend.new_sequence(len(ids)), ids, "all")
 
+    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
+        """One vector per text (or token ids): (n, hidden) float32, the mean of its tokens' last hidden states.
+
+        These are the states behind the model's last norm, before the logit scale and the head; `<s>` is one of the
+        tokens, where the tokenizer puts it in front. The mean is taken in float64. Vectors are not normalised.
+        """
+        prompts = [texts] if isinstance(texts, str) else texts
+        if not prompts:
+            raise ValueError("there are no texts; give at least one")
+        ids = [self._as_ids(prompt, add_bos=True) for prompt in prompts]
+        for number, one in enumerate(ids, start=1):
+            if len(one) > self.context_length:
+                raise GenerationError(
+                    f"text {number} has {len(one)} tokens, more than the context's {self.context_length}; split it"
+                )
+        vectors = [_mean_of(states) for batch in _batches(ids) for states in _hidden_states(self.backend, batch)]
+        return np.stack(vectors).astype(np.float32)
+
     def loglikelihood(
         self, pairs: Iterable[tuple[str | Sequence[int], Sequence[str | Sequence[int]]]]
     ) -> list[list[Loglikelihood]]:
@@ -358,6 +376,37 @@ def _forward_in_chunks(
         is_wanted = logits == "all" or number == len(chunks)
         results.append(backend.forward([Row(sequence, chunk, logits if is_wanted else "none")])[0])
     return np.concatenate(results)
+
+
+def _batches(texts: list[list[int]]) -> Generator[list[list[int]], None, None]:
+    """Texts in their order, as many together as one step computes; a longer one alone."""
+    batch: list[list[int]] = []
+    for ids in texts:
+        if batch and sum(map(len, batch)) + len(ids) > PREFILL_CHUNK_TOKENS:
+            yield batch
+            batch = []
+        batch.append(ids)
+    yield batch
+
+
+def _hidden_states(backend: Backend, texts: list[list[int]]) -> list[list[npt.NDArray[np.float32]]]:
+    """Hidden states (T, hidden) of each of the texts, in chunks; several texts are one chunk each."""
+    sequences = [backend.new_sequence(len(ids)) for ids in texts]
+    if len(texts) > 1:
+        rows = [Row(sequence, ids) for sequence, ids in zip(sequences, texts)]
+        return [[states] for states in backend.hidden_states(rows)]
+    (sequence,), (ids,) = sequences, texts
+    starts = range(0, len(ids), PREFILL_CHUNK_TOKENS)
+    return [[backend.hidden_states([Row(sequence, ids[i : i + PREFILL_CHUNK_TOKENS])])[0] for i in starts]]
+
+
+def _mean_of(chunks: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+    """Mean over the tokens of all chunks (T, hidden): (hidden,) float64."""
+    total = np.zeros(chunks[0].shape[1])
+    for states in chunks:
+        total += states.sum(axis=0, dtype=np.float64)
+    mean: npt.NDArray[np.float64] = total / sum(map(len, chunks))
+    return mean
 
 
 def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: list[int]) -> Loglikelihood:

@@ -221,42 +221,51 @@ class NativeBackend:
         return None if free is None else max(0, free - self._file_bytes)
 
     def forward(self, rows: Sequence[Row]) -> list[Floats]:
+        return self._in_steps(rows, is_hidden=False)
+
+    def hidden_states(self, rows: Sequence[Row]) -> list[Floats]:
+        return self._in_steps([Row(row.sequence, row.token_ids, "all") for row in rows], is_hidden=True)
+
+    def _in_steps(self, rows: Sequence[Row], *, is_hidden: bool) -> list[Floats]:
         if sum(len(row.token_ids) for row in rows) <= MAX_STEP_TOKENS:
-            return self._step(rows)
+            return self._step(rows, is_hidden)
         lengths = [row.sequence.length for row in rows]
         try:
-            return [self._in_steps(row) for row in rows]
+            return [self._row_in_steps(row, is_hidden) for row in rows]
         except BaseException:
             for row, length in zip(rows, lengths):
                 row.sequence.truncate(length)
             raise
 
-    def _in_steps(self, row: Row) -> Floats:
-        """(n, vocab) of a row alone, cut into steps."""
+    def _row_in_steps(self, row: Row, is_hidden: bool) -> Floats:
+        """(n, vocab or hidden) of a row alone, cut into steps."""
         starts = range(0, len(row.token_ids), MAX_STEP_TOKENS)
         parts = []
         for start in starts:
             kind = row.logits if row.logits != "last" or start == starts[-1] else "none"
             part = Row(row.sequence, row.token_ids[start : start + MAX_STEP_TOKENS], kind)
-            parts.append(self._step([part])[0])
+            parts.append(self._step([part], is_hidden)[0])
         return np.concatenate(parts)
 
-    def _step(self, rows: Sequence[Row]) -> list[Floats]:
+    def _step(self, rows: Sequence[Row], is_hidden: bool) -> list[Floats]:
         counts = [len(row.token_ids) for row in rows]
         cos, sin = self._rotary.of(rows)
         wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
-        wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(counts), wanted_counts)]
-        logits = np.empty((sum(wanted_counts), self.vocab_size), np.float32)
+        ends = np.cumsum(counts)
+        wanted = [np.arange(end - count, end, dtype=np.int32) for end, count in zip(ends, wanted_counts)]
+        width = self.config.hidden_size if is_hidden else self.vocab_size
+        out = np.empty((sum(wanted_counts), width), np.float32)
         self._model.forward(
             [row.sequence for row in rows],
             counts,
             np.array([token for row in rows for token in row.token_ids], np.int32),
             cos,
             sin,
-            np.concatenate(wanted).astype(np.int32),
-            logits,
+            np.concatenate(wanted),
+            out,
+            is_hidden,
         )
-        return np.split(logits, np.cumsum(wanted_counts)[:-1])
+        return np.split(out, np.cumsum(wanted_counts)[:-1])
 
     def _load(self, checkpoint: Checkpoint) -> int:
         """Hand the weights to the model; returns how many bytes of them are pages of files."""

@@ -452,9 +452,15 @@ class NumpyBackend:
     def forward(self, rows: Sequence[Row]) -> list[Floats]:
         # Infinities and NaN travel to the logits, where sampling refuses them by name.
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return self._forward(rows)
+            return self._logits(self._hidden(rows), rows)
 
-    def _forward(self, rows: Sequence[Row]) -> list[Floats]:
+    def hidden_states(self, rows: Sequence[Row]) -> list[Floats]:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            h = rms_norm(self._hidden(rows), self._norm, self.config.rms_norm_eps)
+        return np.split(h, np.cumsum([len(row.token_ids) for row in rows])[:-1])
+
+    def _hidden(self, rows: Sequence[Row]) -> Floats:
+        """(T, hidden) of all rows' tokens behind the last decoder block."""
         config = self.config
         scale = np.float32(config.residual_scale)
         lengths = [len(row.token_ids) for row in rows]
@@ -468,7 +474,7 @@ class NumpyBackend:
             h = h + layer.down(silu(gate) * up) * scale
         for row, n in zip(rows, lengths):
             cast(NumpySequence, row.sequence).length += n
-        return self._logits(h, rows, lengths)
+        return h
 
     def _embed(self, token_ids: npt.NDArray[np.int64]) -> Floats:
         """(T,) ids -> (T, hidden)."""
@@ -493,8 +499,9 @@ class NumpyBackend:
             start += n
         return np.concatenate(outputs).reshape(len(qkv), -1)
 
-    def _logits(self, h: Floats, rows: Sequence[Row], lengths: list[int]) -> list[Floats]:
+    def _logits(self, h: Floats, rows: Sequence[Row]) -> list[Floats]:
         """Per row (n, vocab): the head runs over the wanted positions only."""
+        lengths = [len(row.token_ids) for row in rows]
         counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, lengths)]
         wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(lengths), counts)]
         logits: Floats = np.zeros((0, self.vocab_size), np.float32)
