@@ -84,7 +84,7 @@ class LLM:
         checkpoint = open_checkpoint(self.folder, allow_quantized=True)
         self.tokenizer = checkpoint.tokenizer()
         self.template = checkpoint.chat_template()
-        self.sampling = advised_sampling(self.folder)
+        self.sampling = advised_sampling(checkpoint)
         longest = checkpoint.config.context_length
         if context is not None and context > longest:
             raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")
