@@ -154,6 +154,8 @@ class RotaryTables:
             start, end = row.sequence.length, row.sequence.length + len(row.token_ids)
             cos, sin = self._table(self._config.rope_base(row.sequence.rope_length), end)
             parts.append((cos[start:end], sin[start:end]))
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate([cos for cos, _ in parts]), np.concatenate([sin for _, sin in parts])
 
     def _table(self, base: float, length: int) -> tuple[Floats, Floats]:
