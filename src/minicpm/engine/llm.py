@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import secrets
+import os
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,7 +247,7 @@ class LLM:
             prompt_ids,
             params,
             self.tokenizer,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            seed=int.from_bytes(os.urandom(8)) >> 1 if params.seed is None else params.seed,
             max_new_tokens=min(params.max_tokens or self.context_length, rope_length - len(prompt_ids)),
             rope_length=rope_length,
             eos_token_ids=self._eos_token_ids,
