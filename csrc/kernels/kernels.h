@@ -146,7 +146,7 @@ struct Kernels {
   void (*silu_multiply)(const float* gate, const float* up, int count, float* out);
   // Files the new tokens' keys and values, then attends.
   void (*attend)(const AttentionJob&);
-  // Divides scores by the temperature; returns the largest, -infinity where there is none.
+  // Divides scores by the temperature, a NaN becoming -infinity; returns the largest.
   float (*divide)(float* scores, size_t count, float temperature);
   // Weights, whole numbers, of scores that are at most `best`; in place where weights are the scores.
   void (*weigh)(const float* scores, size_t count, float best, float* weights);

@@ -9,11 +9,13 @@
 
 template <class V>
 static float divide(float* scores, size_t count, float temperature) {
-  typename V::F best = V::set1(-std::numeric_limits<float>::infinity());
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  const typename V::F lowest = V::set1(kLowest);
+  typename V::F best = lowest;
   const typename V::F divisor = V::set1(temperature);
   size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    const typename V::F score = V::div(V::load(scores + i), divisor);
+    const typename V::F score = V::max(V::div(V::load(scores + i), divisor), lowest);  // a NaN becomes the lowest
     V::store(scores + i, score);
     best = V::max(score, best);
   }
@@ -22,7 +24,8 @@ static float divide(float* scores, size_t count, float temperature) {
   float largest = lanes[0];
   for (const float lane : lanes) largest = lane > largest ? lane : largest;
   for (; i < count; ++i) {
-    scores[i] /= temperature;
+    const float score = scores[i] / temperature;
+    scores[i] = score > kLowest ? score : kLowest;
     largest = scores[i] > largest ? scores[i] : largest;
   }
   return largest;
