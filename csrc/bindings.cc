@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "isa.h"
+#include "kv_pool.h"
 #include "model.h"
 #include "packing.h"
 #include "sampling.h"
@@ -107,6 +108,69 @@ int64_t draw_token(const std::string& isa, WritableVector scores, double tempera
   return draw(*kernels, scores.data(), scores.size(), warpers, uniform53(seed, choice, position));
 }
 
+// A pool, and marks for a look at tables that leaves them as they were.
+struct PythonPool {
+  PythonPool(int layers, int kv_heads, int head_dim, int blocks)
+      : pool(checked(layers, "layers must be 1 to 16777216"), checked(kv_heads, "kv_heads must be 1 to 16777216"),
+             checked(head_dim, "head_dim must be 1 to 16777216"), checked(blocks, "blocks must be 1 to 16777216")),
+        is_written(static_cast<size_t>(blocks), false) {}
+
+  static int checked(int count, const char* message) {
+    require(count >= 1 && count <= (1 << 24), message);
+    return count;
+  }
+
+  void require_block(int64_t block) const {
+    require(block >= 0 && block < pool.blocks(), "a block is none of the pool's");
+  }
+
+  KvPool pool;
+  std::vector<bool> is_written;
+};
+
+// One text's table, copied so that nobody can change it during a step, with the entry that kernels.h asks for behind
+// it.
+struct CheckedTable {
+  CheckedTable(PythonPool& its_pool, const Integers& table, int length, int count) : pool(its_pool) {
+    require(length >= 0 && length < (1 << 28) && count > 0 && count < (1 << 20),
+            "a sequence gets 1 or more tokens at a time, and has a length that can be counted");
+    first_written = static_cast<size_t>(length / kLanes);
+    const size_t used = static_cast<size_t>(ceil_div(length + count, kLanes));
+    require(table.size() >= used, "a table has fewer blocks than its tokens take");
+    blocks.assign(table.data(), table.data() + used);
+    for (const int32_t block : blocks) pool.require_block(block);
+    blocks.push_back(blocks.back());
+  }
+
+  size_t used() const { return blocks.size() - 1; }
+
+  PythonPool& pool;
+  std::vector<int32_t> blocks;
+  size_t first_written;  // the first of the blocks that new tokens go to; they are the last ones
+};
+
+// What one text writes no other may read or write, and no other place of its own table may be.
+void require_own_blocks(const std::vector<CheckedTable>& tables) {
+  bool is_shared = false;
+  for (const CheckedTable& table : tables) {
+    for (size_t i = table.first_written; i < table.used(); ++i) {
+      is_shared = is_shared || table.pool.is_written[static_cast<size_t>(table.blocks[i])];
+      table.pool.is_written[static_cast<size_t>(table.blocks[i])] = true;
+    }
+  }
+  for (const CheckedTable& table : tables) {
+    for (size_t i = 0; i < table.first_written; ++i) {
+      is_shared = is_shared || table.pool.is_written[static_cast<size_t>(table.blocks[i])];
+    }
+  }
+  for (const CheckedTable& table : tables) {
+    for (size_t i = table.first_written; i < table.used(); ++i) {
+      table.pool.is_written[static_cast<size_t>(table.blocks[i])] = false;
+    }
+  }
+  require(!is_shared, "a block that new tokens go to is twice in the batch");
+}
+
 // The model, and what keeps its weights alive.
 class PythonModel {
  public:
@@ -143,26 +207,26 @@ class PythonModel {
     has_head_ = true;
   }
 
-  Sequence* new_sequence(int64_t rope_length) const {
-    return new Sequence(model_.layers(), shape().kv_heads, shape().head_dim, rope_length);
-  }
-
-  void forward(const std::vector<Sequence*>& sequences, const std::vector<int>& counts, Integers token_ids, Matrix cos,
+  void forward(const std::vector<PythonPool*>& pools, const std::vector<Integers>& tables,
+               const std::vector<int>& lengths, const std::vector<int>& counts, Integers token_ids, Matrix cos,
                Matrix sin, Integers wanted, WritableMatrix out, bool is_hidden) {
     require(has_embedding_ && has_head_, "the model has no embedding or no head yet");
-    require(sequences.size() == counts.size() && !counts.empty(), "a batch has one count per sequence, at least one");
+    require(pools.size() == counts.size() && tables.size() == counts.size() && lengths.size() == counts.size() &&
+                !counts.empty(),
+            "a batch has one pool, table, length and count per sequence, at least one sequence");
     Batch batch;
+    std::vector<CheckedTable> checked;
+    checked.reserve(counts.size());
     int64_t tokens = 0;
     for (size_t i = 0; i < counts.size(); ++i) {
-      Sequence* sequence = sequences[i];
-      require(sequence != nullptr && sequence->fits(model_.layers(), shape().kv_heads, shape().head_dim),
+      require(pools[i] != nullptr && pools[i]->pool.fits(model_.layers(), shape().kv_heads, shape().head_dim),
               "a sequence belongs to another model");
-      for (size_t j = 0; j < i; ++j) require(sequences[j] != sequence, "a sequence is twice in the batch");
-      require(counts[i] > 0 && counts[i] < (1 << 20) && sequence->length() < (1 << 28),
-              "a sequence gets 1 or more tokens at a time, and has a length that can be counted");
-      batch.rows.push_back({sequence, static_cast<int>(tokens), counts[i]});
+      checked.emplace_back(*pools[i], tables[i], lengths[i], counts[i]);
+      batch.rows.push_back(
+          {&pools[i]->pool, checked.back().blocks.data(), lengths[i], static_cast<int>(tokens), counts[i]});
       tokens += counts[i];
     }
+    require_own_blocks(checked);
     const size_t half = static_cast<size_t>(shape().head_dim / 2), T = static_cast<size_t>(tokens);
     require(tokens < (1 << 20), "a batch has too many tokens");
     require(token_ids.size() == T, "token_ids are not as many as the counts say");
@@ -268,13 +332,27 @@ NB_MODULE(_native, m) {
   nb::class_<OwnedWeight>(m, "Weight")
       .def("__init__", &make_weight, "kind"_a, "data"_a, "rows"_a, "columns"_a, "group_size"_a = 0,
            "has_half_scales"_a = false);
-  nb::class_<Sequence>(m, "Sequence")
-      .def_prop_ro("length", &Sequence::length)
-      .def_prop_ro("rope_length", &Sequence::rope_length)
-      .def("truncate", [](Sequence& self, int length) {
-        require(length >= 0 && length <= self.length(), "a sequence is cut to 0 .. length tokens");
-        self.truncate(length);
-      });
+  nb::class_<PythonPool>(m, "KvPool")
+      .def(nb::init<int, int, int, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a, "blocks"_a)
+      .def_prop_ro("blocks", [](const PythonPool& self) { return self.pool.blocks(); })
+      .def(
+          "copy",
+          [](PythonPool& self, int from, int to) {
+            self.require_block(from);
+            self.require_block(to);
+            require(from != to, "a block is copied into another one");
+            nb::gil_scoped_release release;
+            self.pool.copy(from, to);
+          },
+          "source"_a, "destination"_a)
+      .def(
+          "release",
+          [](PythonPool& self, const std::vector<int32_t>& blocks) {
+            for (const int32_t block : blocks) self.require_block(block);
+            nb::gil_scoped_release release;
+            self.pool.release(blocks);
+          },
+          "blocks"_a);
   nb::class_<PythonModel>(m, "Model")
       .def(nb::init<const std::string&, int, int, int, int, int, int, double, double, double, double, double>(),
            "isa"_a, "threads"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "intermediate"_a, "vocabulary"_a, "eps"_a,
@@ -283,8 +361,7 @@ NB_MODULE(_native, m) {
       .def("add_layer", &PythonModel::add_layer, "attention_norm"_a, "qkv"_a, "o"_a, "mlp_norm"_a, "gate_up"_a,
            "down"_a)
       .def("set_head", &PythonModel::set_head, "norm"_a, "weights"_a)
-      .def("new_sequence", &PythonModel::new_sequence, "rope_length"_a)
-      .def("forward", &PythonModel::forward, "sequences"_a, "counts"_a, "token_ids"_a, "cos"_a, "sin"_a, "wanted"_a,
-           "out"_a, "is_hidden"_a = false)
+      .def("forward", &PythonModel::forward, "pools"_a, "tables"_a, "lengths"_a, "counts"_a, "token_ids"_a, "cos"_a,
+           "sin"_a, "wanted"_a, "out"_a, "is_hidden"_a = false)
       .def_prop_ro("threads", &PythonModel::threads);
 }

@@ -106,10 +106,8 @@ void Model::forward(const Batch& batch) {
     // In steps of 64, so that a batch that grows a token at a time allocates seldom.
     workspace_ = std::make_unique<Workspace>(shape_, kernels_, round_up(batch.tokens, 64), pool_.size());
   }
-  for (const Row& row : batch.rows) row.sequence->reserve(row.sequence->length() + row.count);
   auto body = [&](int thread) { compute(batch, thread); };
   pool_.run(body);
-  for (const Row& row : batch.rows) row.sequence->extend(row.count);
 }
 
 // All threads run this; between two barriers a thread writes only what no other touches.
@@ -124,7 +122,7 @@ void Model::compute(const Batch& batch, int thread) {
   for (int index = 0; index < layers(); ++index) {
     const Layer& layer = layers_[static_cast<size_t>(index)];
     norm_and_quantize(layer.attention_norm, layer.qkv, nullptr, T, 1.0f, thread);
-    if (thread == 0) next_unit_.store(0, std::memory_order_relaxed);
+    if (thread == 0) next_head_.store(0, std::memory_order_relaxed), next_unit_.store(0, std::memory_order_relaxed);
     pool_.barrier();
     apply(layer.qkv, w.x.data(), w.hidden_stride, T, w.y.data(), w.qkv_stride, false, thread);
     pool_.barrier();
@@ -245,31 +243,64 @@ void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tok
   }
 }
 
-// A thread takes a head of a sequence at a time, whoever is free first: that moves work, never an operation.
+// A unit is a head of a sequence, or some of its queries: whoever is free takes the next. That moves work, never an
+// operation.
 void Model::attend(const Batch& batch, int layer, int thread) {
-  Workspace& w = *workspace_;
-  const int D = shape_.head_dim, queries = shape_.heads / shape_.kv_heads;
-  const int units = static_cast<int>(batch.rows.size()) * shape_.kv_heads;
-  for (int unit; (unit = next_unit_.fetch_add(1, std::memory_order_relaxed)) < units;) {
-    const Row& row = batch.rows[static_cast<size_t>(unit / shape_.kv_heads)];
-    const int head = unit % shape_.kv_heads;
-    AttentionJob job;
-    job.cache = row.sequence->head(layer, head);
-    job.qkv = w.y.data() + static_cast<size_t>(row.first) * w.qkv_stride;
-    job.qkv_stride = w.qkv_stride;
-    job.query_offset = head * queries * D;
-    job.key_offset = (shape_.heads + head) * D;
-    job.value_offset = (shape_.heads + shape_.kv_heads + head) * D;
-    job.queries = queries;
-    job.head_dim = D;
-    job.cos = batch.cos + static_cast<size_t>(row.first) * (D / 2);
-    job.sin = batch.sin + static_cast<size_t>(row.first) * (D / 2);
-    job.first_position = row.sequence->length();
-    job.tokens = row.count;
-    job.query_scale = shape_.query_scale;
-    job.out = w.x.data() + static_cast<size_t>(row.first) * w.hidden_stride + job.query_offset;
-    job.out_stride = w.hidden_stride;
-    job.scratch = w.scratch.data() + w.scratch_stride * thread;
-    kernels_.attend(job);
+  const int queries = shape_.heads / shape_.kv_heads, kv_heads = shape_.kv_heads;
+  int most = 0;
+  for (const Row& row : batch.rows) most = larger(most, row.count * queries);
+  const int span = queries_per_unit(batch, most);
+  const bool is_cut = span < most;
+  if (is_cut) {
+    const int heads = static_cast<int>(batch.rows.size()) * kv_heads;
+    for (int head; (head = next_head_.fetch_add(1, std::memory_order_relaxed)) < heads;) {
+      const Row& row = batch.rows[static_cast<size_t>(head / kv_heads)];
+      kernels_.file_keys_and_values(attention_job(row, batch, layer, head % kv_heads, thread));
+    }
+    pool_.barrier();
   }
+  int unit = next_unit_.fetch_add(1, std::memory_order_relaxed), first = 0;
+  for (const Row& row : batch.rows) {
+    const int parts = ceil_div(row.count * queries, span), end = first + parts * kv_heads;
+    for (; unit < end; unit = next_unit_.fetch_add(1, std::memory_order_relaxed)) {
+      AttentionJob job = attention_job(row, batch, layer, (unit - first) / parts, thread);
+      const int part = parts - 1 - (unit - first) % parts;  // the longest way back first
+      job.first_query = part * span;
+      job.end_query = smaller(job.first_query + span, row.count * queries);
+      if (!is_cut) kernels_.file_keys_and_values(job);
+      kernels_.attend(job);
+    }
+    first = end;
+  }
+}
+
+// Long prompts are cut so that no thread waits long for the last one, and so is everything where threads outnumber
+// heads.
+int Model::queries_per_unit(const Batch& batch, int most) const {
+  constexpr int kSpan = 4 * kLanes;  // of a prompt; whole vectors of queries
+  const int heads = static_cast<int>(batch.rows.size()) * shape_.kv_heads;
+  return heads < pool_.size() ? smaller(kSpan, ceil_div(most, ceil_div(pool_.size(), heads))) : kSpan;
+}
+
+AttentionJob Model::attention_job(const Row& row, const Batch& batch, int layer, int head, int thread) const {
+  const Workspace& w = *workspace_;
+  const int D = shape_.head_dim, queries = shape_.heads / shape_.kv_heads;
+  AttentionJob job{};
+  job.cache = row.pool->head(row.table, layer, head);
+  job.qkv = w.y.data() + static_cast<size_t>(row.first) * w.qkv_stride;
+  job.qkv_stride = w.qkv_stride;
+  job.query_offset = head * queries * D;
+  job.key_offset = (shape_.heads + head) * D;
+  job.value_offset = (shape_.heads + shape_.kv_heads + head) * D;
+  job.queries = queries;
+  job.head_dim = D;
+  job.cos = batch.cos + static_cast<size_t>(row.first) * (D / 2);
+  job.sin = batch.sin + static_cast<size_t>(row.first) * (D / 2);
+  job.first_position = row.length;
+  job.tokens = row.count;
+  job.query_scale = shape_.query_scale;
+  job.out = w.x.data() + static_cast<size_t>(row.first) * w.hidden_stride + job.query_offset;
+  job.out_stride = w.hidden_stride;
+  job.scratch = w.scratch.data() + w.scratch_stride * thread;
+  return job;
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "sequence.h"
+#include "kv_pool.h"
 #include "thread_pool.h"
 
 struct ModelShape {
@@ -36,11 +36,14 @@ struct Layer {
   Linear gate_up, down;
 };
 
-// New tokens of one sequence; `first` is the place of the first of them in the batch.
+// New tokens of one text. Its table has the blocks of held and new tokens and one entry more (kernels.h); those that
+// new tokens go to belong to this row alone.
 struct Row {
-  Sequence* sequence;
-  int first;
-  int count;
+  const KvPool* pool;
+  const int32_t* table;
+  int length;  // tokens whose keys and values are held
+  int first;   // place of the first new token in the batch
+  int count;   // of new tokens
 };
 
 struct Batch {
@@ -67,8 +70,8 @@ class Model {
   int layers() const { return static_cast<int>(layers_.size()); }
   int threads() const { return pool_.size(); }
 
-  // Throws std::bad_alloc before anything has changed; a sequence's length moves when all is computed. Calls from
-  // several threads wait for each other.
+  // Throws std::bad_alloc before anything has changed; keys and values are written behind the held ones only. Calls
+  // from several threads wait for each other.
   void forward(const Batch& batch);
 
  private:
@@ -85,6 +88,8 @@ class Model {
   void apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
              bool is_residual, int thread);
   void attend(const Batch& batch, int layer, int thread);
+  AttentionJob attention_job(const Row& row, const Batch& batch, int layer, int head, int thread) const;
+  int queries_per_unit(const Batch& batch, int most) const;
   Activations activations(int columns, int G, int tokens) const;
 
   const ModelShape shape_;
@@ -94,7 +99,7 @@ class Model {
   const float* norm_ = nullptr;
   Linear head_;
   std::unique_ptr<Workspace> workspace_;
-  std::atomic<int> next_unit_{0};
+  std::atomic<int> next_head_{0}, next_unit_{0};
   std::mutex mutex_;
   ThreadPool pool_;
 };

@@ -1,6 +1,8 @@
 // Keys, values and attention: docs/numerics.md, sections 6 to 8, for one head of keys and values and one sequence.
 #pragma once
 
+#include <utility>
+
 #include "kernels/elementwise.h"
 #include "kernels/kernels.h"
 #include "kernels/unroll.h"
@@ -33,8 +35,9 @@ static uint16_t quantize_kv(const float* x, int8_t* codes) {
 }
 
 template <class V>
-static void file_keys_and_values(const AttentionJob& job, float* head) {
+static void file_keys_and_values(const AttentionJob& job) {
   const int D = job.head_dim, E = job.cache.blocks;
+  float* head = job.scratch;
   int8_t codes[kHeadBlock];
   for (int t = 0; t < job.tokens; ++t) {
     const int position = job.first_position + t, lane = position % kLanes;
@@ -45,8 +48,11 @@ static void file_keys_and_values(const AttentionJob& job, float* head) {
            D, head);
     for (int j = 0; j < E; ++j) {
       block.key_scales(E)[j * kLanes + lane] = quantize_kv<V>(head + j * kHeadBlock, codes);
-      for (int i = 0; i < kHeadBlock; ++i) {
-        block.keys()[((j * 8 + i / 4) * kLanes + lane) * 4 + i % 4] = static_cast<uint8_t>(codes[i] ^ 0x80);
+      for (int i = 0; i < kHeadBlock; i += 4) {
+        uint32_t four;
+        std::memcpy(&four, codes + i, sizeof four);
+        four ^= 0x80808080u;
+        std::memcpy(block.keys() + ((j * 8 + i / 4) * kLanes + lane) * 4, &four, sizeof four);
       }
     }
     std::memcpy(head, row + job.value_offset, D * sizeof(float));
@@ -57,108 +63,380 @@ static void file_keys_and_values(const AttentionJob& job, float* head) {
   }
 }
 
-// R queries of one head of keys and values, numbered by token and then by head of queries.
+// What a tile of queries keeps in the scratch memory, one piece behind the other. A template, as all code in headers
+// must differ by instruction set or be static.
+template <class V>
+class Scratch {
+ public:
+  explicit Scratch(float* memory) : next_(memory) {}
+  float* floats(int count) { return std::exchange(next_, next_ + round_up(count, kLanes)); }
+  int32_t* words(int count) { return reinterpret_cast<int32_t*>(floats(count)); }
+  int8_t* codes(int count) { return reinterpret_cast<int8_t*>(floats(count / 4)); }
+
+ private:
+  float* next_;
+};
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+static inline int position_of(const AttentionJob& job, int query) { return job.first_position + query / job.queries; }
+
+static inline float* output_of(const AttentionJob& job, int query) {
+  return job.out + query / job.queries * job.out_stride + query % job.queries * job.head_dim;
+}
+
+// Rotates, scales and quantizes a query, its codes 4 at a time `step` bytes apart, and its E scales and sums `lanes`
+// apart. `head` (32 E) is room to do it in.
+template <class V>
+static void quantize_query(const AttentionJob& job, int query, float* head, int8_t* codes, int lanes, float* scales,
+                           int32_t* sums) {
+  const int D = job.head_dim, E = job.cache.blocks, token = query / job.queries;
+  const size_t half = static_cast<size_t>(token) * (D / 2);
+  rotate(job.qkv + token * job.qkv_stride + job.query_offset + query % job.queries * D, job.cos + half, job.sin + half,
+         D, head);
+  for (int k = 0; k < D; ++k) head[k] *= job.query_scale;
+  for (int k = D; k < E * kHeadBlock; ++k) head[k] = 0.0f;
+  for (int j = 0; j < E; ++j) {
+    quantize_group<V>(head + j * kHeadBlock, kHeadBlock, codes + j * kHeadBlock * lanes, 4 * lanes, scales + j * lanes,
+                      sums + j * lanes);
+  }
+}
+
+// Asks for block b, if there is one: into the L2 cache, which waits for more lines at a time than the L1 does. The last
+// block was just written. Inlined, because GCC 12 takes a function that only prefetches for one that does nothing.
+static MINICPM_INLINE void prefetch(const HeadCache& cache, int b, int blocks) {
+  if (b + 1 >= blocks) return;
+  const uint8_t* data = cache.block(b).data;
+  for (size_t line = 0; line < HeadBlock::bytes(cache.blocks); line += 64) __builtin_prefetch(data + line, 0, 2);
+}
+
+// --- few queries: a lane is a token ------------------------------------------------------------------------------
+
+// R queries of one head of keys and values.
 template <class V, int R>
-static void attend_tile(const AttentionJob& job, int first_query, float* scratch) {
-  using F = typename V::F;
-  const int D = job.head_dim, E = job.cache.blocks, padded = E * kHeadBlock;
-  float* head = scratch;                                           // (padded)
-  float* totals = head + padded;                                   // (R, padded)
-  int8_t* codes = reinterpret_cast<int8_t*>(totals + R * padded);  // (padded / 4, R, 4)
-  float* query_scales = totals + R * padded + R * padded / 4;      // (E, R)
-  int32_t* sums = reinterpret_cast<int32_t*>(query_scales + R * E);
-  float* weights = query_scales + 2 * R * E;  // (E, R, 16)
-  int position[R];
-  float running[R], norm[R];
-  for (int r = 0; r < R; ++r) {
-    const int token = (first_query + r) / job.queries, query = (first_query + r) % job.queries;
-    position[r] = job.first_position + token;
-    running[r] = float_from_bits(0xff800000);
-    norm[r] = 0.0f;
-    rotate(job.qkv + token * job.qkv_stride + job.query_offset + query * D,
-           job.cos + static_cast<size_t>(token) * (D / 2), job.sin + static_cast<size_t>(token) * (D / 2), D, head);
-    for (int k = 0; k < D; ++k) head[k] *= job.query_scale;
-    for (int k = D; k < padded; ++k) head[k] = 0.0f;
-    for (int j = 0; j < E; ++j) {
-      quantize_group<V>(head + j * kHeadBlock, kHeadBlock, codes + (j * 8 * R + r) * 4, 4 * R, query_scales + j * R + r,
-                        sums + j * R + r);
+class TokenLanes {
+ public:
+  TokenLanes(const AttentionJob& job, int first_query)
+      : job_(job), E_(job.cache.blocks), padded_(E_ * kHeadBlock), first_query_(first_query) {
+    Scratch<V> scratch(job.scratch);
+    float* head = scratch.floats(padded_);
+    totals_ = scratch.floats(R * padded_);
+    codes_ = scratch.codes(R * padded_);
+    scales_ = scratch.floats(R * E_);
+    sums_ = scratch.words(R * E_);
+    weights_ = scratch.floats(kTurn * R * E_ * kLanes);
+    for (int r = 0; r < R; ++r) {
+      position_[r] = position_of(job, first_query + r);
+      running_[r] = kMinusInfinity;
+      norm_[r] = 0.0f;
+      quantize_query<V>(job, first_query + r, head, codes_ + 4 * r, R, scales_ + r, sums_ + r);
+    }
+    std::memset(totals_, 0, R * padded_ * sizeof(float));
+  }
+
+  void run() {
+    const int blocks = position_[R - 1] / kLanes + 1;
+    for (int b = 0; b < kAhead; ++b) prefetch(job_.cache, b, blocks);
+    int b = 0;
+    for (; b + kTurn <= blocks; b += kTurn) turn<kTurn>(b, blocks);
+    for (; b < blocks; ++b) turn<1>(b, blocks);
+    for (int r = 0; r < R; ++r) {
+      float* out = output_of(job_, first_query_ + r);
+      for (int k = 0; k < job_.head_dim; ++k) out[k] = totals_[r * padded_ + k] / norm_[r];
     }
   }
-  std::memset(totals, 0, R * padded * sizeof(float));
 
-  const int last_block = position[R - 1] / kLanes;
-  for (int b = 0; b <= last_block; ++b) {
-    const HeadBlock block = job.cache.block(b);
-    if (b < last_block) {
-      const uint8_t* next = job.cache.block(b + 1).data;
-      for (size_t i = 0; i < HeadBlock::bytes(E); i += 64) __builtin_prefetch(next + i);
-    }
-    F score[R];
-    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { score[r] = V::zero(); });
-    for (int j = 0; j < E; ++j) {
-      typename V::I sum[R];
-      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::set1_int(-V::kOffset8 * sums[j * R + r]); });
-      for (int i = j * 8; i < j * 8 + 8; ++i) {
-        const typename V::Weights8 keys = V::prepare8(V::load_bytes(block.keys() + i * 64));
-        unroll<R>([&](auto r)
-                      MINICPM_INLINE_LAMBDA { sum[r] = V::dot8(sum[r], keys, V::repeat4(codes + (i * R + r) * 4)); });
-      }
-      const F key_scales = V::load_half(block.key_scales(E) + j * kLanes);
+ private:
+  using F = typename V::F;
+  // Blocks of a turn: from scores to weights is a long chain of dependent operations, which others fill.
+  static constexpr int kTurn = larger(1, 4 / R);
+  // Blocks from a prefetch to its use.
+  static constexpr int kAhead = 8;
+  // Vectors of values that are summed together: few queries leave the adders waiting for their own sums.
+  static constexpr int kFitting = V::kSumsAtOnce / R;
+  static constexpr int kVectors = R > 3 || kFitting < 2 ? 1 : kFitting < 4 ? 2 : 4;
+
+  template <int blocks>
+  MINICPM_INLINE void turn(int first, int end) {
+    HeadBlock block[blocks];
+    F score[blocks][R];
+    unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
+      block[i] = job_.cache.block(first + i);
+      scores(block[i], score[i]);
+    });
+    float alpha[blocks][R];
+    unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
       unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-        const F part = V::mul(V::mul(V::to_float(sum[r]), key_scales), V::set1(query_scales[j * R + r]));
+        alpha[i][r] = weigh(block[i], first + i, r, score[i][r], weights_ + i * R * E_ * kLanes);
+      });
+    });
+    unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
+      prefetch(job_.cache, first + i + kAhead, end);
+      sum_values(block[i], weights_ + i * R * E_ * kLanes, alpha[i]);
+    });
+  }
+
+  MINICPM_INLINE void scores(const HeadBlock& block, F* score) const {
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { score[r] = V::zero(); });
+    for (int j = 0; j < E_; ++j) {
+      typename V::I sum[R];
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::set1_int(-V::kOffset8 * sums_[j * R + r]); });
+      const int8_t* codes = codes_ + j * kHeadBlock * R;
+      const uint8_t* keys = block.keys() + j * 8 * 64;
+      unroll<8>([&](auto i) MINICPM_INLINE_LAMBDA {
+        const typename V::Weights8 w = V::prepare8(V::load_bytes(keys + i * 64));
+        unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::dot8_repeated(sum[r], w, codes + (i * R + r) * 4); });
+      });
+      const F key_scales = V::load_half(block.key_scales(E_) + j * kLanes);
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+        const F part = V::mul(V::mul(V::to_float(sum[r]), key_scales), V::set1(scales_[j * R + r]));
         score[r] = V::add(score[r], part);
       });
     }
-    float alpha[R];
-    for (int r = 0; r < R; ++r) {
-      // Tokens behind the query count as -infinity, and exactly 0 below: what lies there may be anything, even NaN.
-      const int count = larger(0, smaller(kLanes, position[r] - b * kLanes + 1));
-      const F seen = V::keep_first(score[r], count, V::set1(float_from_bits(0xff800000)));
-      float lane[kLanes];
-      V::store(lane, seen);
-      float largest = running[r];
-      for (int i = 0; i < kLanes; ++i) largest = lane[i] > largest ? lane[i] : largest;
-      const F p = V::keep_first(exponential<V>(V::sub(seen, V::set1(largest))), count, V::zero());
-      V::store(lane, exponential<V>(V::set1(running[r] - largest)));
-      alpha[r] = lane[0];
-      running[r] = largest;
-      norm[r] = norm[r] * alpha[r] + fold<V>(p);
-      for (int j = 0; j < E; ++j) {
-        const F value_scales = V::load_half(block.value_scales(E) + j * kLanes);
-        V::store(weights + (j * R + r) * kLanes, V::keep_first(V::mul(p, value_scales), count, V::zero()));
+  }
+
+  // The weights (E, R, 16) of query r in block b, and what its totals so far count.
+  MINICPM_INLINE float weigh(const HeadBlock& block, int b, int r, F score, float* weights) {
+    // Tokens behind the query count as -infinity, and exactly 0 below: what lies there may be anything, even NaN.
+    const int count = larger(0, position_[r] - b * kLanes + 1);
+    const bool is_whole = count >= kLanes;
+    if (!is_whole) score = V::keep_first(score, count, V::set1(kMinusInfinity));
+    const float largest = V::largest(score);
+    float alpha = 1.0f;
+    if (largest > running_[r]) {  // seldom; exp(0) is 1
+      alpha = first_lane(exponential<V>(V::set1(running_[r] - largest)));
+      running_[r] = largest;
+    }
+    F p = exponential<V>(V::sub(score, V::set1(running_[r])));
+    if (!is_whole) p = V::keep_first(p, count, V::zero());
+    norm_[r] = norm_[r] * alpha + V::fold(p);
+    for (int j = 0; j < E_; ++j) {
+      F weight = V::mul(p, V::load_half(block.value_scales(E_) + j * kLanes));
+      if (!is_whole) weight = V::keep_first(weight, count, V::zero());
+      V::store(weights + (j * R + r) * kLanes, weight);
+    }
+    return alpha;
+  }
+
+  static float first_lane(F x) {
+    float lane[kLanes];
+    V::store(lane, x);
+    return lane[0];
+  }
+
+  MINICPM_INLINE void sum_values(const HeadBlock& block, const float* weights, const float* alpha) {
+    const int8_t* values = block.values(E_);
+    int e = 0;
+    for (; e + kVectors * kLanes <= padded_; e += kVectors * kLanes) {
+      sum_vectors<kVectors>(values + e, weights + e / kHeadBlock * R * kLanes, alpha, totals_ + e);
+    }
+    if constexpr (kVectors > 2) {
+      if (e < padded_) sum_vectors<2>(values + e, weights + e / kHeadBlock * R * kLanes, alpha, totals_ + e);
+    }
+  }
+
+  // totals = totals * alpha + the sums of `vectors` times 16 values.
+  template <int vectors>
+  MINICPM_INLINE void sum_vectors(const int8_t* values, const float* weights, const float* alpha, float* totals) const {
+    F sum[vectors][R];
+    unroll<vectors>(
+        [&](auto n) MINICPM_INLINE_LAMBDA { unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[n][r] = V::zero(); }); });
+    for (int t = 0; t < kLanes; ++t) {
+      unroll<vectors>([&](auto n) MINICPM_INLINE_LAMBDA {
+        const F v = V::load_int8(values + t * padded_ + n * kLanes);
+        unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+          sum[n][r] = V::add(sum[n][r], V::mul(V::set1(weights[(n / 2 * R + r) * kLanes + t]), v));
+        });
+      });
+    }
+    unroll<vectors>([&](auto n) MINICPM_INLINE_LAMBDA {
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+        float* total = totals + r * padded_ + n * kLanes;
+        V::store(total, V::add(V::mul(V::load(total), V::set1(alpha[r])), sum[n][r]));
+      });
+    });
+  }
+
+  const AttentionJob& job_;
+  const int E_, padded_, first_query_;
+  float* totals_;   // (R, 32 E)
+  int8_t* codes_;   // (8 E, R, 4)
+  float* scales_;   // (E, R)
+  int32_t* sums_;   // (E, R)
+  float* weights_;  // (kTurn, E, R, 16)
+  int position_[R];
+  float running_[R], norm_[R];
+};
+
+// --- many queries: a lane is a query -----------------------------------------------------------------------------
+
+// Up to 16 queries of one head of keys and values.
+template <class V>
+class QueryLanes {
+ public:
+  QueryLanes(const AttentionJob& job, int first_query, int end_query)
+      : job_(job), E_(job.cache.blocks), padded_(E_ * kHeadBlock), first_query_(first_query), end_query_(end_query) {
+    Scratch<V> scratch(job.scratch);
+    float* head = scratch.floats(padded_);
+    totals_ = scratch.floats(padded_ * kLanes);
+    values_ = scratch.floats(kLanes * padded_);
+    int8_t* codes = scratch.codes(padded_ * kLanes);
+    codes_ = reinterpret_cast<uint8_t*>(codes);
+    keys_ = scratch.codes(padded_ * kLanes);
+    scales_ = scratch.floats(E_ * kLanes);
+    int32_t* sums = scratch.words(E_ * kLanes);
+    scores_ = scratch.floats(kLanes * kLanes);
+    weights_ = scratch.floats(E_ * kLanes * kLanes);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      quantize_query<V>(job, smaller(first_query + lane, end_query - 1), head, codes + 4 * lane, kLanes, scales_ + lane,
+                        sums + lane);
+    }
+    for (int i = 0; i < padded_ * kLanes; ++i) codes_[i] ^= 0x80;
+    std::memset(totals_, 0, padded_ * kLanes * sizeof(float));
+  }
+
+  void run() {
+    F running = V::set1(kMinusInfinity), norm = V::zero();
+    const int blocks = position_of(job_, end_query_ - 1) / kLanes + 1;
+    for (int b = 0; b < blocks; ++b) {
+      const HeadBlock block = job_.cache.block(b);
+      prefetch(job_.cache, b + 1, blocks);
+      scores(block);
+      if (b * kLanes + kLanes - 1 > position_of(job_, first_query_)) hide(b, scores_, V::set1(kMinusInfinity));
+      F largest = running;
+      for (int t = 0; t < kLanes; ++t) largest = V::max(largest, V::load(scores_ + t * kLanes));
+      const F alpha = exponential<V>(V::sub(running, largest));
+      running = largest;
+      norm = V::add(V::mul(norm, alpha), weigh(block, largest));
+      if (b * kLanes + kLanes - 1 > position_of(job_, first_query_)) {
+        for (int j = 0; j < E_; ++j) hide(b, weights_ + j * kLanes * kLanes, V::zero());
+      }
+      sum_values(block, alpha);
+    }
+    for (int k = 0; k < job_.head_dim; ++k) V::store(totals_ + k * kLanes, V::div(V::load(totals_ + k * kLanes), norm));
+    for (int query = first_query_; query < end_query_; ++query) {
+      float* out = output_of(job_, query);
+      for (int k = 0; k < job_.head_dim; ++k) out[k] = totals_[k * kLanes + query - first_query_];
+    }
+  }
+
+ private:
+  using F = typename V::F;
+  static constexpr int kRows = V::kSumsAtOnce;
+
+  MINICPM_INLINE void scores(const HeadBlock& block) const {
+    float key_scales[kLanes];
+    for (int j = 0; j < E_; ++j) {
+      V::store(key_scales, V::load_half(block.key_scales(E_) + j * kLanes));
+      const F query_scales = V::load(scales_ + j * kLanes);
+      int32_t key_sums[kLanes];
+      // Here keys are what is repeated and signed, queries what is unsigned.
+      typename V::I total = V::set1_int(-V::kOffset8 * kHeadBlock);
+      for (int i = j * 8; i < j * 8 + 8; ++i) {
+        const typename V::Bytes keys = V::load_bytes(block.keys() + i * 64);
+        total = V::dot8(total, V::prepare8(keys), V::set1_int(0x01010101));
+        V::store_bytes(reinterpret_cast<uint8_t*>(keys_ + i * 64), V::flip_signs(keys));
+      }
+      V::store_int(key_sums, total);
+      for (int t = 0; t < kLanes; t += kRows) {
+        typename V::I sum[kRows];
+        unroll<kRows>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::set1_int(-V::kOffset8 * key_sums[t + r]); });
+        const int8_t* keys = keys_ + j * 8 * 64 + t * 4;
+        const uint8_t* codes = codes_ + j * 8 * 64;
+        for (int i = 0; i < 8; ++i) {
+          const typename V::Weights8 w = V::prepare8(V::load_bytes(codes + i * 64));
+          unroll<kRows>([&](auto r)
+                            MINICPM_INLINE_LAMBDA { sum[r] = V::dot8_repeated(sum[r], w, keys + i * 64 + r * 4); });
+        }
+        unroll<kRows>([&](auto r) MINICPM_INLINE_LAMBDA {
+          float* score = scores_ + (t + r) * kLanes;
+          const F part = V::mul(V::mul(V::to_float(sum[r]), V::set1(key_scales[t + r])), query_scales);
+          V::store(score, V::add(j == 0 ? V::zero() : V::load(score), part));
+        });
       }
     }
-    const int tokens = smaller(kLanes, position[R - 1] - b * kLanes + 1);
-    for (int e = 0; e < padded; e += kLanes) {
-      const float* weight = weights + e / kHeadBlock * R * kLanes;
-      const int8_t* values = block.values(E) + e;
-      F sum[R];
-      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero(); });
-      for (int t = 0; t < tokens; ++t) {
-        const F v = V::load_int8(values + t * padded);
-        unroll<R>([&](auto r)
-                      MINICPM_INLINE_LAMBDA { sum[r] = V::add(sum[r], V::mul(V::set1(weight[r * kLanes + t]), v)); });
+  }
+
+  // Numbers (16 tokens, 16 queries) of tokens behind a query become `hidden`: what lies there may be anything.
+  void hide(int b, float* numbers, F hidden) const {
+    for (int t = 0; t < kLanes; ++t) {
+      const int count = (b * kLanes + t - job_.first_position) * job_.queries - first_query_;
+      float* row = numbers + t * kLanes;
+      V::store(row, V::keep_first(hidden, larger(0, smaller(kLanes, count)), V::load(row)));
+    }
+  }
+
+  // The weights (E, 16 tokens, 16 queries) of block b; returns their sums.
+  MINICPM_INLINE F weigh(const HeadBlock& block, F largest) const {
+    F half[kLanes / 2];
+    for (int t = 0; t < kLanes; ++t) {
+      V::store(scores_ + t * kLanes, exponential<V>(V::sub(V::load(scores_ + t * kLanes), largest)));
+    }
+    float value_scales[kLanes];
+    for (int j = 0; j < E_; ++j) {
+      V::store(value_scales, V::load_half(block.value_scales(E_) + j * kLanes));
+      for (int t = 0; t < kLanes; ++t) {
+        V::store(weights_ + (j * kLanes + t) * kLanes, V::mul(V::load(scores_ + t * kLanes), V::set1(value_scales[t])));
       }
-      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-        float* total = totals + r * padded + e;
-        V::store(total, V::add(V::mul(V::load(total), V::set1(alpha[r])), sum[r]));
+    }
+    unroll<8>([&](auto t) MINICPM_INLINE_LAMBDA {
+      half[t] = V::add(V::load(scores_ + t * kLanes), V::load(scores_ + (t + 8) * kLanes));
+    });
+    unroll<4>([&](auto t) MINICPM_INLINE_LAMBDA { half[t] = V::add(half[t], half[t + 4]); });
+    return V::add(V::add(half[0], half[2]), V::add(half[1], half[3]));
+  }
+
+  // totals = totals * alpha + the sums of the block's values.
+  MINICPM_INLINE void sum_values(const HeadBlock& block, F alpha) const {
+    for (int e = 0; e < kLanes * padded_; e += kLanes) V::store(values_ + e, V::load_int8(block.values(E_) + e));
+    for (int e = 0; e < padded_; e += kRows) {
+      const float* weights = weights_ + e / kHeadBlock * kLanes * kLanes;
+      F sum[kRows];
+      unroll<kRows>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero(); });
+      for (int t = 0; t < kLanes; ++t) {
+        const F weight = V::load(weights + t * kLanes);
+        const float* values = values_ + t * padded_ + e;
+        unroll<kRows>([&](auto r)
+                          MINICPM_INLINE_LAMBDA { sum[r] = V::add(sum[r], V::mul(weight, V::set1(values[r]))); });
+      }
+      unroll<kRows>([&](auto r) MINICPM_INLINE_LAMBDA {
+        float* total = totals_ + (e + r) * kLanes;
+        V::store(total, V::add(V::mul(V::load(total), alpha), sum[r]));
       });
     }
   }
-  for (int r = 0; r < R; ++r) {
-    const int token = (first_query + r) / job.queries, query = (first_query + r) % job.queries;
-    float* out = job.out + token * job.out_stride + query * D;
-    for (int k = 0; k < D; ++k) out[k] = totals[r * padded + k] / norm[r];
-  }
+
+  const AttentionJob& job_;
+  const int E_, padded_, first_query_, end_query_;
+  float* totals_;   // (32 E, 16)
+  float* values_;   // (16, 32 E)
+  uint8_t* codes_;  // (8 E, 16, 4) plus 128
+  int8_t* keys_;    // (8 E, 16, 4)
+  float* scales_;   // (E, 16)
+  float* scores_;   // (16 tokens, 16)
+  float* weights_;  // (E, 16 tokens, 16)
+};
+
+// From so many queries on it pays to fill lanes up.
+constexpr int kQueryLanesFrom = 12;
+
+// body(the largest of the rising `options` that is at most `count`).
+template <class Body, int... options>
+static MINICPM_INLINE void with_widest(std::integer_sequence<int, options...>, int count, Body&& body) {
+  int widest = 1;
+  ((widest = options <= count ? options : widest), ...);
+  ((options == widest ? body(std::integral_constant<int, options>{}) : void()), ...);
 }
 
 template <class V>
 static void attend(const AttentionJob& job) {
-  static_assert(V::kQueries <= static_cast<int>(kMostQueries));
-  file_keys_and_values<V>(job, job.scratch);
-  const int queries = job.tokens * job.queries;
-  int q = 0;
-  for (; q + V::kQueries <= queries; q += V::kQueries) attend_tile<V, V::kQueries>(job, q, job.scratch);
-  for (; q + 2 <= queries; q += 2) attend_tile<V, 2>(job, q, job.scratch);
-  if (q < queries) attend_tile<V, 1>(job, q, job.scratch);
+  const int queries = job.end_query;
+  int q = job.first_query;
+  for (; q + kQueryLanesFrom <= queries; q += kLanes) QueryLanes<V>(job, q, smaller(q + kLanes, queries)).run();
+  while (q < queries) {
+    with_widest(typename V::DirectWidths{}, queries - q, [&](auto width) {
+      TokenLanes<V, width>(job, q).run();
+      q += width;
+    });
+  }
 }

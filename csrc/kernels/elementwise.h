@@ -9,16 +9,6 @@
 #include "kernels/kernels.h"
 
 template <class V>
-static float fold(typename V::F x) {
-  float lane[kLanes];
-  V::store(lane, x);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-
-template <class V>
 static typename V::F exponential(typename V::F x) {
   using F = typename V::F;
   const F bounded = V::min(V::set1(88.0f), V::max(V::set1(-87.0f), x));  // a NaN stays, as the second argument
@@ -40,7 +30,7 @@ static void rms_norm(const float* x, const float* weight, int K, float eps, floa
     const typename V::F part = V::load(x + k);
     lanes = V::add(lanes, V::mul(part, part));
   }
-  const float r = 1.0f / std::sqrt(fold<V>(lanes) / static_cast<float>(K) + eps);
+  const float r = 1.0f / std::sqrt(V::fold(lanes) / static_cast<float>(K) + eps);
   if (scale == 1.0f) {
     for (int k = 0; k < K; ++k) out[k] = (x[k] * r) * weight[k];
   } else {
@@ -71,11 +61,7 @@ template <class V>
 static int32_t largest_magnitude_bits(const float* x, int count) {
   typename V::I largest = V::zero_int();
   for (int k = 0; k < count; k += kLanes) largest = V::max_int(largest, V::magnitude_bits(V::load(x + k)));
-  int32_t lane[kLanes];
-  V::store_int(lane, largest);
-  int32_t most = 0;
-  for (int i = 0; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
-  return most;
+  return V::largest_int(largest);
 }
 
 constexpr int32_t kInfinityBits = 0x7f800000;
@@ -106,10 +92,7 @@ static void quantize_group(const float* x, int G, int8_t* codes, size_t step, fl
     V::store_as_int8(bytes, whole);
     for (int i = 0; i < kLanes; i += 4) std::memcpy(codes + (k + i) / 4 * step, bytes + i, 4);
   }
-  int32_t lane[kLanes];
-  V::store_int(lane, total);
-  *sum = 0;
-  for (int i = 0; i < kLanes; ++i) *sum += lane[i];
+  *sum = V::sum_int(total);
 }
 
 template <class V>

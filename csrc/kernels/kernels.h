@@ -1,5 +1,5 @@
 // What a set of kernels offers, as plain pointers and sizes; one table per instruction set (isa.cc picks).
-// Nothing here owns memory: every pointer belongs to the model, its workspace or a sequence.
+// Nothing here owns memory: every pointer belongs to the model, its workspace or a pool of keys and values.
 #pragma once
 
 #include <cstddef>
@@ -78,19 +78,19 @@ struct HeadBlock {
   uint16_t* value_scales(int blocks) const { return key_scales(blocks) + kLanes * blocks; }
 };
 
-// The cached tokens of one head of one layer: runs of `run` blocks that lie behind each other.
+// The cached tokens of one head of one layer: blocks of a pool, by the text's table of their numbers. A table ends with
+// one entry more than it has blocks, so that the block behind the last can be fetched ahead; what it holds is no token.
 struct HeadCache {
-  uint8_t* const* runs;  // each the start of a chunk; the head's blocks begin `offset` into it
-  size_t offset;
-  int run_blocks;
-  int blocks;  // E
+  uint8_t* first;        // the head's part of the pool's block 0 in this layer
+  const int32_t* table;  // the pool's number of the text's block 0, 1, ...
+  size_t stride;         // bytes from one block of the pool to the next
+  int blocks;            // E
 
-  HeadBlock block(int index) const {
-    return {runs[index / run_blocks] + offset + HeadBlock::bytes(blocks) * (index % run_blocks)};
-  }
+  HeadBlock block(int index) const { return {first + static_cast<size_t>(table[index]) * stride}; }
 };
 
-// Attention of the new tokens of one sequence for one head of keys and values.
+// Attention of the new tokens of one sequence for one head of keys and values. Queries are numbered by token and then
+// by head of queries.
 struct AttentionJob {
   HeadCache cache;
   const float* qkv;  // the first new token's row; its queries, keys and values
@@ -102,18 +102,16 @@ struct AttentionJob {
   int first_position;
   int tokens;
   float query_scale;
-  float* out;  // the first new token's row, at this job's first query head
+  int first_query, end_query;  // those to attend with
+  float* out;                  // the first new token's row, at this job's first query head
   size_t out_stride;
   float* scratch;  // attention_scratch_floats
 };
 
-constexpr size_t kMostQueries = 8;
-
 constexpr size_t attention_scratch_floats(int head_dim) {
-  const size_t padded = round_up(head_dim, kHeadBlock);
-  const size_t blocks = padded / kHeadBlock;
-  // A rotated head; running sums; query codes; their scales and sums; probabilities times value scales.
-  return padded + kMostQueries * (padded + padded / 4 + 2 * blocks + kLanes * blocks) + 64;
+  const size_t padded = round_up(head_dim, kHeadBlock), blocks = padded / kHeadBlock;
+  // What QueryLanes keeps (attention.h), the larger of the two, every piece rounded up to 16.
+  return padded * (1 + kLanes + kLanes + 2 * kLanes / 4) + blocks * (2 * kLanes + kLanes * kLanes) + kLanes * kLanes;
 }
 
 // Sampling (docs/chat-and-sampling.md): a weight is exp(score - best) * 2**35, rounded down.
@@ -144,7 +142,9 @@ struct Kernels {
   void (*linear_lanes)(const Weight&, const float* x, size_t stride, int tokens, int first, int last, const Output&);
   // out[i] = silu(gate[i]) * up[i].
   void (*silu_multiply)(const float* gate, const float* up, int count, float* out);
-  // Files the new tokens' keys and values, then attends.
+  // Puts the new tokens' keys and values into the cache.
+  void (*file_keys_and_values)(const AttentionJob&);
+  // Attends with some of the queries; every token up to theirs is in the cache.
   void (*attend)(const AttentionJob&);
   // Divides scores by the temperature, a NaN becoming -infinity; returns the largest.
   float (*divide)(float* scores, size_t count, float temperature);

@@ -247,7 +247,7 @@ static MINICPM_INLINE void lane_rows(const Weight& weight, const float* x, int n
   }
   float* out = to.out + token * to.stride + n;
   unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-    const float y = fold<V>(lanes[r]);
+    const float y = V::fold(lanes[r]);
     out[r] = to.is_residual ? out[r] + y * to.residual_scale : y;
   });
 }

@@ -11,7 +11,7 @@ static const Kernels* kernel_table(const char* name) {
   static_assert(kPanelFeatures % kLargestGroup == 0);
   static const Kernels table = {
       name,        V::kDirectWidth,  V::kGemmWidth,    V::kGemmBlocks,  embed<V>,         rms_norm<V>,
-      quantize<V>, linear_direct<V>, linear_panels<V>, linear_lanes<V>, silu_multiply<V>, attend<V>,
-      divide<V>,   weigh<V>,         find_buckets<V>};
+      quantize<V>, linear_direct<V>, linear_panels<V>, linear_lanes<V>, silu_multiply<V>, file_keys_and_values<V>,
+      attend<V>,   divide<V>,        weigh<V>,         find_buckets<V>};
   return &table;
 }

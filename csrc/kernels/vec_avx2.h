@@ -24,6 +24,7 @@ struct Avx2 : Ymm {
     const __m256i high = _mm256_maddubs_epi16(w.magnitude.high, _mm256_sign_epi8(a.high, w.value.high));
     return {_mm256_add_epi32(sum.low, widened(low)), _mm256_add_epi32(sum.high, widened(high))};
   }
+  static I dot8_repeated(I sum, Weights8 w, const int8_t* p) { return dot8(sum, w, repeat4(p)); }
 
  private:
   static __m256i widened(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }

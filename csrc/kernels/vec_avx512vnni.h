@@ -19,7 +19,7 @@ struct Avx512Vnni {
   using GemmWidths = std::integer_sequence<int, 4, 8, 12>;
   static constexpr int kGemmBlocks = 2;
   static constexpr int kSums = 4;
-  static constexpr int kQueries = 8;
+  static constexpr int kSumsAtOnce = 16;
   static constexpr int kOffset8 = 128;
 
   static F zero() { return _mm512_setzero_ps(); }
@@ -50,10 +50,25 @@ struct Avx512Vnni {
     return _mm512_mask_mov_ps(other, static_cast<__mmask16>((1u << count) - 1), value);
   }
 
+  static float largest(F x) {
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float fold(F x) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+
   static I zero_int() { return _mm512_setzero_si512(); }
   static I set1_int(int32_t x) { return _mm512_set1_epi32(x); }
   static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
   static I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
+  static int32_t largest_int(I x) { return _mm512_reduce_max_epi32(x); }
+  static int32_t sum_int(I x) { return _mm512_reduce_add_epi32(x); }
   static void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
   static void store_as_int8(int8_t* p, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
@@ -64,6 +79,7 @@ struct Avx512Vnni {
   static F power_of_two(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, set1_int(127)), 23)); }
 
   static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static Bytes flip_signs(Bytes x) { return _mm512_xor_si512(x, _mm512_set1_epi8(static_cast<char>(0x80))); }
   static void store_bytes(uint8_t* p, Bytes x) { _mm512_storeu_si512(p, x); }
   static Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
   static Bytes high_nibbles(Bytes x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
@@ -80,5 +96,10 @@ struct Avx512Vnni {
     // runs out at 24 sums and stores every one of them in every turn.
     __asm__("" : "+v"(result));
     return result;
+  }
+  static I dot8_repeated(I sum, Weights8 w, const int8_t* p) {
+    // GCC 12 broadcasts by an instruction of its own, which takes as long as the product.
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const int32_t*>(p)));
+    return sum;
   }
 };

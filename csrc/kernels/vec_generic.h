@@ -6,7 +6,7 @@
 //   kDirectWidth, DirectWidths  most tokens of a register tile that reads packed weights, and all widths there are
 //   kGemmWidth, kGemmBlocks, GemmWidths  register tile of the GEMM: tokens x blocks of 16 rows, and all widths
 //   kSums     vectors of sums that keep the multipliers busy; a few tokens share so many
-//   kQueries  most queries that attend together
+//   kSumsAtOnce  vectors of sums that fit in registers beside their operands; divides 16
 //   kOffset8  what dot8 adds to every code; the caller starts its sum at -kOffset8 * sum of activations
 //
 // max(a, b) is b where either is NaN, min likewise. to_int rounds to nearest, ties to even. dot4 and dot8 add, per
@@ -37,7 +37,7 @@ struct Generic {
   using GemmWidths = std::integer_sequence<int, 4>;
   static constexpr int kGemmBlocks = 1;
   static constexpr int kSums = 1;
-  static constexpr int kQueries = 4;
+  static constexpr int kSumsAtOnce = 4;
   static constexpr int kOffset8 = 128;
 
   static F zero() { return set1(0.0f); }
@@ -83,6 +83,19 @@ struct Generic {
     return each([&](int i) { return i < count ? value.lane[i] : other.lane[i]; });
   }
 
+  static float largest(const F& x) {
+    float most = x.lane[0];
+    for (int i = 1; i < 16; ++i) most = x.lane[i] > most ? x.lane[i] : most;
+    return most;
+  }
+  static float fold(const F& x) {
+    F y = x;
+    for (int half = 8; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) y.lane[i] += y.lane[i + half];
+    }
+    return y.lane[0];
+  }
+
   static I zero_int() { return set1_int(0); }
   static I set1_int(int32_t x) {
     return each_int([&](int) { return x; });
@@ -92,6 +105,16 @@ struct Generic {
   }
   static I max_int(const I& a, const I& b) {
     return each_int([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static int32_t largest_int(const I& x) {
+    int32_t most = x.lane[0];
+    for (int i = 1; i < 16; ++i) most = x.lane[i] > most ? x.lane[i] : most;
+    return most;
+  }
+  static int32_t sum_int(const I& x) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) sum += x.lane[i];
+    return sum;
   }
   static void store_int(int32_t* p, const I& x) { std::memcpy(p, x.lane, sizeof x.lane); }
   static void store_as_int8(int8_t* p, const I& x) {
@@ -116,6 +139,11 @@ struct Generic {
     Bytes x;
     std::memcpy(x.byte, p, sizeof x.byte);
     return x;
+  }
+  static Bytes flip_signs(const Bytes& x) {
+    Bytes y;
+    for (int i = 0; i < 64; ++i) y.byte[i] = x.byte[i] ^ 0x80;
+    return y;
   }
   static void store_bytes(uint8_t* p, const Bytes& x) { std::memcpy(p, x.byte, sizeof x.byte); }
   static Bytes low_nibbles(const Bytes& x) {
@@ -142,6 +170,7 @@ struct Generic {
     for (int i = 0; i < 64; ++i) total.lane[i / 4] += w.byte[i] * codes[i];
     return total;
   }
+  static I dot8_repeated(const I& sum, const Weights8& w, const int8_t* p) { return dot8(sum, w, repeat4(p)); }
 
  private:
   template <class Body>

@@ -22,7 +22,7 @@ struct Ymm {
   using GemmWidths = std::integer_sequence<int, 4>;
   static constexpr int kGemmBlocks = 1;
   static constexpr int kSums = 2;
-  static constexpr int kQueries = 4;
+  static constexpr int kSumsAtOnce = 4;
 
   static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -62,18 +62,45 @@ struct Ymm {
             _mm256_blendv_ps(other.high, value.high, _mm256_castsi256_ps(high))};
   }
 
+  static float largest(F x) {
+    const __m256 eight = _mm256_max_ps(x.low, x.high);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float fold(F x) {
+    const __m256 eight = _mm256_add_ps(x.low, x.high);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+
   static I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   static I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
   static I add_int(I a, I b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
   static I max_int(I a, I b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+  static int32_t largest_int(I x) {
+    const __m256i eight = _mm256_max_epi32(x.low, x.high);
+    const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
+  static int32_t sum_int(I x) {
+    const __m256i eight = _mm256_add_epi32(x.low, x.high);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
   static void store_int(int32_t* p, I x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.low);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.high);
   }
   static void store_as_int8(int8_t* p, I x) {
-    alignas(32) int32_t wide[16];
-    store_int(wide, x);
-    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(wide[i]);
+    // The packing instructions saturate, which changes no code, and work on each half of a register by itself.
+    const __m256i words = _mm256_packs_epi32(x.low, x.high);
+    const __m256i bytes = _mm256_packs_epi16(words, words);
+    const __m256i inorder = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(inorder));
   }
   static F to_float(I x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
   static I to_int(F x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
@@ -88,6 +115,10 @@ struct Ymm {
   }
 
   static Bytes load_bytes(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
+  static Bytes flip_signs(Bytes x) {
+    const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
+    return {_mm256_xor_si256(x.low, flip), _mm256_xor_si256(x.high, flip)};
+  }
   static void store_bytes(uint8_t* p, Bytes x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.low);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.high);

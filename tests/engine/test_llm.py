@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from minicpm import LLM, SamplingParams, native
+from minicpm.engine.kv_cache import budget_tokens
 from minicpm.errors import FormatError, GenerationError, MiniCPMError, ModelError
+from minicpm.formats.checkpoint import open_checkpoint
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, ignore_eos=True)
 
@@ -238,6 +241,8 @@ def test_the_wrong_prompt_of_a_batch_is_named_before_anything_runs(llm: LLM):
         ({"context": 0}, "context must be 1 or more"),
         ({"threads": -1}, "threads must be 1 or more"),
         ({"max_batch": 0}, "max_batch must be 1 or more"),
+        ({"kv_cache_bytes": 0}, "kv_cache_bytes must be 1 or more"),
+        ({"kv_cache_bytes": 1000}, "kv_cache_bytes is 1000, but 16 tokens of this model take"),
         ({"device": "abacus"}, "device must be"),
         ({"device": "meta"}, "device must be"),
         ({"context": 100_000}, "context 100000 is more than the 2048 tokens"),
@@ -332,28 +337,75 @@ def test_another_family_is_named_before_its_tokenizer_is_missed(real_configs: Pa
         LLM(tmp_path)
 
 
-def test_a_request_that_memory_cannot_hold_is_refused_with_the_numbers(folder: Path, monkeypatch):
-    llm = LLM(folder, threads=1)
-    monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 100 * llm.backend.cache_bytes_per_token)
-    with pytest.raises(GenerationError, match=r"200 tokens need .* GB for keys and values"):
+def with_cache(folder: Path, tokens: int, **options: int) -> LLM:
+    """The toy model with room for the float32 keys and values of so many tokens."""
+    config = open_checkpoint(folder).config
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    return LLM(folder, kv_cache_bytes=tokens * token_bytes, threads=1, **options)
+
+
+def test_a_request_that_memory_cannot_hold_is_refused_with_the_numbers(folder: Path):
+    llm = with_cache(folder, 112)
+    with pytest.raises(GenerationError, match=r"may take 200 tokens, which need .* MB .* holds 112 tokens in .* MB"):
         llm.generate([[5] * 100], GREEDY, max_tokens=100)
+    with pytest.raises(GenerationError, match="prompt 2 and its answer may take 130 tokens"):
+        llm.generate([[5] * 10, [5] * 30], GREEDY, max_tokens=100)
+    with pytest.raises(GenerationError, match="the text may take 113 tokens"):
+        llm.logits([5] * 113)
+    assert len(llm.generate([[5] * 100], GREEDY, max_tokens=12)[0].ids) == 12
 
 
-def test_an_answer_without_a_limit_gets_the_limit_of_the_memory(folder: Path, monkeypatch):
-    llm = LLM(folder, threads=1)
-    monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 180 * llm.backend.cache_bytes_per_token)
+def test_an_answer_without_a_limit_gets_the_limit_of_the_memory(folder: Path):
+    llm = with_cache(folder, 176)
     completion = llm.generate([[5] * 100], GREEDY)[0]
-    assert (len(completion.ids), completion.finish_reason) == (80, "length")
+    assert (len(completion.ids), completion.finish_reason) == (76, "length")
     with pytest.raises(GenerationError, match="for keys and values"):
         llm.generate([[5] * 120], GREEDY)
 
 
-def test_requests_wait_for_memory_rather_than_share_too_little(folder: Path, monkeypatch):
-    llm = LLM(folder, threads=1)
+def test_requests_wait_for_memory_rather_than_share_too_little(folder: Path, llm: LLM):
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
     expected = [completion.ids for completion in llm.generate(prompts, GREEDY, max_tokens=10)]
-    monkeypatch.setattr(llm.backend, "free_cache_bytes", lambda: 15 * llm.backend.cache_bytes_per_token)
-    assert [completion.ids for completion in llm.generate(prompts, GREEDY, max_tokens=10)] == expected
+    small = with_cache(folder, 16)
+    assert [completion.ids for completion in small.generate(prompts, GREEDY, max_tokens=10)] == expected
+
+
+def test_a_stream_that_is_not_finished_keeps_its_memory(folder: Path):
+    llm = with_cache(folder, 32)
+    stream = llm.stream_batch([[5, 6, 7]], GREEDY, max_tokens=20)
+    next(stream)
+    with pytest.raises(GenerationError, match="other streams that are not finished"):
+        llm.generate([[8, 9]], GREEDY, max_tokens=20)
+    with pytest.raises(GenerationError, match="finish or close those"):
+        llm.logits([5] * 20)
+    stream.close()
+    assert len(llm.generate([[8, 9]], GREEDY, max_tokens=20)[0].ids) == 20
+
+
+def test_scores_are_the_same_from_a_cache_and_leave_it_usable(folder: Path):
+    llm, prefix = LLM(folder, threads=1), [1, 328, 319, 796]
+    pairs = [(prefix, [[52, 7, 301], [9]]), (prefix, [[9]])]
+    first, second = llm.loglikelihood(pairs)
+    assert second[0].logprob == pytest.approx(first[1].logprob, abs=1e-4)
+    assert llm.generate([prefix], GREEDY, max_tokens=2)[0].usage.cached_tokens == 3
+    llm.drop_cache()
+    assert llm.generate([prefix], GREEDY, max_tokens=2)[0].usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [(None, 3 * 2048), (1 << 40, 3 * 2048), (1000 * 512 * 10 // 8, 992)],
+    ids=["unknown", "plenty", "little"],
+)
+def test_the_budget_is_contexts_as_far_as_memory_is_free(free: int | None, expected: int):
+    backend = SimpleNamespace(free_cache_bytes=lambda: free, cache_bytes_per_token=512)
+    assert budget_tokens(backend, 2048, 2, None) == expected
+
+
+def test_without_free_memory_no_model_is_loaded():
+    backend = SimpleNamespace(free_cache_bytes=lambda: 30_000, cache_bytes_per_token=512)
+    with pytest.raises(ModelError, match=r"0\.0 MB of memory are free .* of 32 tokens; at least 64"):
+        budget_tokens(backend, 2048, 2, None)
 
 
 @pytest.fixture(scope="module")

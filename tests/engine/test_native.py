@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from minicpm import LLM, SamplingParams, native
 from minicpm.engine.backend import Backend, Row
+from minicpm.engine.kv_cache import common_prefix_length
 from minicpm.engine.numpy import NumpyBackend
 from minicpm.errors import FormatError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
@@ -163,6 +166,27 @@ def test_any_model_gives_numpys_bits(tmp_path_factory, config, linear, outer, co
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (5, 1)], ids=["a head each", "five share a head"])
+def test_long_texts_give_numpys_bits(tmp_path: Path, heads: int, kv_heads: int, isa: str):
+    """Many blocks of keys, queries cut among threads that outnumber heads, and few queries far behind the start."""
+    config = DecoderConfig.from_dict(
+        {
+            **EVEN.to_dict(),
+            "hidden_size": 64 * heads,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 512,
+        }
+    )
+    quantize_folder(write_model(tmp_path / "source", config), tmp_path / "int8", preset="int8")
+    ids = some_ids(3, 330)
+    expected = logits(load_numpy(tmp_path / "int8"), ids)
+    for threads, chunks in ((1, [330]), (4, [130, 170, 1, 2, 3, 4, 8, 12])):
+        assert same_bits(logits(load_native(tmp_path / "int8", isa, threads), ids, chunks), expected), threads
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("name", "word"),
     [("odd-int4", 0), ("odd-int4", -1), ("odd-int8", 0x01010101), ("odd-int8", -1)],
@@ -265,7 +289,7 @@ def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, 
     quantize_folder(write_model(tmp_path / "source", config), tmp_path / "int8", preset="int8")
     backend, reference = load_native(tmp_path / "int8", isa), load_numpy(tmp_path / "int8")
     for length in (16, 40):
-        rows = [Row(one.new_sequence(length), some_ids(2, 30), "all") for one in (backend, reference)]
+        rows = [Row(one.new_sequence(length), some_ids(2, min(length, 30)), "all") for one in (backend, reference)]
         assert rows[0].sequence.rope_length == length
         assert same_bits(backend.forward(rows[:1])[0], reference.forward(rows[1:])[0])
 
@@ -373,6 +397,182 @@ def test_a_sequence_of_another_model_is_refused(folders):
     with pytest.raises(ValueError, match="token id"):
         backend.forward([Row(sequence, [VOCABULARY], "last")])
     assert sequence.length == 0
+
+
+def forwarded(backend: Backend, tables: list[list[int]], lengths: list[int], counts: list[int], pool: Any) -> None:
+    """One step of the extension itself, with tables that no BlockCache made."""
+    tokens, half = sum(counts), backend.config.head_dim // 2
+    backend._model.forward(
+        [pool] * len(counts),
+        [np.array(table, np.int32) for table in tables],
+        lengths,
+        counts,
+        np.ones(tokens, np.int32),
+        np.ones((tokens, half), np.float32),
+        np.zeros((tokens, half), np.float32),
+        np.zeros(0, np.int32),
+        np.zeros((0, VOCABULARY), np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("tables", "lengths", "counts", "message"),
+    [
+        ([[8]], [0], [1], "none of the pool's"),
+        ([[-1]], [0], [1], "none of the pool's"),
+        ([[0, 8]], [16], [1], "none of the pool's"),
+        ([[0]], [0], [17], "fewer blocks"),
+        ([[0, 1]], [31], [2], "fewer blocks"),
+        ([[]], [0], [1], "fewer blocks"),
+        ([[0]], [-1], [1], "length"),
+        ([[0]], [0], [0], "1 or more tokens"),
+        ([[0, 0]], [0], [17], "twice"),
+        ([[0, 1], [1]], [16, 0], [1, 1], "twice"),
+        ([[0, 1], [1, 2]], [16, 16], [1, 1], "twice"),
+        ([[1, 2], [0, 1]], [16, 16], [1, 1], "twice"),
+        ([[3, 3]], [16], [1], "twice"),
+        ([[0], [1]], [0], [1, 1], "one pool, table, length and count"),
+    ],
+)
+def test_a_wrong_table_is_refused(folders, tables, lengths, counts, message: str):
+    backend = load_native(folders["even-int4"], ISAS[0])
+    pool = backend.new_cache(8 * 16).pool
+    with pytest.raises(ValueError, match=message):
+        forwarded(backend, tables, lengths, counts, pool)
+    # A refusal leaves no trace, and full blocks may be shared.
+    forwarded(backend, [[0, 1], [0, 2]], [16, 16], [1, 1], pool)
+
+
+def test_copied_blocks_give_the_same_bits(folders):
+    backend = load_native(folders["even-int4"], ISAS[0])
+    cache = backend.new_cache(2000)
+    ids = some_ids(3, 500)
+    expected = logits(backend, [*ids, 7])
+    sequence, copies = cache.open([], 501, 501), cache.open([], 501, 501)
+    backend.forward([Row(sequence, ids, "none")])
+    copies.reserve(501)
+    for block, copy in zip(sequence.blocks, copies.blocks):
+        cache.pool.copy(block, copy)
+    copies.token_ids += ids
+    cache.close(sequence)
+    cache.drop_idle()  # pages that the copies' blocks share with others stay
+    assert same_bits(backend.forward([Row(copies, [7], "last")])[0], expected[-1:])
+
+
+def test_only_blocks_of_the_pool_are_copied_and_given_back():
+    pool = native.extension().KvPool(2, 2, 64, 125)
+    for bad in (-1, 125):
+        with pytest.raises(ValueError, match="none of the pool's"):
+            pool.copy(0, bad)
+        with pytest.raises(ValueError, match="none of the pool's"):
+            pool.copy(bad, 0)
+        with pytest.raises(ValueError, match="none of the pool's"):
+            pool.release([0, bad])
+    with pytest.raises(ValueError, match="into another"):
+        pool.copy(3, 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 64, 1), (1, -1, 64, 1), (1, 1, 0, 1), (1, 1, 64, 1 << 25)])
+def test_a_pool_of_no_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="must be 1 to 16777216"):
+        native.extension().KvPool(*shape)
+
+
+def test_a_pool_that_the_system_does_not_give_is_said(folders):
+    with pytest.raises(MemoryError):
+        native.extension().KvPool(1 << 24, 1 << 24, 1 << 24, 1 << 24)
+    backend = load_native(folders["even-int4"], ISAS[0])
+    wide = {"num_hidden_layers": 1024, "hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 16}
+    backend.config = DecoderConfig.from_dict({**EVEN.to_dict(), **wide})
+    with pytest.raises(ModelError, match="GB of address space for the keys and values of 200000000 tokens"):
+        backend.new_cache(200_000_000)  # 445 TB
+
+
+def test_a_pool_takes_memory_only_as_it_fills_and_gives_it_back():
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+    before = resident_mb()
+    pool = native.extension().KvPool(4, 4, 64, 100_000)  # 3.5 GB
+    assert resident_mb() - before < 50
+    for block in range(1, 5000):
+        pool.copy(0, block)  # 35 KB
+    assert resident_mb() - before > 160
+    pool.release([*range(2500), *range(5000, 2499, -1)])
+    assert resident_mb() - before < 50
+
+
+@pytest.fixture(scope="module")
+def shared_and_alone(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM, LLM]:
+    """A model with room for 128 tokens in all, and the same one computing every request for itself, with numpy."""
+    folder = tmp_path_factory.mktemp("shared") / "int4"
+    quantize_folder(golden / "minicpm2b_tied", folder)
+    alone = LLM(folder, backend="numpy")
+    return LLM(folder, kv_cache_bytes=128 * alone.backend.cache_bytes_per_token, max_batch=3, threads=2), alone
+
+
+words = st.lists(st.integers(5, 6), min_size=1, max_size=50)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_requests_that_share_a_tiny_pool_say_what_they_say_alone(shared_and_alone: tuple[LLM, LLM], data):
+    """Prompts that begin alike, more at once than the pool holds, some abandoned half-way."""
+    shared, alone = shared_and_alone
+    known: list[list[int]] = [[]]
+    for _ in range(data.draw(st.integers(1, 3))):
+        prompts = []
+        for _ in range(data.draw(st.integers(1, 5))):
+            start = data.draw(st.sampled_from(known))
+            prompts.append([*start[: data.draw(st.integers(0, min(50, len(start))))], *data.draw(words)])
+        params = SamplingParams(
+            seed=data.draw(st.integers(0, 9)), max_tokens=data.draw(st.integers(1, 25)), ignore_eos=True
+        )
+        stream = shared.stream_batch(prompts, params)
+        for _ in range(data.draw(st.integers(0, 4))):
+            next(stream, None)
+        stream.close()
+        for prompt, answer in zip(prompts, shared.generate(prompts, params)):
+            alone.drop_cache()
+            assert answer.ids == alone.generate([prompt], params)[0].ids
+            known.append([*prompt, *answer.ids])
+        assert shared._cache.free_blocks + shared._cache.idle_blocks == 8
+
+
+def test_a_running_answer_lends_its_beginning_to_the_next_request(shared_and_alone: tuple[LLM, LLM]):
+    shared, alone = shared_and_alone
+    shared.drop_cache()
+    prompt = [5, 6] * 20
+    stream = shared.stream_batch([prompt], max_tokens=20, ignore_eos=True, seed=1)
+    next(stream)
+    other = shared.generate([[*prompt, 7]], max_tokens=4, ignore_eos=True, seed=1)[0]
+    assert other.usage.cached_tokens == 32  # two blocks that both hold
+    assert other.ids == alone.generate([[*prompt, 7]], max_tokens=4, ignore_eos=True, seed=1)[0].ids
+    *_, last = stream
+    assert last.completion.ids == alone.generate([prompt], max_tokens=20, ignore_eos=True, seed=1)[0].ids
+
+
+def test_the_next_turn_of_a_chat_computes_what_is_new_alone():
+    """All that the two prompts have in common is reused, the answer's own keys and values with it."""
+    llm = LLM(threads=1)
+    turns = [{"role": "user", "content": "What is the capital of China?"}]
+    for question in ("And of France?", "Tell me more."):
+        before = llm.tokenizer.encode(llm.template.render(turns))
+        answer = llm.chat(turns, temperature=0, max_tokens=30)
+        held = [*before, *answer.ids][: len(before) + len(answer.ids) - (answer.finish_reason == "length")]
+        turns += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": question}]
+        common = common_prefix_length(held, llm.tokenizer.encode(llm.template.render(turns)))
+        assert common > len(before), "nano's answer is rendered into other ids: this test needs another question"
+        again = llm.chat(turns, temperature=0, max_tokens=30)
+        assert again.usage.cached_tokens == common
+        assert again.ids == LLM(threads=1).chat(turns, temperature=0, max_tokens=30).ids
+
+
+def test_scores_share_a_prefix_and_its_blocks(shared_and_alone: tuple[LLM, LLM]):
+    shared, alone = shared_and_alone
+    pairs = [([5, 6] * 21, [[7] * 20, [8], [7] * 9 + [5], [9] * 30]), ([5, 6] * 20, [[1, 2]])]
+    assert shared.loglikelihood(pairs) == alone.loglikelihood(pairs)
+    assert same_bits(shared.logits([5, 6] * 30), alone.logits([5, 6] * 30))
 
 
 def test_a_model_outlives_the_checkpoint_it_was_read_from(folders):

@@ -413,7 +413,7 @@ def test_what_was_forgotten_cannot_spoil_what_comes_after():
     sequence, random = NumpySequence(EVEN, 100, True), np.random.default_rng(0)
     good = random.standard_normal((5, 2, 64)).astype(np.float32)
     sequence.append(0, good, good)
-    sequence.length = 5
+    sequence.extend([0] * 5)
     bad = np.full((6, 2, 64), np.nan, np.float32)
     sequence.append(0, bad, bad)
     sequence.append(0, good[:1], good[:1])

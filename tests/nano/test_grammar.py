@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import grammar
 import pytest
@@ -206,3 +208,15 @@ def test_long_conversations_occur(records):
     lengths = [len(record["messages"]) // 2 for record in records["chat_turns"]]
     assert min(lengths) >= 2
     assert max(lengths) >= 8
+
+
+def test_the_sample_in_the_repository_is_held_out_and_free():
+    sample = Path(grammar.__file__).with_name("held-out.jsonl")
+    records = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
+    generated = [record for record in records if record["source"] == "grammar"]
+    assert all(any(is_held_out(prompt) for prompt in prompts(record)) for record in generated)
+    books = [record for record in records if record not in generated]
+    assert {record["source"] for record in books} <= {"standard_ebooks", "gutenberg_children", "fairytaleqa_story"}
+    assert not {record["kind"] for record in records} & {"chat_countries", "chat_turns"}  # facts under ODbL
+    assert len(books) >= 5
+    assert len(generated) >= 40

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=METHODS, default="rtn", help="how codes are chosen: rtn, rounding to nearest"
     )
+    parser.add_argument(
+        "--no-equalize",
+        dest="equalize",
+        action="store_false",
+        help="round channels out of line as they are, instead of rescaling them first by powers of two",
+    )
     parser.add_argument("--force", action="store_true", help="replace DST if it is a model folder")
     parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON object")
@@ -40,12 +46,15 @@ def run(args: argparse.Namespace) -> int:
         Path(args.destination).expanduser(),
         preset=args.preset,
         method=args.method,
+        equalize=args.equalize,
         max_shard_bytes=DEFAULT_SHARD_BYTES,
         overwrite=args.force,
         progress=progress,
     )
     print(json.dumps(_record(done), indent=2) if args.json else "\n".join(_table(done)))
     sizes = f"{format_bytes(done.source_bytes)} -> {format_bytes(done.nbytes)}"
+    if done.evened_channels:
+        print(f"{done.evened_channels:,} channels out of line were rescaled before rounding", file=sys.stderr)
     print(f"{done.destination}: {done.preset} by {done.method}, {sizes}, written and checked", file=sys.stderr)
     return 0
 
@@ -56,6 +65,7 @@ def _record(done: Quantization) -> dict[str, object]:
         "destination": str(done.destination),
         "preset": done.preset,
         "method": done.method,
+        "evened_channels": done.evened_channels,
         "source_weight_bytes": done.source_bytes,
         "weight_bytes": done.nbytes,
         "kinds": [

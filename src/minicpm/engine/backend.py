@@ -14,19 +14,26 @@ import numpy as np
 import numpy.typing as npt
 
 
-class KVSequence(Protocol):
-    """Keys and values of one text's tokens, in every layer."""
+class KVSequence:
+    """Tokens of one text whose keys and values are held; where these lie is the backend's own class's to know."""
+
+    def __init__(self, rope_length: int):
+        # Length the rotary base was fixed for when the sequence was made (dynamic NTK); never changes.
+        self.rope_length = rope_length
+        self.token_ids: list[int] = []
 
     @property
     def length(self) -> int:
-        """Tokens whose keys and values are held."""
+        return len(self.token_ids)
 
-    @property
-    def rope_length(self) -> int:
-        """Length the rotary base was fixed for when the sequence was made (dynamic NTK); never changes."""
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """The backend has computed these: their keys and values lie behind the held ones."""
+        self.token_ids += token_ids
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
+        assert 0 <= length <= self.length
+        del self.token_ids[length:]
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,27 @@ class Row:
     sequence: KVSequence
     token_ids: Sequence[int]
     logits: str = "last"  # "last", "all" or "none"
+
+
+class KVCache(Protocol):
+    """Keys and values of all texts within a budget that never grows: those being computed, and idle ones of earlier
+    texts, which later texts with the same beginning take over. Implementations: engine/kv_cache.py.
+    """
+
+    tokens: int  # the budget
+
+    def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> KVSequence | None:
+        """A sequence that may grow to `planned_tokens`, and already holds what is cached of the prompt.
+
+        None while open sequences leave too little of the budget. At least the prompt's last token is left to compute,
+        since its logits are needed. Only texts of the same rotary base share anything.
+        """
+
+    def close(self, sequence: KVSequence) -> None:
+        """Give a sequence back; what it holds stays as long as there is room. Closing twice changes nothing."""
+
+    def drop_idle(self) -> None:
+        """Forget all texts that no open sequence holds, and give their memory back to the system."""
 
 
 class Backend(Protocol):
@@ -48,8 +76,11 @@ class Backend(Protocol):
     cache_bytes_per_token: int  # keys and values, all layers
     is_exact: bool  # a token's logits have the same bits whatever else its call computes
 
+    def new_cache(self, tokens: int) -> KVCache:
+        """Room for the keys and values of `tokens`; it may take memory only as it fills."""
+
     def new_sequence(self, rope_length: int) -> KVSequence:
-        """An empty sequence for a text planned to reach at most `rope_length` tokens."""
+        """An empty sequence with memory of its own for a text planned to reach at most `rope_length` tokens."""
 
     def free_cache_bytes(self) -> int | None:
         """Memory that keys and values may still take now; None where the system does not tell."""

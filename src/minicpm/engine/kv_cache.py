@@ -1,54 +1,64 @@
-"""Keeps the sequences of finished requests, so that the next turn of a conversation computes only what is new."""
+"""Which texts' keys and values are kept, shared and dropped; token ids and block numbers, never the memory itself.
+
+`BlockCache` serves a backend whose memory is a pool of 16-token blocks: a text is a table of block numbers, and texts
+share the blocks of what they have in common, while they run and afterwards. `SequenceCache` serves backends whose
+sequences have memory of their own: there an idle text goes as a whole to the next one that begins like it.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from minicpm.engine.backend import Backend, KVSequence
+from minicpm.errors import GenerationError, ModelError
+
+BLOCK_TOKENS = 16  # as in docs/numerics.md, section 7
+
+# An answer that memory would cut below this is refused rather than begun.
+SHORTEST_ANSWER_TOKENS = 64
+# Of the free memory, keys and values take no more than this; the rest is for a step's own numbers and other programs.
+MOST_OF_FREE_MEMORY = 0.8
+
+_ROOT = -1  # stands for the block before a text's first one
 
 
-class PrefixCache:
-    """At most `capacity` idle sequences, least recently used dropped first; each is taken by one request at a time."""
+def blocks_of(tokens: int) -> int:
+    """Blocks that so many tokens take."""
+    return -(-tokens // BLOCK_TOKENS)
 
-    def __init__(self, backend: Backend, capacity: int):
-        self._backend = backend
-        self._capacity = capacity
-        self._idle: OrderedDict[tuple[int, ...], KVSequence] = OrderedDict()
 
-    def take(self, prompt_ids: Sequence[int], rope_length: int) -> KVSequence:
-        """The idle sequence sharing the longest prefix, cut to it; a new one where none shares anything.
+def budget_tokens(backend: Backend, context_length: int, max_batch: int, kv_cache_bytes: int | None) -> int:
+    """Tokens whose keys and values may be held at once for as long as a model is loaded, in whole blocks.
 
-        At least the prompt's last token is left to compute, since its logits are needed. Sequences made for
-        another rotary base are no match.
-        """
-        base = self._backend.rope_key(rope_length)
-        best, best_length = None, 0
-        for ids, sequence in self._idle.items():
-            if self._backend.rope_key(sequence.rope_length) != base:
-                continue
-            length = min(common_prefix_length(ids, prompt_ids), sequence.length, len(prompt_ids) - 1)
-            if length > best_length:
-                best, best_length = ids, length
-        if best is None:
-            return self._backend.new_sequence(rope_length)
-        sequence = self._idle.pop(best)
-        sequence.truncate(best_length)
-        return sequence
-
-    def put(self, token_ids: Sequence[int], sequence: KVSequence) -> None:
-        """Give a sequence back; it holds the keys and values of the first `sequence.length` of `token_ids`."""
-        key = tuple(token_ids[: sequence.length])
-        if not key or self._capacity == 0:
-            return
-        self._idle[key] = sequence
-        self._idle.move_to_end(key)
-        while len(self._idle) > self._capacity:
-            self._idle.popitem(last=False)
-
-    def drop_all(self) -> None:
-        """Free the memory of all idle sequences."""
-        self._idle.clear()
+    Without `kv_cache_bytes` there is room for `max_batch` contexts and for one more, so that a batch doesn't wipe out
+    what was computed before; less where less memory is free.
+    """
+    block_bytes = BLOCK_TOKENS * backend.cache_bytes_per_token
+    if kv_cache_bytes is not None:
+        if kv_cache_bytes < block_bytes:
+            raise ValueError(
+                f"kv_cache_bytes is {kv_cache_bytes}, but {BLOCK_TOKENS} tokens of this model take {block_bytes}; "
+                "give at least that, or leave it out"
+            )
+        return kv_cache_bytes // block_bytes * BLOCK_TOKENS
+    wanted = (max_batch + 1) * blocks_of(context_length) * BLOCK_TOKENS
+    free = backend.free_cache_bytes()
+    if free is None:
+        return wanted
+    room = int(free * MOST_OF_FREE_MEMORY) // block_bytes * BLOCK_TOKENS
+    if room < SHORTEST_ANSWER_TOKENS:
+        raise ModelError(
+            f"{free / 1e6:,.1f} MB of memory are free beside the model's weights, which leaves the keys and values of "
+            f"{room} tokens; at least {SHORTEST_ANSWER_TOKENS} are needed. Stop other programs, or take a smaller model"
+        )
+    return min(wanted, room)
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -57,3 +67,369 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
+
+
+class BlockPool(Protocol):
+    """The memory behind a BlockCache; csrc/kv_pool.h."""
+
+    @property
+    def blocks(self) -> int: ...
+
+    def copy(self, source: int, destination: int) -> None:
+        """Copy one block into another."""
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give the memory of blocks back to the system; what they held is lost."""
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What a cached block holds: these tokens behind those of its parent, rotated by this base.
+
+    The parent is a cached block itself and stays one as long as this, so its number says all that lies before. Only
+    the last block of a text may hold fewer than 16 tokens.
+    """
+
+    rope_base: float
+    parent: int
+    token_ids: tuple[int, ...]
+
+
+class BlockSequence(KVSequence):
+    """One text of a BlockCache: its tokens and the table of the blocks that hold them.
+
+    Full blocks are cached, may be shared and are never written again. The block that new tokens go to is this
+    sequence's own.
+    """
+
+    def __init__(self, cache: BlockCache, rope_length: int, rope_base: float, promised_blocks: int):
+        super().__init__(rope_length)
+        self.pool = cache.pool
+        self.rope_base = rope_base
+        self.blocks: list[int] = []
+        self.promised_blocks = promised_blocks  # still to come by plan; nobody else gets them
+        self.is_last_cached = False  # the last block was cached, then cut: not to be written as it is
+        self._cache = cache
+        self._table = np.zeros(0, np.int32)
+
+    @property
+    def table(self) -> npt.NDArray[np.int32]:
+        """Numbers of the blocks, in the order of the text."""
+        if len(self._table) != len(self.blocks):
+            self._table = np.array(self.blocks, np.int32)
+        return self._table
+
+    def reserve(self, length: int) -> None:
+        """Have blocks to write the tokens behind the held ones to, up to `length`; GenerationError without any."""
+        if self.is_last_cached or length > BLOCK_TOKENS * len(self.blocks):
+            self._cache.reserve(self, length)
+            self.forget_table()
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        full = len(self.token_ids) // BLOCK_TOKENS
+        self.token_ids += token_ids
+        if full < len(self.token_ids) // BLOCK_TOKENS:
+            self._cache.keep_full_blocks(self, full)
+
+    def truncate(self, length: int) -> None:
+        super().truncate(length)
+        self._cache.cut(self)
+        self.forget_table()
+
+    def forget_table(self) -> None:
+        self._table = np.zeros(0, np.int32)
+
+
+class BlockCache:
+    """The blocks of a pool: free ones, those of open sequences (counted), and idle ones, least recently used first.
+
+    A block is cached once it is full, and at the end of its text at the latest, under what it holds (_Key). Every user
+    of a block uses its parent, too, and gives its blocks back last one first: so a parent is never dropped before what
+    stands behind it. May be used from several threads.
+
+    Never more blocks are promised than are free or idle, so an open sequence always gets what it was opened for.
+    """
+
+    def __init__(self, pool: BlockPool, rope_key: Callable[[int], float]):
+        self.pool = pool
+        self.tokens = pool.blocks * BLOCK_TOKENS
+        self._rope_key = rope_key
+        self._lock = threading.RLock()
+        self._free: list[int] = [*range(pool.blocks - 1, -1, -1)]
+        self._users = [0] * pool.blocks
+        self._keys: dict[int, _Key] = {}
+        self._children: dict[tuple[float, int], dict[tuple[int, ...], int]] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._promised = 0
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    @property
+    def idle_blocks(self) -> int:
+        return len(self._idle)
+
+    @property
+    def _available(self) -> int:
+        return len(self._free) + len(self._idle)
+
+    # --- for the engine ------------------------------------------------------------------------------------------
+
+    def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> BlockSequence | None:
+        with self._lock:
+            base = self._rope_key(rope_length)
+            chain = self._cached_chain(base, prompt_ids[:-1])
+            wanted = blocks_of(planned_tokens) - len(chain)
+            revived = sum(self._users[block] == 0 for block in chain)
+            if self._available - revived < self._promised + wanted:
+                return None
+            sequence = BlockSequence(self, rope_length, base, wanted)
+            self._promised += wanted
+            for block in chain:
+                self._use(block)
+                sequence.blocks.append(block)
+            held = BLOCK_TOKENS * len(chain)
+            sequence.token_ids += prompt_ids[:held]
+            self._take_partial(sequence, prompt_ids[held:-1])
+            return sequence
+
+    def close(self, sequence: KVSequence) -> None:
+        assert isinstance(sequence, BlockSequence)
+        with self._lock:
+            self._promised -= sequence.promised_blocks
+            sequence.promised_blocks = 0
+            if sequence.length % BLOCK_TOKENS:
+                self._keep_partial(sequence)
+            sequence.token_ids.clear()
+            while sequence.blocks:
+                self._leave(sequence.blocks.pop())
+            sequence.is_last_cached = False
+            sequence.forget_table()
+
+    def drop_idle(self) -> None:
+        with self._lock:
+            while self._idle:
+                self._drop_oldest()
+            self.pool.release(self._free)
+
+    # --- for sequences -------------------------------------------------------------------------------------------
+
+    def reserve(self, sequence: BlockSequence, length: int) -> None:
+        with self._lock:
+            if sequence.is_last_cached:
+                self._make_last_writable(sequence)
+            while len(sequence.blocks) < blocks_of(length):
+                sequence.blocks.append(self._take(sequence))
+
+    def keep_full_blocks(self, sequence: BlockSequence, first: int) -> None:
+        """Cache the full blocks from the `first` on; what another text has cached already is shared instead.
+
+        The two hold the same bits: docs/numerics.md promises them whatever a token was computed together with.
+        """
+        with self._lock:
+            for index in range(first, sequence.length // BLOCK_TOKENS):
+                block, key = sequence.blocks[index], self._key(sequence, index)
+                known = self._known(key)
+                if known is None:
+                    self._keep(block, key)
+                elif known != block:
+                    self._use(known)
+                    sequence.blocks[index] = known
+                    self._give_back(sequence, block)
+                    sequence.forget_table()
+
+    def cut(self, sequence: BlockSequence) -> None:
+        """Give back the blocks behind the sequence's length."""
+        with self._lock:
+            while len(sequence.blocks) > blocks_of(sequence.length):
+                self._give_back(sequence, sequence.blocks.pop())
+            is_partial = sequence.length % BLOCK_TOKENS != 0
+            sequence.is_last_cached = is_partial and sequence.blocks[-1] in self._keys
+
+    # --- finding -------------------------------------------------------------------------------------------------
+
+    def _cached_chain(self, base: float, token_ids: Sequence[int]) -> list[int]:
+        """The longest run of cached full blocks from the start of a text on."""
+        chain: list[int] = []
+        for start in range(0, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            ids = tuple(token_ids[start : start + BLOCK_TOKENS])
+            block = self._known(_Key(base, chain[-1] if chain else _ROOT, ids))
+            if block is None:
+                break
+            chain.append(block)
+        return chain
+
+    def _known(self, key: _Key) -> int | None:
+        return self._children.get((key.rope_base, key.parent), {}).get(key.token_ids)
+
+    def _key(self, sequence: BlockSequence, index: int) -> _Key:
+        parent = sequence.blocks[index - 1] if index else _ROOT
+        ids = sequence.token_ids[BLOCK_TOKENS * index : BLOCK_TOKENS * (index + 1)]
+        return _Key(sequence.rope_base, parent, tuple(ids))
+
+    def _take_partial(self, sequence: BlockSequence, token_ids: Sequence[int]) -> None:
+        """Begin a sequence's first block of its own with what a cached one has in common with the text.
+
+        The end of an earlier text is taken over as it is, nobody else needs it; of a full block a copy is made.
+        """
+        parent = sequence.blocks[-1] if sequence.blocks else _ROOT
+        best, best_length = None, 0
+        for ids, block in self._children.get((sequence.rope_base, parent), {}).items():
+            length = common_prefix_length(ids, token_ids)
+            if length > best_length:
+                best, best_length = block, length
+        if best is None:
+            return
+        self._use(best)
+        if len(self._keys[best].token_ids) < BLOCK_TOKENS:
+            self._forget(best)
+            sequence.blocks.append(best)
+            self._keep_promise(sequence)
+        elif self._available:
+            block = self._take(sequence)
+            self.pool.copy(best, block)
+            sequence.blocks.append(block)
+            self._leave(best)
+        else:  # the last idle block, which would have to go for its own copy
+            self._leave(best)
+            return
+        sequence.token_ids += token_ids[:best_length]
+
+    # --- keeping -------------------------------------------------------------------------------------------------
+
+    def _keep(self, block: int, key: _Key) -> None:
+        children = self._children.setdefault((key.rope_base, key.parent), {})
+        for length in range(1, len(key.token_ids)):
+            # The end of an earlier text that went on like this one: this block holds all of it.
+            beginning = children.get(key.token_ids[:length])
+            if beginning is not None:
+                self._drop(beginning)
+        # Dropping the last child took the dictionary away.
+        self._children.setdefault((key.rope_base, key.parent), {})[key.token_ids] = block
+        self._keys[block] = key
+
+    def _keep_partial(self, sequence: BlockSequence) -> None:
+        """Cache the block that a text ends in, unless a cached one begins with the same tokens."""
+        index = sequence.length // BLOCK_TOKENS
+        block, key = sequence.blocks[index], self._key(sequence, index)
+        siblings = self._children.get((key.rope_base, key.parent), {})
+        if block not in self._keys and not any(ids[: len(key.token_ids)] == key.token_ids for ids in siblings):
+            self._keep(block, key)
+
+    def _forget(self, block: int) -> None:
+        """A cached block with one user becomes that user's own: whatever stands behind it is idle, and dropped."""
+        key = self._keys.pop(block)
+        siblings = self._children[key.rope_base, key.parent]
+        del siblings[key.token_ids]
+        if not siblings:
+            del self._children[key.rope_base, key.parent]
+        for child in [*self._children.get((key.rope_base, block), {}).values()]:
+            self._drop(child)
+
+    def _drop(self, block: int) -> None:
+        """An idle block, and whatever stands behind it, becomes free."""
+        del self._idle[block]
+        self._forget(block)
+        self._free.append(block)
+
+    def _drop_oldest(self) -> None:
+        block = next(iter(self._idle))
+        assert (self._keys[block].rope_base, block) not in self._children
+        self._drop(block)
+
+    def _make_last_writable(self, sequence: BlockSequence) -> None:
+        last = sequence.blocks[-1]
+        if self._users[last] == 1:
+            self._forget(last)
+        else:
+            block = self._take(sequence)
+            self.pool.copy(last, block)
+            sequence.blocks[-1] = block
+            self._leave(last)
+        sequence.is_last_cached = False
+
+    # --- counting ------------------------------------------------------------------------------------------------
+
+    def _take(self, sequence: BlockSequence) -> int:
+        """A block for one user, an idle one's where none is free."""
+        if not sequence.promised_blocks and self._available <= self._promised:
+            raise GenerationError(
+                f"a sequence of {sequence.length} tokens outgrew its plan, and all {self.pool.blocks} blocks of "
+                f"{BLOCK_TOKENS} tokens are taken or promised to others; plan for more tokens"
+            )
+        if not self._free:
+            self._drop_oldest()
+        block = self._free.pop()
+        self._users[block] = 1
+        self._keep_promise(sequence)
+        return block
+
+    def _keep_promise(self, sequence: BlockSequence) -> None:
+        if sequence.promised_blocks:
+            sequence.promised_blocks -= 1
+            self._promised -= 1
+
+    def _use(self, block: int) -> None:
+        self._idle.pop(block, None)
+        self._users[block] += 1
+
+    def _leave(self, block: int) -> None:
+        self._users[block] -= 1
+        if self._users[block] == 0:
+            if block in self._keys:
+                self._idle[block] = None
+            else:
+                self._free.append(block)
+
+    def _give_back(self, sequence: BlockSequence, block: int) -> None:
+        """An open sequence leaves a block; if that makes one available, it is promised to the sequence again."""
+        self._leave(block)
+        if self._users[block] == 0:
+            sequence.promised_blocks += 1
+            self._promised += 1
+
+
+class SequenceCache:
+    """Whole sequences, each used by one text at a time; idle ones are dropped least recently used first."""
+
+    def __init__(self, new_sequence: Callable[[int], KVSequence], rope_key: Callable[[int], float], tokens: int):
+        self.tokens = tokens
+        self._new_sequence = new_sequence
+        self._rope_key = rope_key
+        self._planned: dict[int, int] = {}  # of open sequences, by id()
+        self._idle: OrderedDict[int, KVSequence] = OrderedDict()
+
+    def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> KVSequence | None:
+        running = sum(self._planned.values()) + planned_tokens
+        if running > self.tokens:
+            return None
+        sequence = self._take_similar(prompt_ids[:-1], rope_length) or self._new_sequence(rope_length)
+        while self._idle and running + sum(idle.length for idle in self._idle.values()) > self.tokens:
+            self._idle.popitem(last=False)
+        self._planned[id(sequence)] = planned_tokens
+        return sequence
+
+    def close(self, sequence: KVSequence) -> None:
+        if self._planned.pop(id(sequence), None) is not None and sequence.length:
+            self._idle[id(sequence)] = sequence
+
+    def drop_idle(self) -> None:
+        self._idle.clear()
+
+    def _take_similar(self, token_ids: Sequence[int], rope_length: int) -> KVSequence | None:
+        """The idle sequence with the longest common prefix, cut to it; None where it is worth more to its own text.
+
+        That is where less than half of the sequence and less than half of the new text are the same.
+        """
+        base = self._rope_key(rope_length)
+        best, best_length = None, 0
+        for sequence in self._idle.values():
+            length = common_prefix_length(sequence.token_ids, token_ids)
+            if length > best_length and self._rope_key(sequence.rope_length) == base:
+                best, best_length = sequence, length
+        if best is None or 2 * best_length < min(best.length, len(token_ids)):
+            return None
+        del self._idle[id(best)]
+        best.truncate(best_length)
+        return best

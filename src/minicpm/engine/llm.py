@@ -10,7 +10,8 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +23,10 @@ from minicpm import hub, native
 from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import Backend, KVSequence, Row
-from minicpm.engine.kv_cache import PrefixCache, common_prefix_length
+from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
 from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
-from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Scheduler
+from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Scheduler, no_room
 from minicpm.errors import GenerationError, MissingExtra, ModelError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
@@ -54,10 +55,11 @@ class LLM:
 
     `model` is a folder, a GGUF file or a name (`minicpm list`, `minicpm pull`), None the built-in MiniCPM-nano; `dtype`
     is 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below
-    the model's own limit; at most `max_batch` requests run at once, fewer where memory is short; `lookup` 'auto'
-    guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off' never does.
-    `LLM.sampling` are the model's own defaults, for requests that bring no SamplingParams. Raises MiniCPMError
-    subclasses when the model cannot be used, ValueError for an option that cannot be.
+    the model's own limit; at most `max_batch` requests run at once, fewer where their keys and values would take more
+    than `kv_cache_bytes`, which is fixed here (None: `max_batch` contexts and one for idle texts, as far as memory is
+    free); `lookup` 'auto' guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off'
+    never does. `LLM.sampling` are the model's own defaults, for requests that bring no SamplingParams. Raises
+    MiniCPMError subclasses when the model cannot be used, ValueError for an option that cannot be.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class LLM:
         context: int | None = None,
         threads: int | None = None,
         max_batch: int = 8,
+        kv_cache_bytes: int | None = None,
         lookup: str = "auto",
         offline: bool | None = None,
         progress: Progress | None = None,
@@ -80,6 +83,7 @@ class LLM:
         _check_at_least_one("threads", threads)
         _check_at_least_one("context", context)
         _check_at_least_one("max_batch", max_batch)
+        _check_at_least_one("kv_cache_bytes", kv_cache_bytes)
         self.folder = hub.resolve(model, offline=offline, progress=progress or Silent())
         checkpoint = open_checkpoint(self.folder, allow_quantized=True)
         self.tokenizer = checkpoint.tokenizer()
@@ -94,7 +98,9 @@ class LLM:
         # A verified token is the plain one only where its logits are.
         self._step_times = StepTimes() if lookup == "auto" and self.backend.is_exact else None
         self._eos_token_ids = frozenset(checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
-        self._prefixes = PrefixCache(self.backend, capacity=1)
+        self._cache = self.backend.new_cache(
+            budget_tokens(self.backend, self.context_length, max_batch, kv_cache_bytes)
+        )
 
     def chat(
         self, messages: str | Sequence[Message], sampling: SamplingParams | None = None, **overrides: Any
@@ -158,7 +164,12 @@ class LLM:
         """Next-token logits after each of `token_ids`: (T, vocab) float32."""
         ids = self._checked_ids(token_ids)
         self._require_room(len(ids))
-        return _forward_in_chunks(self.backend, self.backend.new_sequence(len(ids)), ids, "all")
+        with self._open([], len(ids)) as sequence:
+            return _forward_in_chunks(self.backend, sequence, ids, "all")
+
+    def drop_cache(self) -> None:
+        """Forget what was computed for texts that are finished, and give its memory back to the system."""
+        self._cache.drop_idle()
 
     def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
         """One vector per text (or token ids): (n, hidden) float32, the mean of its tokens' last hidden states.
@@ -196,16 +207,29 @@ class LLM:
         shared = min((border for _, border in wholes), default=0)
         if not shared:
             return []
-        sequence = self.backend.new_sequence(max(len(ids) for ids, _ in wholes))
-        logits = _forward_in_chunks(self.backend, sequence, prefix_ids[:shared], "last")
         scores = []
-        for ids, border in wholes:
-            tail = ids[shared:-1]
-            rows = _forward_in_chunks(self.backend, sequence, tail, "all") if tail else logits[:0]
-            sequence.truncate(shared)
-            predictions = np.concatenate([logits, rows])[border - shared :]
-            scores.append(_loglikelihood(predictions, ids[border:]))
+        with self._open(prefix_ids[:shared], max(len(ids) for ids, _ in wholes)) as sequence:
+            logits = _forward_in_chunks(self.backend, sequence, prefix_ids[sequence.length : shared], "last")
+            for ids, border in wholes:
+                tail = ids[shared:-1]
+                rows = _forward_in_chunks(self.backend, sequence, tail, "all") if tail else logits[:0]
+                sequence.truncate(shared)
+                predictions = np.concatenate([logits, rows])[border - shared :]
+                scores.append(_loglikelihood(predictions, ids[border:]))
         return scores
+
+    @contextmanager
+    def _open(self, prompt_ids: list[int], tokens: int) -> Iterator[KVSequence]:
+        """A sequence of the cache that may grow to `tokens`, holding what is known of all but the prompt's last."""
+        if tokens > self._cache.tokens:
+            raise self._beyond_budget("the text", tokens)
+        sequence = self._cache.open(prompt_ids, tokens, tokens)
+        if sequence is None:
+            raise no_room(self.backend, self._cache, tokens)
+        try:
+            yield sequence
+        finally:
+            self._cache.close(sequence)
 
     def _joined_ids(
         self, prefix: str | Sequence[int], prefix_ids: list[int], continuation: str | Sequence[int]
@@ -224,7 +248,7 @@ class LLM:
     def _run(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, *, is_chat: bool
     ) -> Generator[Piece, None, None]:
-        scheduler = Scheduler(self.backend, self._prefixes, self._max_batch, self._step_times)
+        scheduler = Scheduler(self.backend, self._cache, self._max_batch, self._step_times)
         for index, prompt in enumerate(prompts):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
             scheduler.add(self._request(index, name, self._as_ids(prompt, add_bos=True), params, is_chat=is_chat))
@@ -248,12 +272,30 @@ class LLM:
             params,
             self.tokenizer,
             seed=int.from_bytes(os.urandom(8)) >> 1 if params.seed is None else params.seed,
-            max_new_tokens=min(params.max_tokens or self.context_length, rope_length - len(prompt_ids)),
+            max_new_tokens=self._longest_answer(name, len(prompt_ids), rope_length, params.max_tokens),
             rope_length=rope_length,
             eos_token_ids=self._eos_token_ids,
             marker_ids=frozenset(marker_ids),
             stop=tuple(dict.fromkeys(stop)),
             continues=not is_chat,
+        )
+
+    def _longest_answer(self, name: str, prompt_tokens: int, rope_length: int, max_tokens: int | None) -> int:
+        """Tokens an answer may have; without a limit of its own it gets that of the memory for keys and values."""
+        wanted = min(max_tokens or self.context_length, rope_length - prompt_tokens)
+        room = self._cache.tokens - prompt_tokens
+        if wanted <= room:
+            return wanted
+        if max_tokens is not None or room < SHORTEST_ANSWER_TOKENS:
+            raise self._beyond_budget(f"{name} and its answer", prompt_tokens + wanted)
+        return room
+
+    def _beyond_budget(self, name: str, tokens: int) -> GenerationError:
+        megabytes = self.backend.cache_bytes_per_token / 1e6
+        return GenerationError(
+            f"{name} may take {tokens} tokens, which need {tokens * megabytes:,.1f} MB for keys and values; the cache "
+            f"holds {self._cache.tokens} tokens in {self._cache.tokens * megabytes:,.1f} MB. Lower max_tokens, shorten "
+            "the prompt, or load the model with more kv_cache_bytes"
         )
 
     def _planned_length(self, prompt_tokens: int, max_tokens: int | None) -> int:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm import native
-from minicpm.engine.backend import KVSequence, Row
+from minicpm.engine.backend import Row
+from minicpm.engine.kv_cache import BlockCache, BlockSequence, blocks_of
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.engine.numpy import KV_BLOCK, RotaryTables
 from minicpm.engine.packed import packed_weights
@@ -210,8 +211,23 @@ class NativeBackend:
     def threads(self) -> int:
         return cast(int, self._model.threads)
 
-    def new_sequence(self, rope_length: int) -> KVSequence:
-        return cast(KVSequence, self._model.new_sequence(rope_length))
+    def new_cache(self, tokens: int) -> BlockCache:
+        config = self.config
+        try:
+            pool = native.extension().KvPool(
+                config.num_hidden_layers, config.num_key_value_heads, config.head_dim, blocks_of(tokens)
+            )
+        except MemoryError:
+            raise ModelError(
+                f"the system does not give {tokens * self.cache_bytes_per_token / 1e9:.1f} GB of address space for the "
+                f"keys and values of {tokens} tokens; lower the context, max_batch or kv_cache_bytes"
+            ) from None
+        return BlockCache(pool, self.rope_key)
+
+    def new_sequence(self, rope_length: int) -> BlockSequence:
+        sequence = self.new_cache(rope_length).open((), rope_length, rope_length)
+        assert sequence is not None
+        return sequence
 
     def rope_key(self, length: int) -> float:
         return self.config.rope_base(length)
@@ -249,7 +265,11 @@ class NativeBackend:
         return np.concatenate(parts)
 
     def _step(self, rows: Sequence[Row], is_hidden: bool) -> list[Floats]:
+        sequences = [cast(BlockSequence, row.sequence) for row in rows]
         counts = [len(row.token_ids) for row in rows]
+        lengths = [sequence.length for sequence in sequences]
+        for sequence, length, count in zip(sequences, lengths, counts):
+            sequence.reserve(length + count)
         wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
         # Plain lists: for one token numpy's functions that do this take longer than a layer of a small model.
         ends = list(accumulate(counts))
@@ -258,7 +278,9 @@ class NativeBackend:
         width = self.config.hidden_size if is_hidden else self.vocab_size
         out = np.empty((len(wanted), width), np.float32)
         self._model.forward(
-            [row.sequence for row in rows],
+            [sequence.pool for sequence in sequences],
+            [sequence.table for sequence in sequences],
+            lengths,
             counts,
             np.array([token for row in rows for token in row.token_ids], np.int32),
             cos,
@@ -267,6 +289,8 @@ class NativeBackend:
             out,
             is_hidden,
         )
+        for sequence, row in zip(sequences, rows):
+            sequence.extend(row.token_ids)
         return [out[end - n : end] for end, n in zip(accumulate(wanted_counts), wanted_counts)]
 
     def _load(self, checkpoint: Checkpoint) -> int:

@@ -15,7 +15,8 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import KVSequence, Row
+from minicpm.engine.kv_cache import SequenceCache
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
@@ -281,25 +282,20 @@ class _Layer:
 # --- keys, values, attention -------------------------------------------------------------------------------------
 
 
-class NumpySequence:
+class NumpySequence(KVSequence):
     """Keys and values of one text in blocks of 16 tokens: codes with scales, or float32 with scales of 1.
 
-    A forward pass writes behind `length` and moves it when all layers are done, so an interrupted pass leaves the
+    A forward pass writes behind `length` and extends it when all layers are done, so an interrupted pass leaves the
     sequence as it was.
     """
 
     def __init__(self, config: DecoderConfig, rope_length: int, is_quantized: bool):
-        self.length = 0
-        self.rope_length = rope_length
+        super().__init__(rope_length)
         self._is_quantized = is_quantized
         width = KV_BLOCK if is_quantized else config.head_dim
         shape = (config.num_hidden_layers, 2, 0, config.num_key_value_heads, -(-config.head_dim // width))
         self._codes = np.zeros((*shape, width), np.int8 if is_quantized else np.float32)
         self._scales = np.ones(shape, np.float16)
-
-    def truncate(self, length: int) -> None:
-        assert 0 <= length <= self.length
-        self.length = length
 
     def append(self, layer: int, keys: Floats, values: Floats) -> None:
         """Write (T, H_kv, D) keys and values of a layer behind the held ones."""
@@ -423,6 +419,9 @@ class NumpyBackend:
         self._head = self.linear(EMBEDDING if config.tie_word_embeddings else HEAD)
         self._rotary = RotaryTables(config)
 
+    def new_cache(self, tokens: int) -> SequenceCache:
+        return SequenceCache(self.new_sequence, self.rope_key, tokens)
+
     def new_sequence(self, rope_length: int) -> NumpySequence:
         return NumpySequence(self.config, rope_length, self.is_quantized)
 
@@ -474,8 +473,8 @@ class NumpyBackend:
             x = rms_norm(h, layer.mlp_norm, config.rms_norm_eps)
             gate, up = np.split(layer.gate_up(x), 2, axis=1)
             h = h + layer.down(silu(gate) * up) * scale
-        for row, n in zip(rows, lengths):
-            cast(NumpySequence, row.sequence).length += n
+        for row in rows:
+            row.sequence.extend(row.token_ids)
         return h
 
     def _embed(self, token_ids: npt.NDArray[np.int64]) -> Floats:

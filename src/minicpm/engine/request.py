@@ -15,9 +15,6 @@ from minicpm.engine.lookup import MOST_STEP_TOKENS, Chance, Guesses
 from minicpm.sampling import SampledToken, Sampler, SamplingParams
 from minicpm.tokenizer import Detokenizer, Tokenizer
 
-# An answer that memory would cut below this is refused rather than begun.
-SHORTEST_ANSWER_TOKENS = 64
-
 FinishReason = Literal["stop", "length"]
 
 
@@ -122,23 +119,6 @@ class Request:
     def planned_tokens(self) -> int:
         """Prompt and the longest answer."""
         return len(self.prompt_ids) + self.max_new_tokens
-
-    def shorten(self, tokens: int) -> bool:
-        """Plan for `tokens` at most, prompt included; False if a limit was asked for or too little would be left."""
-        room = tokens - len(self.prompt_ids)
-        if self.params.max_tokens is not None or room < SHORTEST_ANSWER_TOKENS:
-            return False
-        self.max_new_tokens = min(self.max_new_tokens, room)
-        return True
-
-    @property
-    def held_tokens(self) -> int:
-        """Tokens whose keys and values are in the sequence."""
-        return 0 if self.sequence is None else self.sequence.length
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.prompt_ids + self.new_ids
 
     def admit(self, sequence: KVSequence) -> None:
         """Take a sequence that may already hold the first tokens of the prompt."""

@@ -13,8 +13,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Backend, Row
-from minicpm.engine.kv_cache import PrefixCache
+from minicpm.engine.backend import Backend, KVCache, Row
 from minicpm.engine.lookup import StepTimes, draft_lengths
 from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError
@@ -25,13 +24,14 @@ PREFILL_CHUNK_TOKENS = 512  # bounds activation memory: 512 x 5760 x 4 B is 12 M
 class Scheduler:
     """Runs requests on a backend, at most `max_batch` at a time, first come first served.
 
-    With `step_times` answers are guessed ahead by prompt lookup where that pays.
+    A request waits until the cache has room for its prompt and its longest answer, so none ever stops half-way. With
+    `step_times` answers are guessed ahead by prompt lookup where that pays.
     """
 
-    def __init__(self, backend: Backend, prefixes: PrefixCache, max_batch: int, step_times: StepTimes | None = None):
+    def __init__(self, backend: Backend, cache: KVCache, max_batch: int, step_times: StepTimes | None = None):
         self._backend = backend
         self._step_times = step_times
-        self._prefixes = prefixes
+        self._cache = cache
         self._max_batch = max_batch
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -62,35 +62,17 @@ class Scheduler:
             self._retire(request)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._max_batch and self._fits(self._waiting[0]):
-            request = self._waiting.popleft()
-            request.admit(self._prefixes.take(request.prompt_ids, request.rope_length))
+        while self._waiting and len(self._running) < self._max_batch:
+            request = self._waiting[0]
+            sequence = self._cache.open(request.prompt_ids, request.planned_tokens, request.rope_length)
+            if sequence is None:
+                if self._running:
+                    return
+                # What holds the cache are requests of others, which need not move while this one waits.
+                raise no_room(self._backend, self._cache, request.planned_tokens)
+            self._waiting.popleft()
+            request.admit(sequence)
             self._running.append(request)
-
-    def _fits(self, request: Request) -> bool:
-        """Whether the keys and values of the whole answer have room beside those that run.
-
-        When nothing runs waiting changes nothing: an answer without a limit then gets the limit of the memory, and
-        one that asked for more is refused with a GenerationError.
-        """
-        free = self._backend.free_cache_bytes()
-        if free is None:
-            return True
-        # What runs has taken a part of its plan already; the rest of it is spoken for.
-        promised = sum(running.planned_tokens - running.held_tokens for running in self._running)
-        needed = (promised + request.planned_tokens) * self._backend.cache_bytes_per_token
-        if needed <= free:
-            return True
-        if self._running:
-            return False
-        self._prefixes.drop_all()
-        free = self._backend.free_cache_bytes() or 0
-        if needed <= free or request.shorten(free // self._backend.cache_bytes_per_token):
-            return True
-        raise GenerationError(
-            f"{request.planned_tokens} tokens need {needed / 1e9:.1f} GB for keys and values, "
-            f"{free / 1e9:.1f} GB are free; lower max_tokens or shorten the prompt"
-        )
 
     def _next_batch(self) -> tuple[list[Row], list[Request]]:
         rows: list[Row] = []
@@ -121,7 +103,17 @@ class Scheduler:
 
     def _retire(self, request: Request) -> None:
         assert request.sequence is not None
-        self._prefixes.put(request.token_ids, request.sequence)
+        self._cache.close(request.sequence)
+
+
+def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
+    """The error of a plan of so many tokens while others hold the cache."""
+    megabytes = backend.cache_bytes_per_token / 1e6
+    return GenerationError(
+        f"{tokens} tokens need {tokens * megabytes:,.1f} MB for keys and values, and other streams that are not "
+        f"finished hold too much of the {cache.tokens * megabytes:,.1f} MB there are; finish or close those, or lower "
+        "max_tokens"
+    )
 
 
 def _with_drafts(rows: list[Row], requests: list[Request], step_times: StepTimes) -> list[Row]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from transformers import AttentionInterface, Cache
 
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import KVSequence, Row
+from minicpm.engine.kv_cache import SequenceCache
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.errors import GenerationError, ModelError
 from minicpm.formats.checkpoint import Checkpoint
@@ -28,24 +29,19 @@ ATTENTION = "minicpm_ragged"
 _INITIAL_CAPACITY = 256
 
 
-class TorchSequence:
+class TorchSequence(KVSequence):
     """Keys and values of one text: per layer (2, H_kv, capacity, D), grown by doubling.
 
-    A forward pass writes behind `length` and moves `length` only when all layers are done, so an interrupted
+    A forward pass writes behind `length` and extends it only when all layers are done, so an interrupted
     pass leaves the sequence as it was.
     """
 
     def __init__(self, config: DecoderConfig, rope_length: int, dtype: torch.dtype, device: torch.device):
-        self.length = 0
-        self.rope_length = rope_length
+        super().__init__(rope_length)
         self._shape = (2, config.num_key_value_heads, config.head_dim)
         self._layers: list[torch.Tensor | None] = [None] * config.num_hidden_layers
         self._dtype, self._device = dtype, device
         self._limit = config.context_length
-
-    def truncate(self, length: int) -> None:
-        assert 0 <= length <= self.length
-        self.length = length
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (H_kv, T, D) keys and values behind the held ones; return all of them, (H_kv, length + T, D)."""
@@ -138,6 +134,9 @@ class TorchBackend:
         kv_values = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
         self.cache_bytes_per_token = kv_values * self._dtype.itemsize
 
+    def new_cache(self, tokens: int) -> SequenceCache:
+        return SequenceCache(self.new_sequence, self.rope_key, tokens)
+
     def new_sequence(self, rope_length: int) -> TorchSequence:
         return TorchSequence(self.config, rope_length, self._dtype, self._device)
 
@@ -191,8 +190,8 @@ class TorchBackend:
             else:
                 keep = torch.tensor(wanted, dtype=torch.long, device=self._device)
                 out = self._model(**inputs, logits_to_keep=keep).logits[0]
-        for sequence, n in zip(sequences, lengths):
-            sequence.length += n
+        for row in rows:
+            row.sequence.extend(row.token_ids)
         values = out.float().cpu().numpy()
         return np.split(values, np.cumsum(counts)[:-1])
 

@@ -12,7 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,12 @@ from minicpm.formats.convert import check_places, companion_files, forget_cached
 from minicpm.formats.folder import copy_file, new_folder
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
 from minicpm.formats.llama import EMBEDDING, HEAD
-from minicpm.formats.tensor import TensorInfo
+from minicpm.formats.tensor import TensorInfo, TensorView
 from minicpm.progress import Progress, Silent
 from minicpm.quant import rtn
+from minicpm.quant.equalize import block_scales
 from minicpm.quant.format import PRESETS, Floats, IntWeight, Preset
+from minicpm.quant.rescaling import BlockScales, block_of
 
 METHODS = ("rtn",)
 
@@ -64,6 +66,7 @@ class Quantization:
     destination: Path
     preset: str
     method: str
+    evened_channels: int  # rescaled before rounding (equalize.py)
     source_bytes: int  # of the weights
     nbytes: int  # of the weights
     kinds: tuple[KindReport, ...]
@@ -79,7 +82,9 @@ class _Job:
     packings: dict[str, Packing]
     files: list[PlannedFile]
     progress: Progress
+    equalize: bool
     scales: dict[str, memoryview] = field(default_factory=dict)
+    rescalings: dict[int, BlockScales] = field(default_factory=dict)  # by block, made when its first weight is read
     kinds: dict[str, KindReport] = field(default_factory=dict)
 
     @property
@@ -97,12 +102,14 @@ def quantize_folder(
     *,
     preset: str = "int4",
     method: str = "rtn",
+    equalize: bool = True,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Quantization:
     """Write the model in folder `source` to the new folder `destination` with the weights of a preset.
 
+    With `equalize`, channels out of line are rescaled first, by powers of two that leave the results as they are.
     Raises ValueError for arguments that cannot be, ModelError and FormatError for the rest; nothing half-written stays.
     """
     source, destination = Path(source), Path(destination)
@@ -112,7 +119,7 @@ def quantize_folder(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     check_places(source, destination, overwrite)
     with open_checkpoint(source) as checkpoint:
-        job = _plan(checkpoint, PRESETS[preset], max_shard_bytes, progress or Silent())
+        job = _plan(checkpoint, PRESETS[preset], max_shard_bytes, progress or Silent(), equalize)
         copies = companion_files(checkpoint, "hf")
         require_disk(destination, job.nbytes, copies)
         try:
@@ -129,10 +136,11 @@ def quantize_folder(
                 ) from error
             raise
         kinds = tuple(job.kinds.values())
-        return Quantization(source, destination, preset, method, checkpoint.nbytes, job.nbytes, kinds, files)
+        evened = sum(scales.num_rescaled for scales in job.rescalings.values())
+        return Quantization(source, destination, preset, method, evened, checkpoint.nbytes, job.nbytes, kinds, files)
 
 
-def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int, progress: Progress) -> _Job:
+def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int, progress: Progress, equalize: bool) -> _Job:
     if checkpoint.folded_scales is not None:
         raise ModelError(f"{checkpoint.path}: its scales are multiplied into the weights; convert it --to hf first")
     config = checkpoint.config
@@ -153,7 +161,7 @@ def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int, progress
             )
         packings[name] = packing
         infos.extend(packing.stored(name, shape))
-    return _Job(checkpoint, config, packings, hf.plan_files(infos, max_shard_bytes), progress)
+    return _Job(checkpoint, config, packings, hf.plan_files(infos, max_shard_bytes), progress, equalize)
 
 
 def _write(folder: Path, job: _Job, preset: Preset) -> dict[str, int]:
@@ -189,15 +197,53 @@ def _content(job: _Job, stored: str, info: TensorInfo) -> memoryview:
         return np.ascontiguousarray(weight.packed).data.cast("B")
     if stored.endswith(SCALE):
         return job.scales.pop(stored.removesuffix(SCALE))
-    view = job.checkpoint.read(stored).cast(info.dtype)
+    if _scales_of(job, stored) is not None:
+        view = TensorView.from_float32(stored, _values(job, stored), info.dtype)
+    else:
+        view = job.checkpoint.read(stored).cast(info.dtype)
+        job.checkpoint.release(stored)
     _report(job, stored, info.nbytes, 32 if info.dtype == "float32" else 16, math.prod(info.shape))
-    job.checkpoint.release(stored)
     return view.buffer.cast("B")
 
 
-def _quantized(job: _Job, name: str) -> IntWeight:
+def _scales_of(job: _Job, name: str) -> BlockScales | None:
+    """What evens out the block of a weight; None outside the blocks, and where that is not wanted."""
+    block = block_of(name)
+    if block is None or not job.equalize:
+        return None
+    if block not in job.rescalings:
+        scales = block_scales(lambda other: _read(job, other), job.config, block)
+        job.rescalings[block] = replace(
+            scales,
+            attention=_storable(job, f"model.layers.{block}.input_layernorm.weight", scales.attention),
+            mlp=_storable(job, f"model.layers.{block}.post_attention_layernorm.weight", scales.mlp),
+        )
+    return job.rescalings[block]
+
+
+def _storable(job: _Job, name: str, scales: Floats) -> Floats:
+    """A norm's scales where its dtype can follow, 1 elsewhere: float16 ends at 65504, and loses bits near 0."""
+    dtype, values = job.infos[name].dtype, _read(job, name)
+    before = TensorView.from_float32(name, values, dtype).float32()
+    after = TensorView.from_float32(name, values * scales, dtype).float32()
+    return np.where(after == before * scales, scales, np.float32(1))
+
+
+def _values(job: _Job, name: str) -> Floats:
+    """A weight as float32, evened out."""
+    scales = _scales_of(job, name)  # first: it reads the whole block
+    values = _read(job, name)
+    return values if scales is None else scales.apply(name, values, job.config)
+
+
+def _read(job: _Job, name: str) -> Floats:
     values = job.checkpoint.read(name).float32()
     job.checkpoint.release(name)
+    return values
+
+
+def _quantized(job: _Job, name: str) -> IntWeight:
+    values = _values(job, name)
     packing = job.packings[name]
     try:
         weight = rtn.quantize(values, packing)

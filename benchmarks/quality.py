@@ -1,0 +1,217 @@
+"""What every preset costs in quality, on MiniCPM-nano and on twins of it with outlier channels; nothing is timed.
+
+python benchmarks/quality.py [--work runs]
+
+The float reference is a model that nano may have been rounded from (quant/twins.py), computed in float32 by the numpy
+engine; a twin computes the same with 0.5 % of its channels larger by `outlier scale`. The text is
+nano/held-out.jsonl; of conversations the answers count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from measure import write_results
+from report import write_report
+
+from minicpm import native
+from minicpm.engine.backend import Backend, Row
+from minicpm.engine.native import NativeBackend
+from minicpm.engine.numpy import Floats, Linear, NumpyBackend
+from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.hub import embedded
+from minicpm.quant.folder import quantize_folder
+from minicpm.quant.format import PRESETS, IntWeight, read_weight
+from minicpm.quant.quality import Comparison
+from minicpm.quant.twins import write_twin, write_unrounded
+from minicpm.train.records import parse_record
+from minicpm.train.rendering import Renderer
+
+HELD_OUT = Path(__file__).parents[1] / "nano" / "held-out.jsonl"
+SEED = 0
+SCALES = (1, 30, 100, 300)
+PART_PRESET, PART_SCALES = "int4", (1, 100)
+FORWARD_TOKENS = 1024  # of one forward pass: 25 MB of logits
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text as token ids, and which of them count; the first never does."""
+
+    ids: tuple[int, ...]
+    counts: tuple[bool, ...]
+    is_text: bool
+
+    @property
+    def targets(self) -> np.ndarray:
+        return np.array(self.ids)[np.array(self.counts)]
+
+
+class WeightsOnly(NumpyBackend):
+    """Weights as they were rounded, everything else in float32."""
+
+    def linear(self, *names: str) -> Linear:
+        weights = [read_weight(self._checkpoint, name) for name in names]
+        matrix = np.concatenate([w.dequantize() if isinstance(w, IntWeight) else w.float32() for w in weights]).T
+        return lambda x: x @ matrix
+
+
+def samples(folder: Path, path: Path) -> list[Sample]:
+    with open_checkpoint(folder, allow_quantized=True) as checkpoint:
+        renderer = Renderer(checkpoint.tokenizer(), checkpoint.chat_template(), checkpoint.config.vocab_size)
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        document = renderer.render(parse_record(json.loads(line)))
+        found.append(Sample(document.ids, (False, *document.is_trained[1:]), document.is_text))
+    return found
+
+
+def logits(backend: Backend, texts: Sequence[Sample]) -> Iterator[Floats]:
+    """Per text (n, vocab): what was foreseen for each of its n tokens that count."""
+    for batch in batches(texts):
+        rows = [Row(backend.new_sequence(len(text.ids)), text.ids[:-1], "all") for text in batch]
+        for text, of_text in zip(batch, backend.forward(rows)):
+            yield of_text[np.array(text.counts[1:])]
+
+
+def batches(texts: Sequence[Sample]) -> Iterator[list[Sample]]:
+    waiting: list[Sample] = []
+    for text in texts:
+        if waiting and sum(len(one.ids) for one in [*waiting, text]) > FORWARD_TOKENS:
+            yield waiting
+            waiting = []
+        waiting.append(text)
+    if waiting:
+        yield waiting
+
+
+def opened(folder: Path) -> Backend:
+    """The engine that users have: native where it is built, numpy with the same bits where it is not."""
+    with open_checkpoint(folder, allow_quantized=True) as checkpoint:
+        return NativeBackend(checkpoint) if native.why_missing() is None else NumpyBackend(checkpoint)
+
+
+def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> Backend:
+    """A numpy backend whose keys, values and queries stay in float32."""
+    with open_checkpoint(folder, allow_quantized=True) as checkpoint:
+        backend = kind(checkpoint)
+    backend.is_quantized = False
+    return backend
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The texts, what the reference says of them, and the folder where models are made."""
+
+    work: Path
+    texts: list[Sample]
+    reference: list[Floats]
+
+    @classmethod
+    def prepare(cls, work: Path) -> Bench:
+        source = work / "float"
+        write_unrounded(embedded.folder(), source, SEED)
+        texts = samples(source, HELD_OUT)
+        return cls(work, texts, list(logits(with_float_cache(source, NumpyBackend), texts)))
+
+    def twin(self, scale: float) -> Path:
+        folder = self.work / f"twin-{scale:g}"
+        if not folder.exists():
+            write_twin(self.work / "float", folder, scale, SEED)
+        return folder
+
+    def quantized(self, preset: str, scale: float, equalize: bool) -> Path:
+        folder = self.work / f"twin-{scale:g}-{preset}-{'evened' if equalize else 'plain'}"
+        if not folder.exists():
+            quantize_folder(self.twin(scale), folder, preset=preset, equalize=equalize)
+        return folder
+
+    def compare(self, backend: Backend) -> Comparison:
+        comparison = Comparison()
+        for text, expected, found in zip(self.texts, self.reference, logits(backend, self.texts)):
+            comparison.add(expected, found, text.targets)
+        return comparison
+
+    def preset_row(self, preset: str, scale: float) -> dict[str, object]:
+        """A preset as `minicpm quantize` makes it, and its KL where channels are left as they are."""
+        found = self.compare(opened(self.quantized(preset, scale, equalize=True)))
+        plain = self.compare(opened(self.quantized(preset, scale, equalize=False)))
+        return {
+            "preset": preset,
+            "outlier_scale": scale,
+            **numbers(found),
+            "kl_not_equalized": digits(plain.kl),
+            "top1_agreement_not_equalized": digits(plain.top1_agreement),
+        }
+
+    def part_rows(self, preset: str, scale: float) -> Iterator[dict[str, object]]:
+        """The same with more and more rounded."""
+        for equalize in (True, False):
+            folder = self.quantized(preset, scale, equalize)
+            for rounded, backend in (
+                ("weights", with_float_cache(folder, WeightsOnly)),
+                ("weights and activations", with_float_cache(folder, NumpyBackend)),
+                ("weights, activations, queries, keys and values", opened(folder)),
+            ):
+                found = self.compare(backend)
+                yield part_row(preset, scale, "yes" if equalize else "no", rounded, found)
+
+
+def part_row(preset: str, scale: float, equalized: str, rounded: str, found: Comparison) -> dict[str, object]:
+    return {
+        "rounded": rounded,
+        "weights_of": preset,
+        "outlier_scale": scale,
+        "equalized": equalized,
+        "kl": digits(found.kl),
+        "max_kl": digits(found.max_kl),
+    }
+
+
+def numbers(found: Comparison) -> dict[str, object]:
+    return {
+        name: digits(getattr(found, name))
+        for name in ("kl", "max_kl", "perplexity", "reference_perplexity", "top1_agreement")
+    }
+
+
+def digits(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def told(row: dict[str, object]) -> dict[str, object]:
+    print(row, flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="models are made in it (700 MB), and removed")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=args.work) as work:
+        bench = Bench.prepare(Path(work))
+        rows = [told(bench.preset_row(preset, scale)) for preset in PRESETS for scale in SCALES]
+        for scale in PART_SCALES:
+            twin = bench.compare(with_float_cache(bench.twin(scale), NumpyBackend))
+            rows.append(told(part_row("the twin, float32", scale, "no", "nothing", twin)))
+            rows += [told(row) for row in bench.part_rows(PART_PRESET, scale)]
+    tokens, texts = sum(len(text.targets) for text in bench.texts), len(bench.texts)
+    note = (
+        f"MiniCPM-nano, {tokens:,} held-out tokens of {texts} texts and conversations. KL(reference || preset) in nats "
+        "per token. An outlier scale of 1 is nano itself; a twin computes the same with 0.5 % of its channels that "
+        "many times larger. docs/quantization.md tells what the numbers mean."
+    )
+    print("wrote", write_results("quality", rows, note))
+    write_report()
+
+
+if __name__ == "__main__":
+    main()
