@@ -88,7 +88,8 @@ native: setup
 	cmake --build build/native
 
 # A sanitizer speaks to stderr, of tests that pass as well: nothing is captured.
-NATIVE_TESTS = $(BIN)/python -m pytest -q -s -p no:cacheprovider $(wildcard tests/engine/test_native*.py tests/engine/test_packed*.py)
+NATIVE_TESTS = $(BIN)/python -m pytest -q -s -p no:cacheprovider $(wildcard tests/engine/test_native*.py tests/engine/test_packed*.py) \
+  tests/test_sampling_native.py
 FUZZ_SECONDS ?= 600
 FUZZ = $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 

@@ -12,6 +12,7 @@
 #include "kv_pool.h"
 #include "model.h"
 #include "packing.h"
+#include "sampling.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -22,6 +23,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using ByteRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using WritableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using WritableVector = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using WritableMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Integers = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -91,6 +93,19 @@ void pack_sources(const std::string& kind, int columns, int group_size, bool has
   require(out.size() == bytes_of(weight), "out is not as large as the packed weight");
   nb::gil_scoped_release release;
   pack(weight, stored, out.data());
+}
+
+// The drawn token's id; -1 where the best score is infinite. `scores` are scratch memory afterwards.
+int64_t draw_token(const std::string& isa, WritableVector scores, double temperature, int64_t top_k, double top_p,
+                   double min_p, uint64_t seed, uint64_t choice, uint64_t position) {
+  require(scores.size() >= 1 && scores.size() < (size_t{1} << 31), "scores are 1 or more numbers");
+  require(static_cast<float>(temperature) > 0.0f && top_k >= 0, "temperature is above 0, top_k 0 or more");
+  require(top_p >= 0.0 && top_p <= 1.0 && min_p >= 0.0 && min_p <= 1.0, "top_p and min_p are 0 to 1");
+  const Kernels* kernels = find_kernels(isa);
+  require(kernels != nullptr, "this machine cannot run that instruction set");
+  const Warpers warpers{static_cast<float>(temperature), top_k, top_p, min_p};
+  nb::gil_scoped_release release;
+  return draw(*kernels, scores.data(), scores.size(), warpers, uniform53(seed, choice, position));
 }
 
 // A pool, and marks for a look at tables that leaves them as they were.
@@ -194,7 +209,7 @@ class PythonModel {
 
   void forward(const std::vector<PythonPool*>& pools, const std::vector<Integers>& tables,
                const std::vector<int>& lengths, const std::vector<int>& counts, Integers token_ids, Matrix cos,
-               Matrix sin, Integers wanted, WritableMatrix logits) {
+               Matrix sin, Integers wanted, WritableMatrix out, bool is_hidden) {
     require(has_embedding_ && has_head_, "the model has no embedding or no head yet");
     require(pools.size() == counts.size() && tables.size() == counts.size() && lengths.size() == counts.size() &&
                 !counts.empty(),
@@ -217,9 +232,9 @@ class PythonModel {
     require(token_ids.size() == T, "token_ids are not as many as the counts say");
     require(cos.shape(0) == T && cos.shape(1) == half && sin.shape(0) == T && sin.shape(1) == half,
             "cos and sin are (tokens, head_dim / 2)");
-    require(wanted.size() <= T && logits.shape(0) == wanted.size() &&
-                logits.shape(1) == static_cast<size_t>(shape().vocabulary),
-            "logits are (wanted, vocabulary), wanted at most as many as tokens");
+    require(wanted.size() <= T && out.shape(0) == wanted.size() &&
+                out.shape(1) == static_cast<size_t>(is_hidden ? shape().hidden : shape().vocabulary),
+            "out is (wanted, vocabulary or hidden), wanted at most as many as tokens");
     for (size_t i = 0; i < T; ++i) {
       require(token_ids.data()[i] >= 0 && token_ids.data()[i] < shape().vocabulary, "a token id is no word");
     }
@@ -232,7 +247,8 @@ class PythonModel {
     batch.sin = sin.data();
     batch.wanted = wanted.data();
     batch.wanted_count = static_cast<int>(wanted.size());
-    batch.logits = logits.data();
+    batch.logits = is_hidden ? nullptr : out.data();
+    batch.hidden = is_hidden ? out.data() : nullptr;
     nb::gil_scoped_release release;
     model_.forward(batch);
   }
@@ -310,6 +326,9 @@ NB_MODULE(_native, m) {
   m.def("runnable_isas", &runnable_isas);
   m.def("packed_bytes", &packed_bytes, "kind"_a, "rows"_a, "columns"_a, "group_size"_a, "has_half_scales"_a);
   m.def("pack", &pack_sources, "kind"_a, "columns"_a, "group_size"_a, "has_half_scales"_a, "sources"_a, "out"_a);
+  m.def("uniform53", &uniform53, "seed"_a, "choice"_a, "position"_a);
+  m.def("draw", &draw_token, "isa"_a, "scores"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a,
+        "choice"_a, "position"_a);
   nb::class_<OwnedWeight>(m, "Weight")
       .def("__init__", &make_weight, "kind"_a, "data"_a, "rows"_a, "columns"_a, "group_size"_a = 0,
            "has_half_scales"_a = false);
@@ -343,6 +362,6 @@ NB_MODULE(_native, m) {
            "down"_a)
       .def("set_head", &PythonModel::set_head, "norm"_a, "weights"_a)
       .def("forward", &PythonModel::forward, "pools"_a, "tables"_a, "lengths"_a, "counts"_a, "token_ids"_a, "cos"_a,
-           "sin"_a, "wanted"_a, "logits"_a)
+           "sin"_a, "wanted"_a, "out"_a, "is_hidden"_a = false)
       .def_prop_ro("threads", &PythonModel::threads);
 }

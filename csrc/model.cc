@@ -142,6 +142,15 @@ void Model::compute(const Batch& batch, int thread) {
     pool_.barrier();
   }
   if (batch.wanted_count == 0) return;
+  if (batch.hidden != nullptr) {
+    const Range rows = share(batch.wanted_count, thread, pool_.size());
+    for (int i = rows.first; i < rows.last; ++i) {
+      const float* h = w.h.data() + static_cast<size_t>(batch.wanted[i]) * w.hidden_stride;
+      float* out = batch.hidden + static_cast<size_t>(i) * shape_.hidden;
+      kernels_.rms_norm(h, norm_, shape_.hidden, shape_.eps, 1.0f, out);
+    }
+    return;
+  }
   norm_and_quantize(norm_, head_, batch.wanted, batch.wanted_count, shape_.logit_scale, thread);
   pool_.barrier();
   apply(head_, w.x.data(), w.hidden_stride, batch.wanted_count, batch.logits, shape_.vocabulary, false, thread);

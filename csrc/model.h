@@ -54,6 +54,7 @@ struct Batch {
   const int32_t* wanted;     // places in the batch whose logits are wanted
   int wanted_count;
   float* logits;  // (wanted_count, vocabulary)
+  float* hidden;  // (wanted_count, hidden): the normed hidden states instead of logits where this isn't null
 };
 
 class Model {

@@ -116,6 +116,11 @@ constexpr size_t attention_scratch_floats(int head_dim) {
   return padded * (1 + kLanes + kLanes + 2 * kLanes / 4) + blocks * (2 * kLanes + kLanes * kLanes) + kLanes * kLanes;
 }
 
+// Sampling (docs/chat-and-sampling.md): a weight is exp(score - best) * 2**35, rounded down.
+constexpr int kWeightShift = 35;
+constexpr int kBucketsPerNat = 64;
+constexpr int kScoreBuckets = 25 * kBucketsPerNat;  // exp(-24.3) is the smallest weight of 1
+
 struct Kernels {
   const char* name;
   int direct_width;  // tokens of a tile of linear_direct
@@ -143,6 +148,12 @@ struct Kernels {
   void (*file_keys_and_values)(const AttentionJob&);
   // Attends with some of the queries; every token up to theirs is in the cache.
   void (*attend)(const AttentionJob&);
+  // Divides scores by the temperature, a NaN becoming -infinity; returns the largest.
+  float (*divide)(float* scores, size_t count, float temperature);
+  // Weights, whole numbers, of scores that are at most `best`; in place where weights are the scores.
+  void (*weigh)(const float* scores, size_t count, float best, float* weights);
+  // How far below the best each score is, in steps of 1 / kBucketsPerNat, the last bucket for all that is far away.
+  void (*find_buckets)(const float* scores, size_t count, float best, uint16_t* buckets);
 };
 
 constexpr size_t panel_bytes(int gemm_blocks) {

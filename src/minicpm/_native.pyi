@@ -19,6 +19,18 @@ def pack(
     sources: list[tuple[Bytes, Bytes]],
     out: Bytes,
 ) -> None: ...
+def uniform53(seed: int, choice: int, position: int) -> int: ...
+def draw(
+    isa: str,
+    scores: Floats,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+    choice: int,
+    position: int,
+) -> int: ...
 
 class Weight:
     def __init__(
@@ -70,7 +82,8 @@ class Model:
         cos: Floats,
         sin: Floats,
         wanted: Integers,
-        logits: Floats,
+        out: Floats,
+        is_hidden: bool = False,
     ) -> None: ...
     @property
     def threads(self) -> int: ...

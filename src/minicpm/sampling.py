@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from minicpm import native
 from minicpm.errors import GenerationError
 
 Floats = npt.NDArray[np.float32]
@@ -29,6 +30,8 @@ MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIASES = 1024
 MAX_SEED = (1 << 64) - 1
+
+_TOO_LARGE = "the model's logits are too large for this temperature; try a higher one"
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, seed: int, prompt_ids: Iterable[int] = (), *, choice: int = 0):
         self.params = params
         self._key = (_whole("seed", seed, 0, MAX_SEED), _whole("choice", choice, 0, MAX_SEED))
+        self._isa = None if native.why_missing() else native.isa()
         self._context = _TokenCounts()
         self._answer = _TokenCounts()
         for token_id in prompt_ids:
@@ -112,11 +116,7 @@ class Sampler:
         """
         logits = _checked_logits(logits)
         scores = self._penalized(logits)
-        if self.params.temperature == 0:
-            token_id = int(scores.argmax())
-        else:
-            scores /= np.float32(self.params.temperature)
-            token_id = _Ranking(scores, self.params).draw(uniform53(*self._key, position))
+        token_id = int(scores.argmax()) if self.params.temperature == 0 else self._draw(scores, position)
         self.accept(token_id)
         if self.params.logprobs is None:
             return SampledToken(token_id)
@@ -140,6 +140,18 @@ class Sampler:
         warped[ids] = scores[ids]
         return warped
 
+    def _draw(self, scores: Floats, position: int) -> int:
+        """The token of penalized scores (V,), which are overwritten."""
+        if self._isa is None:
+            return draw_reference(scores, self.params, *self._key, position)
+        params = self.params
+        token_id: int = native.extension().draw(
+            self._isa, scores, params.temperature, params.top_k, params.top_p, params.min_p, *self._key, position
+        )
+        if token_id < 0:
+            raise GenerationError(_TOO_LARGE)
+        return token_id
+
     def _penalized(self, logits: Floats) -> Floats:
         """Scores (V,) after the penalties and biases, in Hugging Face's order."""
         params = self.params
@@ -160,6 +172,15 @@ class Sampler:
                 )
             scores[self._bias_ids] += self._biases
         return scores
+
+
+def draw_reference(scores: Floats, params: SamplingParams, seed: int, choice: int, position: int) -> int:
+    """What csrc/sampling.cc computes, in numpy: the oracle of it, and the fallback without a compiler.
+
+    Draws from penalized scores (V,), which are divided by the temperature in place.
+    """
+    scores /= np.float32(params.temperature)
+    return _Ranking(scores, params).draw(uniform53(seed, choice, position))
 
 
 def uniform53(seed: int, choice: int, position: int) -> int:
@@ -265,7 +286,7 @@ class _Ranking:
         self._scores = scores if self._ids is None else scores[self._ids]
         self._best = self._scores.max()
         if np.isinf(self._best):
-            raise GenerationError("the model's logits are too large for this temperature; try a higher one")
+            raise GenerationError(_TOO_LARGE)
         sums = np.zeros(_BUCKETS)
         for _, chunk in _chunks(self._scores):
             sums += np.bincount(_buckets(chunk, self._best), _weights(chunk, self._best), _BUCKETS)
@@ -295,7 +316,7 @@ class _Ranking:
             kept = self._at(max(0, math.ceil(params.top_p * kept) - 1))[1]
         if params.min_p > 0.0:
             near = [
-                chunk[chunk > self._best + np.float32(math.log(params.min_p) - 0.01)]
+                chunk[chunk >= self._best + np.float32(math.log(params.min_p) - 0.01)]
                 for _, chunk in _chunks(self._scores)
             ]
             weights = _weights(np.concatenate(near), self._best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import threading
@@ -18,7 +19,7 @@ from minicpm import LLM, SamplingParams, native
 from minicpm.engine.backend import Backend, Row
 from minicpm.engine.kv_cache import common_prefix_length
 from minicpm.engine.numpy import NumpyBackend
-from minicpm.errors import ModelError
+from minicpm.errors import FormatError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
 from minicpm.formats.config import DecoderConfig
@@ -710,3 +711,77 @@ def test_a_model_from_the_packed_file_has_the_same_bits(folders, tmp_path: Path,
                 backend = load_native(folders[name], ISAS[0])
                 assert same_bits(logits(backend, [1, 2, 3]), expected)
     assert len(list((tmp_path / "packed").iterdir())) == 2
+
+
+# --- The packed file spares the checks, and only the very files that were checked ---------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A quantized folder whose packed file is kept although it is small, and was made."""
+    monkeypatch.setenv("MINICPM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("minicpm.engine.packed.SMALLEST_FILE_BYTES", 0)
+    quantize_folder(write_model(tmp_path / "source", ODD), tmp_path / "int4")
+    load_native(tmp_path / "int4", ISAS[0])
+    return tmp_path / "int4"
+
+
+def weights_read_by_a_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    from minicpm.engine import native as engine
+
+    read = []
+    with monkeypatch.context() as patch:
+        whole = engine.read_weight
+        patch.setattr(engine, "read_weight", lambda checkpoint, name: (read.append(name), whole(checkpoint, name))[1])
+        load_native(folder, ISAS[0])
+    return read
+
+
+def packed_file(tmp_path: Path) -> Path:
+    (path,) = (tmp_path / "home" / "packed").glob("*.bin")
+    return path
+
+
+def test_a_load_with_the_packed_file_reads_no_weight_again(kept: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = logits(load_numpy(kept), some_ids(1, 20))
+    assert weights_read_by_a_load(kept, monkeypatch) == []
+    assert same_bits(logits(load_native(kept, ISAS[0]), some_ids(1, 20)), expected)
+
+
+@pytest.mark.parametrize("change", ["key", "version", "shorter", "longer", "layout", "touched"])
+def test_any_other_packed_file_is_made_again_from_checked_weights(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+):
+    expected = logits(load_numpy(kept), some_ids(1, 20))
+    path = packed_file(tmp_path)
+    content = bytearray(path.read_bytes())
+    if change == "key":
+        place = content.index(b"\n") + 1
+        content[place] = ord("1") if content[place] != ord("1") else ord("2")
+    elif change == "version":
+        content[:64] = content[:64].replace(b"weights 1\n", b"weights 0\n")
+    elif change == "shorter":
+        del content[-1]
+    elif change == "longer":
+        content.append(0)
+    elif change == "layout":
+        monkeypatch.setattr("minicpm.engine.packed.LAYOUT_VERSION", 99)
+    else:
+        (kept / "model.safetensors").touch()
+    path.write_bytes(content)
+    assert set(weights_read_by_a_load(kept, monkeypatch)) == set(open_checkpoint(kept, allow_quantized=True).packings)
+    assert weights_read_by_a_load(kept, monkeypatch) == []
+    assert same_bits(logits(load_native(kept, ISAS[0]), some_ids(1, 20)), expected)
+
+
+def test_weights_changed_behind_the_packed_file_are_checked_even_with_their_old_time(kept: Path):
+    weights = kept / "model.safetensors"
+    before = weights.stat()
+    scales = next(tensor for name, tensor in load_file(weights).items() if name.endswith(SCALE))
+    with weights.open("r+b") as file:
+        file.seek(file.read().index(scales.tobytes()))
+        file.write(np.full_like(scales[0, :1], np.nan).tobytes())
+    assert weights.stat().st_size == before.st_size
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FormatError, match="negative or not finite"):
+        load_native(kept, ISAS[0])

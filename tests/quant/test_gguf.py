@@ -25,6 +25,7 @@ from minicpm.formats.gguf_model import rows_to_store, stored_name
 from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import Int4Weight, Int8Weight, IntWeight, read_weight
 from minicpm.quant.gguf import write_gguf
+from minicpm.sampling import SamplingParams
 from small_gguf import Parts
 from small_models import WIDE, random_weights, write_model
 
@@ -382,6 +383,26 @@ def test_ends_and_advice_go_along(folder: Path, tmp_path: Path):
     assert fields["general.sampling.temp"].contents() == pytest.approx(0.7)
     with open_checkpoint(tmp_path / "model.gguf") as checkpoint:
         assert checkpoint.eos_token_ids == (2, 7)
+    assert LLM(tmp_path / "model.gguf").sampling == SamplingParams(temperature=0.7, top_k=40, top_p=0.9)
+
+
+@pytest.mark.parametrize(
+    "advice",
+    [{"do_sample": False, "top_p": 0.5}, {"min_p": 0.05, "repetition_penalty": 1.1}, {"max_new_tokens": 5}, {}],
+)
+def test_a_file_advises_what_its_folder_does(folder: Path, tmp_path: Path, advice: dict):
+    (folder / "generation_config.json").write_text(json.dumps(advice))
+    write_gguf(folder, tmp_path / "model.gguf")
+    # A GGUF file has no key for the longest answer.
+    expected = replace(LLM(folder).sampling, max_tokens=None)
+    assert LLM(tmp_path / "model.gguf").sampling == expected
+
+
+def test_advice_of_a_file_that_cannot_be_followed_names_it(folder: Path, tmp_path: Path):
+    (folder / "generation_config.json").write_text('{"temperature": 1000}')
+    write_gguf(folder, tmp_path / "model.gguf")
+    with pytest.raises(FormatError, match=r"model\.gguf: its advice about sampling cannot be followed: temperature"):
+        LLM(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize("scaling", [RopeScaling("linear", 2.0), RopeScaling("dynamic", 4.0)])

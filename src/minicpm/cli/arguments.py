@@ -43,6 +43,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--context", type=int, metavar="TOKENS", help="longest conversation (default: the model's own)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per physical core)")
+    group.add_argument("--no-lookup", action="store_true", help="never guess tokens ahead from the text so far")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +87,7 @@ def load_llm(args: argparse.Namespace, *, max_batch: int = 1) -> LLM:
         context=args.context,
         threads=args.threads,
         max_batch=max_batch,
+        lookup="off" if args.no_lookup else "auto",
         offline=args.offline,
         progress=TerminalProgress(),
     )

@@ -1,13 +1,9 @@
-"""What a model's own generation_config.json advises about sampling: the defaults of its requests."""
+"""What a model itself advises about sampling, in generation_config.json or its GGUF file: its requests' defaults."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from minicpm.errors import FormatError
-from minicpm.files import file_in, has_entry, read_json_object
-from minicpm.formats.checkpoint import GENERATION_FILE
-from minicpm.formats.generation import MAX_FILE_BYTES
+from minicpm.formats.checkpoint import Checkpoint
 from minicpm.sampling import SamplingParams
 
 # transformers' name -> ours
@@ -21,15 +17,12 @@ FIELDS = {
 }
 
 
-def advised_sampling(folder: Path) -> SamplingParams:
-    """SamplingParams of the folder's generation_config.json; this package's own where it says nothing.
+def advised_sampling(checkpoint: Checkpoint) -> SamplingParams:
+    """SamplingParams that an opened model advises; this package's own where it says nothing.
 
     `do_sample` false is temperature 0. Raises FormatError for a value that is out of range.
     """
-    if not has_entry(folder, GENERATION_FILE):
-        return SamplingParams()
-    path = file_in(folder, GENERATION_FILE)
-    raw = read_json_object(path, MAX_FILE_BYTES)
+    path, raw = checkpoint.generation_config()
     given = {ours: raw[theirs] for theirs, ours in FIELDS.items() if raw.get(theirs) is not None}
     if raw.get("do_sample") is False:
         given["temperature"] = 0.0

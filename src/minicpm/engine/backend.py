@@ -74,6 +74,7 @@ class Backend(Protocol):
     context_length: int  # most tokens of one sequence, prompt and answer together
     trained_length: int  # positions seen in training; beyond them the rotary base is rescaled
     cache_bytes_per_token: int  # keys and values, all layers
+    is_exact: bool  # a token's logits have the same bits whatever else its call computes
 
     def new_cache(self, tokens: int) -> KVCache:
         """Room for the keys and values of `tokens`; it may take memory only as it fills."""
@@ -89,3 +90,9 @@ class Backend(Protocol):
 
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """Append every row's tokens to its sequence; per row (n, vocab) logits, n = 1, len(token_ids) or 0."""
+
+    def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        """As `forward`, but per row the hidden states of all its tokens behind the last norm: (len(token_ids), hidden).
+
+        That is what the head gets before the logit scale. `Row.logits` is not looked at.
+        """

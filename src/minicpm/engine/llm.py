@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import secrets
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import Backend, KVSequence, Row
 from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
+from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Scheduler, no_room
 from minicpm.errors import GenerationError, MissingExtra, ModelError
@@ -34,6 +35,7 @@ from minicpm.sampling import SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 
+LOOKUPS = ("auto", "off")
 BACKENDS = ("auto", "native", "torch", "numpy")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
@@ -55,8 +57,9 @@ class LLM:
     is 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below
     the model's own limit; at most `max_batch` requests run at once, fewer where their keys and values would take more
     than `kv_cache_bytes`, which is fixed here (None: `max_batch` contexts and one for idle texts, as far as memory is
-    free). `LLM.sampling` are the model's own defaults, for requests that bring no SamplingParams. Raises MiniCPMError
-    subclasses when the model cannot be used, ValueError for an option that cannot be.
+    free); `lookup` 'auto' guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off'
+    never does. `LLM.sampling` are the model's own defaults, for requests that bring no SamplingParams. Raises
+    MiniCPMError subclasses when the model cannot be used, ValueError for an option that cannot be.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class LLM:
         threads: int | None = None,
         max_batch: int = 8,
         kv_cache_bytes: int | None = None,
+        lookup: str = "auto",
         offline: bool | None = None,
         progress: Progress | None = None,
     ):
         _check_choice("backend", backend, BACKENDS)
         _check_choice("dtype", dtype, ("auto", *FLOAT_DTYPES))
+        _check_choice("lookup", lookup, LOOKUPS)
         _check_at_least_one("threads", threads)
         _check_at_least_one("context", context)
         _check_at_least_one("max_batch", max_batch)
@@ -83,13 +88,15 @@ class LLM:
         checkpoint = open_checkpoint(self.folder, allow_quantized=True)
         self.tokenizer = checkpoint.tokenizer()
         self.template = checkpoint.chat_template()
-        self.sampling = advised_sampling(self.folder)
+        self.sampling = advised_sampling(checkpoint)
         longest = checkpoint.config.context_length
         if context is not None and context > longest:
             raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")
         self.context_length = context or longest
         self.backend: Backend = _load(checkpoint, backend, dtype=dtype, device=device, threads=threads)
         self._max_batch = max_batch
+        # A verified token is the plain one only where its logits are.
+        self._step_times = StepTimes() if lookup == "auto" and self.backend.is_exact else None
         self._eos_token_ids = frozenset(checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self._cache = self.backend.new_cache(
             budget_tokens(self.backend, self.context_length, max_batch, kv_cache_bytes)
@@ -164,6 +171,24 @@ class LLM:
         """Forget what was computed for texts that are finished, and give its memory back to the system."""
         self._cache.drop_idle()
 
+    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
+        """One vector per text (or token ids): (n, hidden) float32, the mean of its tokens' last hidden states.
+
+        These are the states behind the model's last norm, before the logit scale and the head; `<s>` is one of the
+        tokens, where the tokenizer puts it in front. The mean is taken in float64. Vectors are not normalised.
+        """
+        prompts = [texts] if isinstance(texts, str) else texts
+        if not prompts:
+            raise ValueError("there are no texts; give at least one")
+        ids = [self._as_ids(prompt, add_bos=True) for prompt in prompts]
+        for number, one in enumerate(ids, start=1):
+            if len(one) > self.context_length:
+                raise GenerationError(
+                    f"text {number} has {len(one)} tokens, more than the context's {self.context_length}; split it"
+                )
+        vectors = [_mean_of(states) for batch in _batches(ids) for states in _hidden_states(self.backend, batch)]
+        return np.stack(vectors).astype(np.float32)
+
     def loglikelihood(
         self, pairs: Iterable[tuple[str | Sequence[int], Sequence[str | Sequence[int]]]]
     ) -> list[list[Loglikelihood]]:
@@ -223,7 +248,7 @@ class LLM:
     def _run(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, *, is_chat: bool
     ) -> Generator[Piece, None, None]:
-        scheduler = Scheduler(self.backend, self._cache, self._max_batch)
+        scheduler = Scheduler(self.backend, self._cache, self._max_batch, self._step_times)
         for index, prompt in enumerate(prompts):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
             scheduler.add(self._request(index, name, self._as_ids(prompt, add_bos=True), params, is_chat=is_chat))
@@ -246,7 +271,7 @@ class LLM:
             prompt_ids,
             params,
             self.tokenizer,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            seed=int.from_bytes(os.urandom(8)) >> 1 if params.seed is None else params.seed,
             max_new_tokens=self._longest_answer(name, len(prompt_ids), rope_length, params.max_tokens),
             rope_length=rope_length,
             eos_token_ids=self._eos_token_ids,
@@ -393,6 +418,37 @@ def _forward_in_chunks(
         is_wanted = logits == "all" or number == len(chunks)
         results.append(backend.forward([Row(sequence, chunk, logits if is_wanted else "none")])[0])
     return np.concatenate(results)
+
+
+def _batches(texts: list[list[int]]) -> Generator[list[list[int]], None, None]:
+    """Texts in their order, as many together as one step computes; a longer one alone."""
+    batch: list[list[int]] = []
+    for ids in texts:
+        if batch and sum(map(len, batch)) + len(ids) > PREFILL_CHUNK_TOKENS:
+            yield batch
+            batch = []
+        batch.append(ids)
+    yield batch
+
+
+def _hidden_states(backend: Backend, texts: list[list[int]]) -> list[list[npt.NDArray[np.float32]]]:
+    """Hidden states (T, hidden) of each of the texts, in chunks; several texts are one chunk each."""
+    sequences = [backend.new_sequence(len(ids)) for ids in texts]
+    if len(texts) > 1:
+        rows = [Row(sequence, ids) for sequence, ids in zip(sequences, texts)]
+        return [[states] for states in backend.hidden_states(rows)]
+    (sequence,), (ids,) = sequences, texts
+    starts = range(0, len(ids), PREFILL_CHUNK_TOKENS)
+    return [[backend.hidden_states([Row(sequence, ids[i : i + PREFILL_CHUNK_TOKENS])])[0] for i in starts]]
+
+
+def _mean_of(chunks: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+    """Mean over the tokens of all chunks (T, hidden): (hidden,) float64."""
+    total = np.zeros(chunks[0].shape[1])
+    for states in chunks:
+        total += states.sum(axis=0, dtype=np.float64)
+    mean: npt.NDArray[np.float64] = total / sum(map(len, chunks))
+    return mean
 
 
 def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: list[int]) -> Loglikelihood:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from minicpm.engine.numpy import KV_BLOCK, RotaryTables
 from minicpm.engine.packed import packed_weights
 from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
-from minicpm.formats.compressed_tensors import PACKED, SCALE
+from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import IntWeight, read_weight
@@ -43,21 +44,20 @@ _ALIGNMENT = 64
 class _Part:
     """Weights that lie behind each other in one packed piece: same input, bits, groups and kind of scales."""
 
-    weights: tuple[IntWeight, ...]
+    names: tuple[str, ...]
+    rows: int
+    columns: int
+    packing: Packing
+    has_half_scales: bool
 
     @property
     def kind(self) -> str:
-        return f"int{self.weights[0].bits}"
-
-    @property
-    def rows(self) -> int:
-        return sum(weight.out_features for weight in self.weights)
+        return f"int{self.packing.bits}"
 
     @property
     def shape(self) -> tuple[str, int, int, bool]:
         """Kind, columns, group size and whether scales are binary16: what weights of one part share."""
-        first = self.weights[0]
-        return self.kind, first.in_features, first.group_size, first.scales.dtype == np.float16
+        return self.kind, self.columns, self.packing.group_size, self.has_half_scales
 
     @property
     def nbytes(self) -> int:
@@ -65,12 +65,18 @@ class _Part:
         nbytes: int = native.extension().packed_bytes(kind, self.rows, columns, group_size, has_half_scales)
         return nbytes
 
-    def pack(self, out: Bytes) -> None:
+    def with_more(self, other: _Part) -> _Part:
+        return replace(self, names=self.names + other.names, rows=self.rows + other.rows)
+
+    def pack(self, checkpoint: Checkpoint, out: Bytes) -> None:
+        """Read the weights, check them (FormatError) and pack them."""
         kind, columns, group_size, has_half_scales = self.shape
-        sources = [
-            (np.ascontiguousarray(weight.packed), np.ascontiguousarray(weight.scales).view(np.uint8))
-            for weight in self.weights
-        ]
+        sources = []
+        for name in self.names:
+            weight = read_weight(checkpoint, name)
+            assert isinstance(weight, IntWeight)
+            scales = np.ascontiguousarray(weight.scales).view(np.uint8)
+            sources.append((np.ascontiguousarray(weight.packed), scales))
         native.extension().pack(kind, columns, group_size, has_half_scales, sources, out)
 
     def weight(self, packed: Bytes) -> Weight:
@@ -80,10 +86,15 @@ class _Part:
 
 
 class _Weights:
-    """All matrices of a model by the names that share an input, packed into one piece of memory."""
+    """All matrices of a model by the names that share an input, packed into one piece of memory.
+
+    Where they lie follows from the headers of the model's files. Their codes and scales are read and checked when they
+    are packed; a packed file bears the key of the very files that were checked then.
+    """
 
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
+        self._shapes = checkpoint.config.parameter_shapes()
         self._parts: dict[tuple[str, ...], list[_Part | TensorView]] = {}
         self._bytes: Bytes = np.zeros(0, np.uint8)
         self.file_bytes = 0  # of weights that are pages of a file, read at every token
@@ -94,15 +105,16 @@ class _Weights:
             return
         parts: list[_Part | TensorView] = []
         for name in names:
-            weight = read_weight(self._checkpoint, name)
-            if not isinstance(weight, IntWeight):
-                parts.append(weight)
-                self.file_bytes += weight.nbytes
+            if name not in self._checkpoint.packings:
+                parts.append(self._checkpoint.read(name))
+                self.file_bytes += self._checkpoint.tensors[name].nbytes
                 continue
-            self._release(name)  # the look at its codes and scales has touched all pages
-            part, last = _Part((weight,)), parts[-1] if parts else None
+            has_half_scales = self._checkpoint.tensors[name + SCALE].dtype == "float16"
+            rows, columns = self._shapes[name]
+            part = _Part((name,), rows, columns, self._checkpoint.packings[name], has_half_scales)
+            last = parts[-1] if parts else None
             if isinstance(last, _Part) and last.shape == part.shape:
-                parts[-1] = _Part((*last.weights, weight))
+                parts[-1] = last.with_more(part)
             else:
                 parts.append(part)
         self._parts[names] = parts
@@ -137,7 +149,7 @@ class _Weights:
         for names, parts in self._parts.items():
             for part in parts:
                 if isinstance(part, _Part):
-                    part.pack(out[start : start + part.nbytes])
+                    part.pack(self._checkpoint, out[start : start + part.nbytes])
                     start += _aligned(part.nbytes)
             for name in names:
                 self._release(name)
@@ -163,6 +175,7 @@ class NativeBackend:
     """Runs an opened quantized checkpoint with the native engine; ImportError where the extension is not built."""
 
     name = "native"
+    is_exact = True
 
     def __init__(self, checkpoint: Checkpoint, threads: int | None = None):
         if not checkpoint.packings:
@@ -225,36 +238,45 @@ class NativeBackend:
         return None if free is None else max(0, free - self._file_bytes)
 
     def forward(self, rows: Sequence[Row]) -> list[Floats]:
+        return self._in_steps(rows, is_hidden=False)
+
+    def hidden_states(self, rows: Sequence[Row]) -> list[Floats]:
+        return self._in_steps([Row(row.sequence, row.token_ids, "all") for row in rows], is_hidden=True)
+
+    def _in_steps(self, rows: Sequence[Row], *, is_hidden: bool) -> list[Floats]:
         if sum(len(row.token_ids) for row in rows) <= MAX_STEP_TOKENS:
-            return self._step(rows)
+            return self._step(rows, is_hidden)
         lengths = [row.sequence.length for row in rows]
         try:
-            return [self._in_steps(row) for row in rows]
+            return [self._row_in_steps(row, is_hidden) for row in rows]
         except BaseException:
             for row, length in zip(rows, lengths):
                 row.sequence.truncate(length)
             raise
 
-    def _in_steps(self, row: Row) -> Floats:
-        """(n, vocab) of a row alone, cut into steps."""
+    def _row_in_steps(self, row: Row, is_hidden: bool) -> Floats:
+        """(n, vocab or hidden) of a row alone, cut into steps."""
         starts = range(0, len(row.token_ids), MAX_STEP_TOKENS)
         parts = []
         for start in starts:
             kind = row.logits if row.logits != "last" or start == starts[-1] else "none"
             part = Row(row.sequence, row.token_ids[start : start + MAX_STEP_TOKENS], kind)
-            parts.append(self._step([part])[0])
+            parts.append(self._step([part], is_hidden)[0])
         return np.concatenate(parts)
 
-    def _step(self, rows: Sequence[Row]) -> list[Floats]:
+    def _step(self, rows: Sequence[Row], is_hidden: bool) -> list[Floats]:
         sequences = [cast(BlockSequence, row.sequence) for row in rows]
         counts = [len(row.token_ids) for row in rows]
         lengths = [sequence.length for sequence in sequences]
         for sequence, length, count in zip(sequences, lengths, counts):
             sequence.reserve(length + count)
-        cos, sin = self._rotary.of(rows)
         wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
-        wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(counts), wanted_counts)]
-        logits = np.empty((sum(wanted_counts), self.vocab_size), np.float32)
+        # Plain lists: for one token numpy's functions that do this take longer than a layer of a small model.
+        ends = list(accumulate(counts))
+        wanted = [place for end, n in zip(ends, wanted_counts) for place in range(end - n, end)]
+        cos, sin = self._rotary.of(rows)
+        width = self.config.hidden_size if is_hidden else self.vocab_size
+        out = np.empty((len(wanted), width), np.float32)
         self._model.forward(
             [sequence.pool for sequence in sequences],
             [sequence.table for sequence in sequences],
@@ -263,12 +285,13 @@ class NativeBackend:
             np.array([token for row in rows for token in row.token_ids], np.int32),
             cos,
             sin,
-            np.concatenate(wanted).astype(np.int32),
-            logits,
+            np.array(wanted, np.int32),
+            out,
+            is_hidden,
         )
         for sequence, row in zip(sequences, rows):
             sequence.extend(row.token_ids)
-        return np.split(logits, np.cumsum(wanted_counts)[:-1])
+        return [out[end - n : end] for end, n in zip(accumulate(wanted_counts), wanted_counts)]
 
     def _load(self, checkpoint: Checkpoint) -> int:
         """Hand the weights to the model; returns how many bytes of them are pages of files."""

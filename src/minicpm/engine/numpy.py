@@ -155,6 +155,8 @@ class RotaryTables:
             start, end = row.sequence.length, row.sequence.length + len(row.token_ids)
             cos, sin = self._table(self._config.rope_base(row.sequence.rope_length), end)
             parts.append((cos[start:end], sin[start:end]))
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate([cos for cos, _ in parts]), np.concatenate([sin for _, sin in parts])
 
     def _table(self, base: float, length: int) -> tuple[Floats, Floats]:
@@ -401,7 +403,7 @@ class NumpyBackend:
                 f"{checkpoint.path}: a llama-format model; convert it --to hf, the numpy backend reads that"
             )
         self.config = config = checkpoint.config
-        self.is_quantized = bool(checkpoint.packings)
+        self.is_quantized = self.is_exact = bool(checkpoint.packings)
         self._checkpoint = checkpoint
         self._keeps_expanded = 4 * config.num_parameters() <= MAX_KEPT_BYTES
         self.vocab_size = config.vocab_size
@@ -451,9 +453,15 @@ class NumpyBackend:
     def forward(self, rows: Sequence[Row]) -> list[Floats]:
         # Infinities and NaN travel to the logits, where sampling refuses them by name.
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return self._forward(rows)
+            return self._logits(self._hidden(rows), rows)
 
-    def _forward(self, rows: Sequence[Row]) -> list[Floats]:
+    def hidden_states(self, rows: Sequence[Row]) -> list[Floats]:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            h = rms_norm(self._hidden(rows), self._norm, self.config.rms_norm_eps)
+        return np.split(h, np.cumsum([len(row.token_ids) for row in rows])[:-1])
+
+    def _hidden(self, rows: Sequence[Row]) -> Floats:
+        """(T, hidden) of all rows' tokens behind the last decoder block."""
         config = self.config
         scale = np.float32(config.residual_scale)
         lengths = [len(row.token_ids) for row in rows]
@@ -467,7 +475,7 @@ class NumpyBackend:
             h = h + layer.down(silu(gate) * up) * scale
         for row in rows:
             row.sequence.extend(row.token_ids)
-        return self._logits(h, rows, lengths)
+        return h
 
     def _embed(self, token_ids: npt.NDArray[np.int64]) -> Floats:
         """(T,) ids -> (T, hidden)."""
@@ -492,8 +500,9 @@ class NumpyBackend:
             start += n
         return np.concatenate(outputs).reshape(len(qkv), -1)
 
-    def _logits(self, h: Floats, rows: Sequence[Row], lengths: list[int]) -> list[Floats]:
+    def _logits(self, h: Floats, rows: Sequence[Row]) -> list[Floats]:
         """Per row (n, vocab): the head runs over the wanted positions only."""
+        lengths = [len(row.token_ids) for row in rows]
         counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, lengths)]
         wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(lengths), counts)]
         logits: Floats = np.zeros((0, self.vocab_size), np.float32)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from minicpm.chat import StopMatcher
 from minicpm.engine.backend import KVSequence
+from minicpm.engine.lookup import MOST_STEP_TOKENS, Chance, Guesses
 from minicpm.sampling import SampledToken, Sampler, SamplingParams
 from minicpm.tokenizer import Detokenizer, Tokenizer
 
@@ -19,11 +20,16 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts; `cached_tokens` of the prompt were not computed again."""
+    """Token counts; `cached_tokens` of the prompt were not computed again.
+
+    `drafted_tokens` were guessed by prompt lookup, and `accepted_tokens` of them were right.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class Request:
         self.sequence: KVSequence | None = None
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self._guesses = Guesses()
+        self._proposed: list[int] = []  # what the lookup says comes next
+        self._draft: list[int] = []  # as much of it as is being verified
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
         self._sampler = Sampler(params, seed, prompt_ids)
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._stop_matcher = StopMatcher(stop)
@@ -115,7 +126,41 @@ class Request:
         self.cached_tokens = sequence.length
         self._clock.admitted()
 
-    def accept(self, logits: npt.NDArray[np.float32]) -> Piece:
+    def guess(self) -> Chance:
+        """Look up what may come next: how much of it could be drafted, and how likely it is right."""
+        read = self._guesses.length
+        self._guesses.read(self.prompt_ids[read:] + self.new_ids[max(0, read - len(self.prompt_ids)) :])
+        # The last token of an answer is sampled after the draft before it.
+        room = self.max_new_tokens - len(self.new_ids) - 1
+        self._proposed = self._guesses.propose(min(MOST_STEP_TOKENS - 1, room))
+        return Chance(self._guesses.chance, len(self._proposed))
+
+    def draft(self, count: int) -> list[int]:
+        """The first `count` of the guessed tokens, to be computed behind the next one."""
+        self._draft = self._proposed[:count]
+        return self._draft
+
+    def take(self, logits: npt.NDArray[np.float32]) -> list[Piece]:
+        """Sample after the next token and each drafted one (n, vocab), as long as the drafted ones are sampled.
+
+        Keys and values of the others are dropped, so nothing is left of a wrong guess.
+        """
+        assert self.sequence is not None
+        held, known = self.sequence.length - len(logits), len(self.new_ids)
+        self._drafted_tokens += len(self._draft)
+        pieces: list[Piece] = []
+        for row, guess in zip(logits, [*self._draft, None]):
+            self._accepted_tokens += bool(pieces)
+            pieces.append(self._accept(row))
+            if self.finish_reason is not None or self.new_ids[-1] != guess:
+                break
+        if self._draft:
+            self.sequence.truncate(held + len(pieces))
+        self._guesses.learn(self._proposed, self.new_ids[known:])
+        self._proposed, self._draft = [], []
+        return pieces
+
+    def _accept(self, logits: npt.NDArray[np.float32]) -> Piece:
         """Sample the next token from `logits` (vocab,) float32 and return the text it made final."""
         sampled = self._sampler.sample(logits, len(self.prompt_ids) + len(self.new_ids))
         self._clock.sampled()
@@ -147,7 +192,13 @@ class Request:
             ids=tuple(self.new_ids),
             logprobs=tuple(self._sampled) if self.params.logprobs is not None else None,
             finish_reason=reason,
-            usage=Usage(len(self.prompt_ids), len(self.new_ids), self.cached_tokens),
+            usage=Usage(
+                len(self.prompt_ids),
+                len(self.new_ids),
+                self.cached_tokens,
+                self._drafted_tokens,
+                self._accepted_tokens,
+            ),
             timings=self._clock.timings(len(self.prompt_ids) - self.cached_tokens),
             seed=self.seed,
         )

@@ -6,10 +6,15 @@ answers, so it delays each of their tokens by one chunk at most. The scheduler n
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 
+import numpy as np
+import numpy.typing as npt
+
 from minicpm.engine.backend import Backend, KVCache, Row
+from minicpm.engine.lookup import StepTimes, draft_lengths
 from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError
 
@@ -19,11 +24,13 @@ PREFILL_CHUNK_TOKENS = 512  # bounds activation memory: 512 x 5760 x 4 B is 12 M
 class Scheduler:
     """Runs requests on a backend, at most `max_batch` at a time, first come first served.
 
-    A request waits until the cache has room for its prompt and its longest answer, so none ever stops half-way.
+    A request waits until the cache has room for its prompt and its longest answer, so none ever stops half-way. With
+    `step_times` answers are guessed ahead by prompt lookup where that pays.
     """
 
-    def __init__(self, backend: Backend, cache: KVCache, max_batch: int):
+    def __init__(self, backend: Backend, cache: KVCache, max_batch: int, step_times: StepTimes | None = None):
         self._backend = backend
+        self._step_times = step_times
         self._cache = cache
         self._max_batch = max_batch
         self._waiting: deque[Request] = deque()
@@ -46,10 +53,9 @@ class Scheduler:
     def _step(self) -> Iterator[Piece]:
         self._admit()
         rows, requests = self._next_batch()
-        pieces = []
-        for request, logits in zip(requests, self._backend.forward(rows)):
-            if len(logits):
-                pieces.append(request.accept(logits[-1]))
+        pieces: list[Piece] = []
+        for request, logits in zip(requests, self._forward(rows, requests)):
+            pieces += request.take(logits)
         yield from pieces
         for request in [r for r in self._running if r.finish_reason is not None]:
             self._running.remove(request)
@@ -84,6 +90,17 @@ class Scheduler:
             requests.append(request)
         return rows, requests
 
+    def _forward(self, rows: list[Row], requests: list[Request]) -> list[npt.NDArray[np.float32]]:
+        """Compute a step; one of running answers alone goes on with their drafts, and its time is remembered."""
+        is_decoding = all(row.logits == "last" and len(row.token_ids) == 1 for row in rows)
+        if self._step_times is None or not is_decoding:
+            return self._backend.forward(rows)
+        rows = _with_drafts(rows, requests, self._step_times)
+        start = time.perf_counter()
+        logits = self._backend.forward(rows)
+        self._step_times.learn(sum(len(row.token_ids) for row in rows), time.perf_counter() - start)
+        return logits
+
     def _retire(self, request: Request) -> None:
         assert request.sequence is not None
         self._cache.close(request.sequence)
@@ -97,3 +114,12 @@ def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
         f"finished hold too much of the {cache.tokens * megabytes:,.1f} MB there are; finish or close those, or lower "
         "max_tokens"
     )
+
+
+def _with_drafts(rows: list[Row], requests: list[Request], step_times: StepTimes) -> list[Row]:
+    """The same step with what may come next behind each answer's token, as far as verifying it is expected to pay."""
+    counts = draft_lengths(step_times, [request.guess() for request in requests])
+    return [
+        Row(row.sequence, [*row.token_ids, *request.draft(count)], "all") if count else row
+        for row, request, count in zip(rows, requests, counts)
+    ]

@@ -113,6 +113,7 @@ class TorchBackend:
     """Runs an opened checkpoint with torch on a CPU or GPU, in its own dtype or another."""
 
     name = "torch"
+    is_exact = False
 
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", threads: int | None = None
@@ -150,8 +151,14 @@ class TorchBackend:
         return None if free is None else max(0, free - self._mapped_bytes)
 
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        return self._compute(rows, is_hidden=False)
+
+    def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        return self._compute([Row(row.sequence, row.token_ids, "all") for row in rows], is_hidden=True)
+
+    def _compute(self, rows: Sequence[Row], *, is_hidden: bool) -> list[npt.NDArray[np.float32]]:
         try:
-            return self._forward(rows)
+            return self._forward(rows, is_hidden)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -162,7 +169,7 @@ class TorchBackend:
             ) from error
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def _forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+    def _forward(self, rows: Sequence[Row], is_hidden: bool) -> list[npt.NDArray[np.float32]]:
         sequences = [row.sequence for row in rows]
         lengths = [len(row.token_ids) for row in rows]
         token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=self._device)
@@ -171,17 +178,21 @@ class TorchBackend:
         masks = [_chunk_mask(s.length, n, self._device) for s, n in zip(sequences, lengths)]
         wanted, counts = _wanted_positions(rows)
         with _fastest_matmul(len(token_ids), self._dtype, self._device):
-            logits = self._model(
-                input_ids=token_ids[None],
-                position_ids=positions[None].to(self._device),
-                past_key_values=cache,
-                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self._device),
-                rope_length=torch.tensor([[s.rope_length for s, n in zip(sequences, lengths) for _ in range(n)]]),
-                ragged=(cache, masks),
-            ).logits[0]
+            inputs = {
+                "input_ids": token_ids[None],
+                "position_ids": positions[None].to(self._device),
+                "past_key_values": cache,
+                "rope_length": torch.tensor([[s.rope_length for s, n in zip(sequences, lengths) for _ in range(n)]]),
+                "ragged": (cache, masks),
+            }
+            if is_hidden:
+                out = self._model.model(**inputs).last_hidden_state[0]
+            else:
+                keep = torch.tensor(wanted, dtype=torch.long, device=self._device)
+                out = self._model(**inputs, logits_to_keep=keep).logits[0]
         for row in rows:
             row.sequence.extend(row.token_ids)
-        values = logits.float().cpu().numpy()
+        values = out.float().cpu().numpy()
         return np.split(values, np.cumsum(counts)[:-1])
 
 

@@ -18,10 +18,12 @@ import numpy as np
 
 from minicpm.chat import ChatTemplate, template_for
 from minicpm.errors import FormatError, ModelError, brief
+from minicpm.files import file_in, has_entry, read_json_object
 from minicpm.formats import compressed_tensors, granite, hf, llama, vllmcpm
 from minicpm.formats.compressed_tensors import Packing
 from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
+from minicpm.formats.generation import MAX_FILE_BYTES as MAX_GENERATION_BYTES
 from minicpm.formats.generation import read_eos_token_ids
 from minicpm.formats.gguf import has_magic
 from minicpm.formats.gguf_model import GgufModel
@@ -132,6 +134,15 @@ class Checkpoint:
     def chat_template(self) -> ChatTemplate:
         """The model's chat template, MiniCPM's own where it has none."""
         return template_for(self.path) if self._gguf is None else self._gguf.chat_template()
+
+    def generation_config(self) -> tuple[Path, dict[str, Any]]:
+        """The file that advises about generation, and what, by transformers' names; {} for nothing."""
+        if (gguf := self._gguf) is not None:
+            return self.path, gguf.generation_config
+        if not has_entry(self.path, GENERATION_FILE):
+            return self.path, {}
+        path = file_in(self.path, GENERATION_FILE)
+        return path, read_json_object(path, MAX_GENERATION_BYTES)
 
     def read(self, name: str) -> TensorView:
         """The tensor of a published name, over the file's own pages; KeyError for a name not in `tensors`."""

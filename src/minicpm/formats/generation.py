@@ -1,6 +1,6 @@
 """generation_config.json: the one fact of it that a model cannot do without, the ids that end a text.
 
-What it advises about sampling is the engine's to read (engine/advice.py).
+What it advises about sampling is the engine's to judge (engine/advice.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ from minicpm.files import read_json_object
 
 MAX_FILE_BYTES = 1 << 20
 MAX_EOS_TOKEN_IDS = 256
+# What a GGUF file calls the advice that it has a key for.
+GGUF_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 
 
 def read_eos_token_ids(path: Path, vocab_size: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import gguf_tokenizer, llama
 from minicpm.formats.compressed_tensors import SCALE, SHAPE, Packing
 from minicpm.formats.config import DecoderConfig, RopeScaling
+from minicpm.formats.generation import GGUF_KEYS
 from minicpm.formats.gguf import BF16, F16, F32, Q6_K, Array, Field, GgufFile, GgufTensor, Value, ValueType
 from minicpm.formats.gguf_blocks import PACKINGS, by_rows, dequantize_q6_k, packed_codes, scales_of
 from minicpm.formats.granite import scale_depth_of, simple
@@ -109,6 +110,12 @@ class GgufModel:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         return gguf_tokenizer.read_eos_token_ids(self.path, self._file.metadata, self.config.vocab_size)
+
+    @property
+    def generation_config(self) -> dict[str, object]:
+        """What the file advises about sampling, by the names of a generation_config.json."""
+        metadata = self._file.metadata
+        return {name: metadata[key] for name, key in GGUF_KEYS.items() if key in metadata}
 
     @property
     def has_tokenizer(self) -> bool:

@@ -6,7 +6,6 @@ client is huggingface_hub's shared one (`get_session`), so its proxies and certi
 
 from __future__ import annotations
 
-import email.utils
 import errno
 import json
 import os
@@ -311,6 +310,8 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value[:9])
+    import email.utils  # loads sockets and more, which no start without a download needs
+
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):

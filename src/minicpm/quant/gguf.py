@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm.errors import FormatError, ModelError, brief
-from minicpm.files import file_in, has_entry, read_json_object
-from minicpm.formats.checkpoint import GENERATION_FILE, Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.convert import Conversion, forget_cached_pages, require_disk
 from minicpm.formats.derive import stream
 from minicpm.formats.folder import ModelFolder, new_file
+from minicpm.formats.generation import GGUF_KEYS
 from minicpm.formats.gguf import (
     BF16,
     F16,
@@ -59,13 +59,6 @@ DTYPES: dict[str, tuple[BlockType, BlockType]] = {  # of the blocks' matrices, o
 }
 FILE_TYPES = {F32.id: 0, F16.id: 1, Q4_0.id: 2, Q8_0.id: 7, BF16.id: 32}  # llama.cpp's llama_ftype
 QUANTIZATION_VERSION = 2
-MAX_GENERATION_BYTES = 1 << 20
-# generation_config.json's advice, and what llama.cpp's converter calls it.
-_SAMPLING = {
-    "top_k": ("top_k", ValueType.UINT32),
-    "top_p": ("top_p", ValueType.FLOAT32),
-    "temperature": ("temp", ValueType.FLOAT32),
-}
 # What both tokenizers must split alike before a file is believed.
 PROBES = (
     "Which city is the capital of China?",
@@ -162,7 +155,7 @@ def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progre
     fields = [
         Field("general.architecture", ValueType.STRING, ARCHITECTURE),
         Field("general.type", ValueType.STRING, "model"),
-        *_sampling_fields(checkpoint.path),
+        *_sampling_fields(checkpoint),
         Field("general.name", ValueType.STRING, name),
         Field("general.size_label", ValueType.STRING, _size_label(config.num_parameters())),
         Field("general.file_type", ValueType.UINT32, FILE_TYPES[_main_type(tensors).id]),
@@ -198,19 +191,18 @@ def _main_type(tensors: list[GgufTensor]) -> BlockType:
     return max(kinds, key=kinds.count)
 
 
-def _sampling_fields(folder: Path) -> list[Field]:
-    if not has_entry(folder, GENERATION_FILE):
-        return []
-    path = file_in(folder, GENERATION_FILE)
-    raw = read_json_object(path, MAX_GENERATION_BYTES)
+def _sampling_fields(checkpoint: Checkpoint) -> list[Field]:
+    path, raw = checkpoint.generation_config()
+    advice = {name: raw[name] for name in GGUF_KEYS if raw.get(name) is not None}
+    if raw.get("do_sample") is False:
+        advice["temperature"] = 0.0
     fields = []
-    for key, (name, kind) in _SAMPLING.items():
-        value = raw.get(key)
-        if value is None:
-            continue
+    for name, value in advice.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-            raise FormatError(path, f"{key} must be a number, got {brief(value)}")
-        fields.append(Field(f"general.sampling.{name}", kind, int(value) if kind == ValueType.UINT32 else value))
+            raise FormatError(path, f"{name} must be a number, got {brief(value)}")
+        is_whole = name == "top_k"
+        kind = ValueType.UINT32 if is_whole else ValueType.FLOAT32
+        fields.append(Field(GGUF_KEYS[name], kind, int(value) if is_whole else value))
     return fields
 
 

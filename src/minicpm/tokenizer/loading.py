@@ -124,7 +124,7 @@ def _check_vocab(vocab: object, merges: object, path: Path) -> None:
         raise FormatError(path, "model.merges is not a list")
     if len(merges) > MAX_MERGES:
         raise FormatError(path, f"model.merges has {len(merges):,} entries, expected at most {MAX_MERGES:,}")
-    ids = set(vocab.values()) if all(type(i) is int for i in vocab.values()) else set()
+    ids = set(vocab.values()) if set(map(type, vocab.values())) == {int} else set()
     if len(ids) != len(vocab) or min(ids) != 0 or max(ids) != len(vocab) - 1:
         raise FormatError(path, "model.vocab must give every piece its own id, counted from 0")
     longest = max(map(len, vocab))

@@ -1,0 +1,74 @@
+// What drawing a token does to every score of the vocabulary (docs/chat-and-sampling.md, "Weights"); the sums are
+// csrc/sampling.cc's.
+#pragma once
+
+#include <cstring>
+#include <limits>
+
+#include "kernels/kernels.h"
+
+template <class V>
+static float divide(float* scores, size_t count, float temperature) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  const typename V::F lowest = V::set1(kLowest);
+  typename V::F best = lowest;
+  const typename V::F divisor = V::set1(temperature);
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const typename V::F score = V::max(V::div(V::load(scores + i), divisor), lowest);  // a NaN becomes the lowest
+    V::store(scores + i, score);
+    best = V::max(score, best);
+  }
+  float lanes[kLanes];
+  V::store(lanes, best);
+  float largest = lanes[0];
+  for (const float lane : lanes) largest = lane > largest ? lane : largest;
+  for (; i < count; ++i) {
+    const float score = scores[i] / temperature;
+    scores[i] = score > kLowest ? score : kLowest;
+    largest = scores[i] > largest ? scores[i] : largest;
+  }
+  return largest;
+}
+
+template <class V>
+static typename V::F weights_of(typename V::F scores, typename V::F best) {
+  using F = typename V::F;
+  const F x = V::max(V::sub(scores, best), V::set1(-30.0f));
+  const typename V::I whole = V::to_int(V::mul(x, V::set1(1.44269504088896341f)));
+  const F n = V::to_float(whole);
+  const F r = V::sub(V::sub(x, V::mul(n, V::set1(0.693359375f))), V::mul(n, V::set1(-2.12194440e-4f)));
+  F y = V::set1(1.9875691500e-4f);
+  for (const float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
+    y = V::add(V::mul(y, r), V::set1(coefficient));
+  }
+  y = V::add(V::add(V::mul(y, V::mul(r, r)), r), V::set1(1.0f));
+  const F weight = V::mul(y, V::power_of_two(V::add_int(whole, V::set1_int(kWeightShift))));
+  // Rounded down: what is beyond 2**23 is a whole number, and its difference to 2**23 is exact.
+  const F small = V::min(weight, V::set1(8388608.0f));
+  const F nearest = V::to_float(V::to_int(small));
+  const F is_below = V::zero_below(V::set1(1.0f), V::sub(small, nearest), 0.0f);
+  return V::add(V::add(V::sub(nearest, V::set1(1.0f)), is_below), V::sub(weight, small));
+}
+
+template <class V>
+static void weigh(const float* scores, size_t count, float best, float* weights) {
+  const typename V::F highest = V::set1(best);
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) V::store(weights + i, weights_of<V>(V::load(scores + i), highest));
+  if (i == count) return;
+  float tail[kLanes] = {};
+  std::memcpy(tail, scores + i, (count - i) * sizeof(float));
+  V::store(tail, weights_of<V>(V::load(tail), highest));
+  std::memcpy(weights + i, tail, (count - i) * sizeof(float));
+}
+
+// A plain loop: the compiler knows how to narrow numbers.
+template <class V>
+static void find_buckets(const float* scores, size_t count, float best, uint16_t* buckets) {
+  constexpr float kLast = kScoreBuckets - 1;
+  for (size_t i = 0; i < count; ++i) {
+    const float depth = (best - scores[i]) * kBucketsPerNat;
+    buckets[i] = static_cast<uint16_t>(static_cast<int32_t>(depth < kLast ? depth : kLast));
+  }
+}
