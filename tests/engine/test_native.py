@@ -748,7 +748,7 @@ def test_a_load_with_the_packed_file_reads_no_weight_again(kept: Path, monkeypat
     assert same_bits(logits(load_native(kept, ISAS[0]), some_ids(1, 20)), expected)
 
 
-@pytest.mark.parametrize("change", ["key", "version", "shorter", "longer", "layout", "touched"])
+@pytest.mark.parametrize("change", ["key", "title", "shorter", "longer", "layout", "touched"])
 def test_any_other_packed_file_is_made_again_from_checked_weights(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ):
@@ -758,8 +758,8 @@ def test_any_other_packed_file_is_made_again_from_checked_weights(
     if change == "key":
         place = content.index(b"\n") + 1
         content[place] = ord("1") if content[place] != ord("1") else ord("2")
-    elif change == "version":
-        content[:64] = content[:64].replace(b"weights 1\n", b"weights 0\n")
+    elif change == "title":
+        content[:64] = content[:64].replace(b"packed weights", b"packed wheels!")
     elif change == "shorter":
         del content[-1]
     elif change == "longer":
