@@ -1,0 +1,50 @@
+// What a processor can do at most, for `minicpm bench`: the same instructions as the kernels', with nothing in between.
+#pragma once
+
+#include "kernels/kernels.h"
+#include "kernels/unroll.h"
+
+// The sum of words, by as many plain loads as the memory can serve; `count` is a multiple of 16.
+static uint64_t read_words(const uint64_t* words, size_t count) {
+  uint64_t sums[16] = {};
+  for (size_t i = 0; i < count; i += 16) {
+    for (int j = 0; j < 16; ++j) sums[j] += words[i + j];
+  }
+  uint64_t total = 0;
+  for (const uint64_t sum : sums) total += sum;
+  return total;
+}
+
+// `rounds` times the products of a GEMM tile and four inputs, all in registers; returns how many products that were.
+// `sink` takes what they add up to, so that they are not left out.
+template <class V>
+static int64_t multiply_bytes(int64_t rounds, int32_t* sink) {
+  constexpr int M = V::kGemmWidth, kBlocks = V::kGemmBlocks, kInputs = 4;
+  alignas(64) uint8_t nibbles[64];
+  for (int i = 0; i < 64; ++i) nibbles[i] = static_cast<uint8_t>(i % 16);
+  typename V::I x[kInputs];
+  for (int i = 0; i < kInputs; ++i) x[i] = V::set1_int(0x01010101 * (i + 1));
+  typename V::I sum[M][kBlocks];
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::zero_int(); });
+  });
+  for (int64_t round = 0; round < rounds; ++round) {
+    __asm__ volatile("" : "+m"(nibbles));  // they may have changed: what is computed once is computed again
+    const typename V::Bytes w = V::load_bytes(nibbles);
+    unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+      unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::dot4(sum[m][b], w, x[m % kInputs]); });
+    });
+    if (round % 1024 == 0) {  // far from where 32 bits overflow: a round adds at most 4 * 15 * 4
+      unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+        unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
+          V::store_int(sink, sum[m][b]);
+          sum[m][b] = V::zero_int();
+        });
+      });
+    }
+  }
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { V::store_int(sink, sum[m][b]); });
+  });
+  return rounds * M * kBlocks * 64;
+}
