@@ -28,8 +28,8 @@ from minicpm.formats.tensor import STORAGE_DTYPES
 # Read from end to end, this is many times what any cache of a CPU holds.
 BANDWIDTH_BYTES = 1 << 30
 PEAK_WINDOW_S = 0.1
-# Tokens that a window of single steps may take behind its depth, at most.
-WINDOW_TOKENS = 256
+# Tokens that a window of single steps takes behind its depth, at least and at most.
+FEWEST_TOKENS, WINDOW_TOKENS = 16, 256
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Plan:
     @property
     def longest(self) -> int:
         """Tokens of the longest text that it needs."""
-        texts = [*self.prefill, *(depth + WINDOW_TOKENS for depth in self.decode)]
+        texts = [*self.prefill, *(depth + FEWEST_TOKENS for depth in self.decode)]
         if self.batch:
-            texts.append(1 + WINDOW_TOKENS)
+            texts.append(1 + FEWEST_TOKENS)
         if self.verify:
             texts.append(self.verify_depth + self.verify)
         return max(texts)
@@ -145,7 +145,7 @@ class Work:
     def fill(self, depth: int) -> KVSequence:
         """The sequence of `depth` tokens, filled with random ids where there is none yet."""
         if depth not in self._filled:
-            sequence = self._backend.new_sequence(depth + WINDOW_TOKENS)
+            sequence = self._backend.new_sequence(depth + self._room(depth))
             if depth:
                 self._append(sequence, self._ids(depth), "none")
             self._filled[depth] = sequence
@@ -154,24 +154,25 @@ class Work:
     def decode(self, depth: int, window_s: float) -> float:
         """Tokens a second, one at a time, behind `depth`."""
         sequence = self.fill(depth)
-        ids = self._ids(WINDOW_TOKENS)
-        seconds = self._window(lambda i: self._backend.forward([Row(sequence, ids[i : i + 1])]), window_s)
+        ids = self._ids(self._room(depth))
+        seconds = self._window(lambda i: self._backend.forward([Row(sequence, ids[i : i + 1])]), window_s, len(ids))
         sequence.truncate(depth)
         return len(seconds) / sum(seconds)
 
     def batch(self, sequences: int, window_s: float) -> float:
         """Tokens a second of all sequences together, a token each a step, from their start on."""
-        rows = [self._backend.new_sequence(1 + WINDOW_TOKENS) for _ in range(sequences)]
-        ids = [self._ids(1 + WINDOW_TOKENS) for _ in rows]
+        room = self._room(1)
+        rows = [self._backend.new_sequence(1 + room) for _ in range(sequences)]
+        ids = [self._ids(1 + room) for _ in rows]
         self._backend.forward([Row(row, own[:1]) for row, own in zip(rows, ids)])
 
         def step(i: int) -> object:
             return self._backend.forward([Row(row, own[i + 1 : i + 2]) for row, own in zip(rows, ids)])
 
-        seconds = self._window(step, window_s)
+        seconds = self._window(step, window_s, room)
         return sequences * len(seconds) / sum(seconds)
 
-    def verify(self, depth: int, tokens: int, window_s: float) -> float:
+    def verify_step(self, depth: int, tokens: int, window_s: float) -> float:
         """Seconds of a step over `tokens` tokens of one sequence behind `depth`, the logits of all wanted."""
         sequence = self.fill(depth)
         ids = self._ids(tokens)
@@ -188,13 +189,17 @@ class Work:
         self._backend.forward([Row(self._backend.new_sequence(1), self._ids(1))])
         return time.perf_counter() - start
 
+    def _room(self, depth: int) -> int:
+        """Tokens that a window behind `depth` may take."""
+        return min(WINDOW_TOKENS, self._backend.context_length - depth)
+
     @staticmethod
-    def _window(step: Callable[[int], object], window_s: float) -> list[float]:
+    def _window(step: Callable[[int], object], window_s: float, limit: int = WINDOW_TOKENS) -> list[float]:
         """Seconds of steps until the window is over, two at least; the first that is cold is left out."""
         step(0)
         seconds: list[float] = []
         start = last = time.perf_counter()
-        while (last - start < window_s or len(seconds) < 2) and len(seconds) < WINDOW_TOKENS - 1:
+        while (last - start < window_s or len(seconds) < 2) and len(seconds) < limit - 1:
             step(len(seconds) + 1)
             now = time.perf_counter()
             seconds.append(now - last)
@@ -270,7 +275,7 @@ def measure(
     """Measure a plan. `peaks` is called once memory has been looked at, since measuring takes memory of its own."""
     if plan.longest > backend.context_length:
         raise ValueError(
-            f"{plan.longest} tokens are needed ({WINDOW_TOKENS} of them to measure in), but the context holds "
+            f"{plan.longest} tokens are needed ({FEWEST_TOKENS} of them to measure in), but the context holds "
             f"{backend.context_length}; choose smaller depths and prompts"
         )
     _require_memory(backend, plan)
@@ -292,7 +297,7 @@ def measure(
         for sequences in plan.batch:
             runs.read("batch", sequences, lambda size: work.batch(size, plan.window_s))
         for tokens, seconds in step_s.items():
-            seconds.append(work.verify(plan.verify_depth, tokens, plan.window_s / 2))
+            seconds.append(work.verify_step(plan.verify_depth, tokens, plan.window_s / 2))
     return Measurement(
         backend=backend.name,
         isa=getattr(backend, "isa", None),
