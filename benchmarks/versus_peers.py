@@ -6,7 +6,7 @@
 
 Models are made where they are missing (10 GB in runs/). Every program loads once
 and is stopped (SIGSTOP) while another measures; memory's read bandwidth and the processor's integer peak are measured
-between the windows. What does not fit into memory together runs in groups, this package in each.
+between the windows. What does not fit into memory together runs in groups, this package in each. 15 minutes in all.
 Writes benchmarks/results/versus_peers.json, versus_peers.svg and RESULTS.md.
 """
 
@@ -63,6 +63,7 @@ class Entrant:
     arguments: tuple[str, ...] = ()
     preset: str | None = None
     starts: int = 1  # the quickest of so many counts
+    is_extra: bool = False  # measured where --only names it
 
     @property
     def is_ours(self) -> bool:
@@ -77,9 +78,13 @@ ENTRANTS = (
     Entrant("llama.cpp Q4_0", "llamacpp.py", "int4-small.gguf", LLAMA, 5.5 * GB, starts=3),
     Entrant("vllm bf16", "vllm_cpu.py", "granite", VLLM, 12 * GB),
     Entrant("transformers bf16", "transformers_cpu.py", "granite", OURS, 8 * GB),
-    Entrant("llama.cpp Q4_0, head Q8_0", "llamacpp.py", "int4.gguf", LLAMA, 5.7 * GB, starts=3),
-    Entrant("minicpm bf16 (torch)", "minicpm_llm.py", "bf16", OURS, 8 * GB, arguments=("torch",)),
+    Entrant("llama.cpp Q4_0, head Q8_0", "llamacpp.py", "int4.gguf", LLAMA, 5.7 * GB, starts=3, is_extra=True),
+    Entrant("minicpm bf16 (torch)", "minicpm_llm.py", "bf16", OURS, 8 * GB, arguments=("torch",), is_extra=True),
 )
+
+
+class Gone(RuntimeError):
+    """A program ended, or said nothing for too long."""
 
 
 @dataclass
@@ -120,7 +125,11 @@ class Running:
 
 def main() -> None:
     args = parsed()
-    entrants = [chosen(entrant, args) for entrant in ENTRANTS if not args.only or entrant.name in args.only]
+    entrants = [
+        chosen(entrant, args)
+        for entrant in ENTRANTS
+        if (entrant.name in args.only if args.only else not entrant.is_extra)
+    ]
     for entrant in entrants:
         if not entrant.python.exists():
             talk(f"{entrant.name} is left out: {entrant.python} is not there (make peers, or --peer)")
@@ -205,9 +214,9 @@ def models(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
 
 
 def groups(entrants: Sequence[Entrant]) -> Iterator[list[Entrant]]:
-    """As few groups as fit into memory, our first preset in each."""
+    """As few groups as fit into memory, our presets in each."""
     room = (free_memory_bytes() or 16 * GB) * 0.95 - GB  # for the driver's own
-    ours = [entrant for entrant in entrants if entrant.preset][:1]
+    ours = [entrant for entrant in entrants if entrant.preset]
     waiting = [entrant for entrant in entrants if entrant not in ours]
     while waiting or ours:
         group, used = list(ours), sum(entrant.memory_bytes for entrant in ours)
@@ -232,30 +241,39 @@ def measure_group(group: Sequence[Entrant], paths: dict[str, Path], args: argpar
     with ExitStack() as stack:
         members: list[Running] = []
         for entrant in group:
-            if entrant.preset:
-                start(entrant, paths, args.threads).close()  # packs the weights where no start has done so yet
-            best = (
-                min(again(entrant, paths, args.threads) for _ in range(entrant.starts - 1))
-                if entrant.starts > 1
-                else None
-            )
-            running = stack.enter_context(start(entrant, paths, args.threads))
-            running.first_token_s = min(running.first_token_s, best or running.first_token_s)
-            if depth := max_depth(args.points):
-                running.ask(f"fill {depth}")
-            running.peak_rss_bytes = peak_rss_bytes(running.process.pid)
-            talk(f"{entrant.name}: {running.first_token_s:.2f} s, {running.peak_rss_bytes / 1e9:.2f} GB")
-            members.append(running)
+            try:
+                members.append(stack.enter_context(ready(entrant, paths, args)))
+            except Gone as problem:  # the others go on
+                talk(str(problem))
         peaks = Peaks(native.isa(), args.threads)
         for repeat in range(args.repeats):
             for point in args.points:
                 verb, size = point.split()
                 if verb == "prefill" and int(size) >= LONG_PROMPT and repeat >= LONG_REPEATS:
                     continue
-                turn = repeat % len(members)
+                turn = repeat % max(1, len(members))
                 for running in [*members[turn:], *members[:turn]]:
-                    one_window(running, point, peaks)
+                    if running.process.poll() is None:
+                        one_window(running, point, peaks)
         return members
+
+
+def ready(entrant: Entrant, paths: dict[str, Path], args: argparse.Namespace) -> Running:
+    """The entrant started as often as it is to be, the last time filled to the deepest depth."""
+    if entrant.preset:
+        start(entrant, paths, args.threads).close()  # packs the weights where no start has done so yet
+    seconds = [again(entrant, paths, args.threads) for _ in range(entrant.starts - 1)]
+    running = start(entrant, paths, args.threads)
+    try:
+        running.first_token_s = min([*seconds, running.first_token_s])
+        if depth := max_depth(args.points):
+            running.ask(f"fill {depth}")
+        running.peak_rss_bytes = peak_rss_bytes(running.process.pid)
+    except BaseException:
+        running.close()
+        raise
+    talk(f"{entrant.name}: {running.first_token_s:.2f} s, {running.peak_rss_bytes / 1e9:.2f} GB")
+    return running
 
 
 def again(entrant: Entrant, paths: dict[str, Path], threads: int) -> float:
@@ -292,7 +310,7 @@ def read_line(process: subprocess.Popen[str], name: str) -> Any:
     ready, _, _ = select.select([process.stdout], [], [], TIMEOUT_S)
     line = process.stdout.readline() if ready else ""
     if not line:
-        raise RuntimeError(f"{name} {'ended' if ready else 'said nothing'}; its last words are in runs/*.log")
+        raise Gone(f"{name} {'ended' if ready else 'said nothing'}; its last words are in runs/*.log")
     return json.loads(line)
 
 
@@ -301,9 +319,14 @@ def one_window(running: Running, point: str, peaks: Peaks) -> None:
     verb = point.split()[0]
     peak: Callable[[], float] = peaks.integer_rate if verb == "prefill" else peaks.read_bandwidth
     before = peak()
-    value = running.ask(f"{point}" if verb == "prefill" else f"{point} {WINDOW_S}")
-    single = running.ask(f"verify 1 {WINDOW_S / 2}") if verb == "verify" and value is not None else None
-    if value is None:
+    try:
+        value = running.ask(point if verb == "prefill" else f"{point} {WINDOW_S}")
+        single = running.ask(f"verify 1 {WINDOW_S / 2}") if verb == "verify" and value is not None else None
+    except Gone as problem:
+        talk(str(problem))
+        running.close()
+        return
+    if value is None or (verb == "verify" and single is None):
         return
     window = {"value": value if single is None else value / single, "peak": (before + peak()) / 2}
     running.windows.setdefault(point, []).append(window)
