@@ -1,4 +1,4 @@
-"""vLLM on the CPU as a runner (protocol.py): .venv-vllm/bin/python vllm_cpu.py FOLDER THREADS [compile]
+"""vLLM on the CPU as a runner (protocol.py): .venv-vllm/bin/python vllm_cpu.py FOLDER THREADS
 
 FOLDER is the Granite form of the model. The engine is stepped in this process, so that a step is what is timed; a deep
 text's blocks stay in vLLM's own prefix cache from window to window.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 THREADS = sys.argv[2]
@@ -38,7 +39,7 @@ LONGEST = 4096
 
 
 class Vllm:
-    def __init__(self, folder: str, is_compiled: bool):
+    def __init__(self, folder: str):
         torch.set_num_threads(int(THREADS))
         llm = LLM(
             model=folder,
@@ -47,17 +48,14 @@ class Vllm:
             max_num_seqs=16,
             max_num_batched_tokens=LONGEST,
             enable_prefix_caching=True,
-            enforce_eager=not is_compiled,
+            enforce_eager=True,
             skip_tokenizer_init=True,
         )
-        from importlib.metadata import version
-
         self._engine = llm.llm_engine
         self._requests = 0
         self._deep: dict[int, list[int]] = {}
-        name = "vllm-cpu"
         self.facts = {
-            "version": f"{name} {version(name)}",
+            "version": f"vllm-cpu {version('vllm-cpu')}",
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
@@ -124,4 +122,4 @@ class Vllm:
 
 
 if __name__ == "__main__":
-    serve(lambda: Vllm(sys.argv[1], "compile" in sys.argv[3:]))
+    serve(lambda: Vllm(sys.argv[1]))
