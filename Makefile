@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-wheel check format bench native native-sanitize native-thread-sanitize \
-	native-avxvnni-check fuzz fuzz-sanitize wheel clean
+.PHONY: help setup chat test test-slow test-peers test-wheel check format bench peers native native-sanitize \
+	native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
@@ -21,7 +21,9 @@ help:
 	@echo "make native-thread-sanitize    its tests under the thread sanitizer"
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
-	@echo "make bench                     time and memory on the true MiniCPM-2B shapes"
+	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
+	@echo "make peers                     llama.cpp and vLLM, each in an environment of its own (half an hour, 4 GB)"
+	@echo "make test-peers                our files in llama.cpp"
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) </dev/null >&2
@@ -61,10 +63,13 @@ chat: $(VENV)/.$(if $(MODEL),torch,core) $(VENV)/.native
 	@$(BIN)/minicpm chat $(if $(MODEL),--model '$(MODEL)')
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+test-peers: setup
+	$(BIN)/python -m pytest -q -m peers
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -80,7 +85,22 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/true_shapes.py
-	$(BIN)/python benchmarks/versus_transformers.py
+	$(BIN)/python benchmarks/versus_peers.py
+	$(BIN)/python benchmarks/verification.py
+
+# The peers of the benchmarks and of test-peers, as pinned in benchmarks/peers. llama.cpp is compiled for this machine.
+peers: .venv-llamacpp/.ready .venv-vllm/.ready
+
+PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+
+.venv-llamacpp/.ready: benchmarks/peers/requirements-llamacpp.txt
+	export CMAKE_ARGS="-DGGML_NATIVE=ON" && $(PEER_INSTALL)
+	touch $@
+
+.venv-vllm/.ready: benchmarks/peers/requirements-vllm.txt
+	$(PEER_INSTALL)
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 # As `make setup` builds it, but warnings are errors, and a failure is one.
 native: setup

@@ -95,8 +95,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def write_results(name: str, rows: list[dict[str, object]], note: str) -> Path:
-    """Write benchmarks/results/NAME.json, whole or not at all."""
+def write_results(name: str, rows: list[dict[str, object]], note: str, **more: object) -> Path:
+    """Write benchmarks/results/NAME.json, whole or not at all; `more` is kept beside the rows, which are the report."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {
@@ -106,6 +106,7 @@ def write_results(name: str, rows: list[dict[str, object]], note: str) -> Path:
         "machine": machine(),
         "note": note,
         "rows": rows,
+        **more,
     }
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@
 
 #include "isa.h"
 #include "kv_pool.h"
+#include "machine.h"
 #include "model.h"
 #include "packing.h"
 #include "sampling.h"
@@ -171,6 +172,22 @@ void require_own_blocks(const std::vector<CheckedTable>& tables) {
   require(!is_shared, "a block that new tokens go to is twice in the batch");
 }
 
+const Kernels& checked_kernels(const std::string& isa) {
+  const Kernels* found = find_kernels(isa);
+  require(found != nullptr, "this machine cannot run that instruction set");
+  return *found;
+}
+
+int checked_threads(int threads) {
+  require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+  return threads;
+}
+
+size_t checked_memory(int64_t bytes) {
+  require(bytes >= 1 && bytes <= (int64_t{1} << 40), "memory_bytes must be 1 to 2^40");
+  return static_cast<size_t>(bytes);
+}
+
 // The model, and what keeps its weights alive.
 class PythonModel {
  public:
@@ -179,7 +196,7 @@ class PythonModel {
               double query_scale)
       : model_(checked(hidden, heads, kv_heads, intermediate, vocabulary, eps, embedding_scale, residual_scale,
                        logit_scale, query_scale),
-               kernels(isa), checked_threads(threads)) {}
+               checked_kernels(isa), checked_threads(threads)) {}
 
   void set_embedding(const OwnedWeight& embedding) {
     require(embedding.weight.rows == shape().vocabulary && embedding.weight.columns == shape().hidden,
@@ -256,17 +273,6 @@ class PythonModel {
   int threads() const { return model_.threads(); }
 
  private:
-  static const Kernels& kernels(const std::string& isa) {
-    const Kernels* found = find_kernels(isa);
-    require(found != nullptr, "this machine cannot run that instruction set");
-    return *found;
-  }
-
-  static int checked_threads(int threads) {
-    require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
-    return threads;
-  }
-
   static ModelShape checked(int hidden, int heads, int kv_heads, int intermediate, int vocabulary, double eps,
                             double embedding_scale, double residual_scale, double logit_scale, double query_scale) {
     constexpr int kMost = 1 << 22;
@@ -364,4 +370,21 @@ NB_MODULE(_native, m) {
       .def("forward", &PythonModel::forward, "pools"_a, "tables"_a, "lengths"_a, "counts"_a, "token_ids"_a, "cos"_a,
            "sin"_a, "wanted"_a, "out"_a, "is_hidden"_a = false)
       .def_prop_ro("threads", &PythonModel::threads);
+  nb::class_<Machine>(m, "Machine")
+      .def(
+          "__init__",
+          [](Machine* self, const std::string& isa, int threads, int64_t memory_bytes) {
+            new (self) Machine(checked_kernels(isa), checked_threads(threads), checked_memory(memory_bytes));
+          },
+          "isa"_a, "threads"_a, "memory_bytes"_a)
+      .def("read_bandwidth", &Machine::read_bandwidth, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "product_rate",
+          [](Machine& self, double seconds) {
+            require(seconds > 0 && seconds <= 60, "seconds must be above 0 and at most 60");
+            const nb::gil_scoped_release release;
+            return self.product_rate(seconds);
+          },
+          "seconds"_a)
+      .def_prop_ro("threads", &Machine::threads);
 }

@@ -154,6 +154,9 @@ struct Kernels {
   void (*weigh)(const float* scores, size_t count, float best, float* weights);
   // How far below the best each score is, in steps of 1 / kBucketsPerNat, the last bucket for all that is far away.
   void (*find_buckets)(const float* scores, size_t count, float best, uint16_t* buckets);
+  // The machine's peaks (peaks.h).
+  uint64_t (*read_words)(const uint64_t* words, size_t count);
+  int64_t (*multiply_bytes)(int64_t rounds, int32_t* sink);
 };
 
 constexpr size_t panel_bytes(int gemm_blocks) {

@@ -4,6 +4,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
+#include "kernels/peaks.h"
 #include "kernels/sampling.h"
 
 template <class V>
@@ -12,6 +13,6 @@ static const Kernels* kernel_table(const char* name) {
   static const Kernels table = {
       name,        V::kDirectWidth,  V::kGemmWidth,    V::kGemmBlocks,  embed<V>,         rms_norm<V>,
       quantize<V>, linear_direct<V>, linear_panels<V>, linear_lanes<V>, silu_multiply<V>, file_keys_and_values<V>,
-      attend<V>,   divide<V>,        weigh<V>,         find_buckets<V>};
+      attend<V>,   divide<V>,        weigh<V>,         find_buckets<V>, read_words,       multiply_bytes<V>};
   return &table;
 }

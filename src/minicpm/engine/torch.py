@@ -134,6 +134,10 @@ class TorchBackend:
         kv_values = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
         self.cache_bytes_per_token = kv_values * self._dtype.itemsize
 
+    @property
+    def device(self) -> str:
+        return str(self._device)
+
     def new_cache(self, tokens: int) -> SequenceCache:
         return SequenceCache(self.new_sequence, self.rope_key, tokens)
 

@@ -1,0 +1,119 @@
+"""The parts of benchmarks/ that a wrong number could come from: the runners' protocol, ratios, the plot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+PEER = """
+import sys
+sys.path.insert(0, {folder!r})
+from protocol import serve
+
+class Peer:
+    facts = {{"version": "1"}}
+    def fill(self, depth): print("a library talks"); self.depth = depth
+    def prefill(self, tokens): return float(tokens)
+    def decode(self, depth, window_s): return depth + window_s
+    def batch(self, sequences, window_s): raise MemoryError("no room")
+    def verify(self, tokens, window_s): return None
+
+serve(Peer)
+"""
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_a_runner_answers_every_line_with_one_and_goes_on_after_an_error():
+    lines = "fill 7\nprefill 512\nbatch 8 1.0\nverify 8 1.0\ndecode 7 0.5\n"
+    script = PEER.format(folder=str(BENCHMARKS / "peers"))
+    done = subprocess.run([sys.executable, "-c", script], input=lines, capture_output=True, text=True, check=True)
+    ready, *answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ready["ready"] == {"version": "1"}
+    assert answers == [
+        {"value": None},
+        {"value": 512.0},
+        {"error": "MemoryError: no room"},
+        {"value": None},
+        {"value": 7.5},
+    ]
+    assert "a library talks" in done.stderr
+
+
+def running(name: str, preset: str | None, **windows: list[float]) -> SimpleNamespace:
+    from versus_peers import ENTRANTS
+
+    entrant = next(entrant for entrant in ENTRANTS if entrant.name == name)
+    assert entrant.preset == preset
+    points = {
+        point.replace("_", " "): [{"value": value, "peak": 1e9} for value in values]
+        for point, values in windows.items()
+    }
+    return SimpleNamespace(entrant=entrant, windows=points)
+
+
+def test_a_ratio_is_of_medians_of_windows_that_took_turns():
+    from versus_peers import ratios_to_peers
+
+    done = [
+        (0, running("minicpm int4-small", "int4-small", decode_0=[30.0, 10.0, 20.0])),
+        (0, running("llama.cpp Q4_0", None, decode_0=[10.0, 11.0, 9.0])),
+        (1, running("minicpm int4-small", "int4-small", decode_0=[40.0, 42.0, 41.0])),
+        (1, running("vllm bf16", None, decode_0=[8.0, 8.2, 9.0])),
+    ]
+    assert dict(ratios_to_peers("decode 0", "int4-small", done)) == {"llama.cpp Q4_0": 2.0, "vllm bf16": 5.0}
+    assert dict(ratios_to_peers("decode 4000", "int4-small", done)) == {}
+
+
+def test_a_ratio_of_costs_is_turned_round():
+    from versus_peers import ratios_to_peers
+
+    done = [
+        (0, running("minicpm int4-small", "int4-small", verify_8=[2.0])),
+        (0, running("llama.cpp Q4_0", None, verify_8=[5.0])),
+    ]
+    assert dict(ratios_to_peers("verify 8", "int4-small", done)) == {"llama.cpp Q4_0": 2.5}
+
+
+def test_groups_fit_into_memory_with_our_presets_in_each(monkeypatch: pytest.MonkeyPatch):
+    import versus_peers
+    from versus_peers import ENTRANTS, GB, groups
+
+    monkeypatch.setattr(versus_peers, "free_memory_bytes", lambda: 21 * GB)
+    entrants = [entrant for entrant in ENTRANTS if not entrant.is_extra]
+    found = list(groups(entrants))
+    assert {entrant.name for group in found for entrant in group} == {entrant.name for entrant in entrants}
+    for group in found:
+        assert {"int4-small", "int4"} <= {entrant.preset for entrant in group}
+        assert sum(entrant.memory_bytes for entrant in group) < 20 * GB
+    monkeypatch.setattr(versus_peers, "free_memory_bytes", lambda: 12 * GB)
+    assert "vllm bf16" not in {entrant.name for group in groups(entrants) for entrant in group}
+
+
+def test_the_plot_is_svg_with_a_panel_a_point_and_a_bar_a_program():
+    from plot import drawing
+
+    rows: list[dict[str, object]] = [
+        {"point": "decode 0 (tokens/s)", "minicpm int4": "31.2 / 33", "a<b": "10 / 20"},
+        {"point": "verify 8 (single steps)", "minicpm int4": "1.9 / 1.8", "a<b": "-"},
+        {"program": "minicpm int4"},
+        {"program": "a<b"},
+    ]
+    root = ET.fromstring(drawing(rows))
+    panels = [element for element in root if element.tag.endswith("}g")]
+    bars = [[bar for bar in panel if bar.tag.endswith("}rect")] for panel in panels]
+    assert [len(of_panel) for of_panel in bars] == [2, 1]
+    ours, peer = (float(bar.attrib["width"]) for bar in bars[0])
+    assert ours / peer == pytest.approx(3.12, rel=0.01)
+    assert "a<b" in "".join(root.itertext())
