@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -10,16 +12,6 @@ constexpr int kGroupSizes[] = {32, 64, 128};
 
 int slot_of(int G) { return G == 32 ? 0 : G == 64 ? 1 : 2; }
 
-struct Range {
-  int first, last;
-};
-
-// The part of 0 .. count - 1 that belongs to a thread.
-Range share(int count, int thread, int threads) {
-  const auto border = [&](int i) { return static_cast<int>(static_cast<int64_t>(count) * i / threads); };
-  return {border(thread), border(thread + 1)};
-}
-
 bool uses_group(const Linear& linear, int G) {
   for (const Weight& weight : linear) {
     if (weight.is_integer() && weight.group_size == G) return true;
@@ -29,14 +21,21 @@ bool uses_group(const Linear& linear, int G) {
 
 int columns_of(const Linear& linear) { return linear.front().columns; }
 
-// Zeroed memory on its own cache lines.
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kChunkBytes = size_t{32} << 10;  // of weights taken at a time: about a microsecond of reading
+
+// Zeroed memory on its own cache lines; in huge pages, where it is large and the system has them.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(size_t count) {
-    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64 + 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+    const size_t least = count * sizeof(T) + 64, alignment = least < kHugePage ? 64 : kHugePage;
+    const size_t bytes = (least + alignment - 1) / alignment * alignment;
+    data_ = static_cast<T*>(std::aligned_alloc(alignment, bytes));
     if (data_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (alignment == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
     std::memset(static_cast<void*>(data_), 0, bytes);
   }
   ~Buffer() { std::free(data_); }
@@ -51,10 +50,11 @@ class Buffer {
 }  // namespace
 
 // Everything a step writes but the cache and the logits, for up to `tokens` tokens. What lies behind a row's numbers
-// is zero and stays zero: norms and groups read whole vectors.
+// is zero and stays zero: norms and groups read whole vectors. Of a single token every thread has a row of x, mlp and
+// the activations (compute).
 struct Model::Workspace {
   Workspace(const ModelShape& shape, const Kernels& kernels, int most_tokens, int threads)
-      : tokens(most_tokens),
+      : tokens(larger(most_tokens, threads)),
         hidden_stride(round_up(shape.hidden, kLargestGroup)),
         mlp_stride(round_up(shape.intermediate, kLargestGroup)),
         qkv_stride(round_up((shape.heads + 2 * shape.kv_heads) * shape.head_dim, kLanes)),
@@ -64,13 +64,13 @@ struct Model::Workspace {
         x(count(hidden_stride)),
         mlp(count(mlp_stride)),
         y(count(larger(qkv_stride, gate_up_stride))),
-        padded_tokens(static_cast<size_t>(most_tokens + larger(kernels.direct_width, kernels.gemm_width))),
+        padded_tokens(static_cast<size_t>(tokens + larger(kernels.direct_width, kernels.gemm_width))),
         codes(3 * padded_tokens * widest),
         scales(3 * padded_tokens * widest / kGroupSizes[0]),
         starts(3 * padded_tokens * widest / kGroupSizes[0]),
         panel_stride(round_up(static_cast<int>(panel_bytes(kernels.gemm_blocks)), 64)),
         panels(panel_stride * threads),
-        product_stride(static_cast<size_t>(most_tokens + kernels.gemm_width) * kernels.gemm_blocks * kLanes),
+        product_stride(static_cast<size_t>(tokens + kernels.gemm_width) * kernels.gemm_blocks * kLanes),
         products(product_stride * threads),
         scratch_stride(round_up(static_cast<int>(attention_scratch_floats(shape.head_dim)), kLanes)),
         scratch(scratch_stride * threads) {}
@@ -96,7 +96,7 @@ struct Model::Workspace {
 };
 
 Model::Model(const ModelShape& shape, const Kernels& kernels, int threads)
-    : shape_(shape), kernels_(kernels), pool_(threads) {}
+    : shape_(shape), kernels_(kernels), shares_(threads), pool_(threads) {}
 
 Model::~Model() = default;
 
@@ -110,7 +110,9 @@ void Model::forward(const Batch& batch) {
   pool_.run(body);
 }
 
-// All threads run this; between two barriers a thread writes only what no other touches.
+// All threads run this; between two barriers a thread writes only what no other touches. A batch's inputs of a linear
+// layer are prepared together; those of a single token by every thread for itself, since that takes no longer than
+// meeting the others.
 void Model::compute(const Batch& batch, int thread) {
   Workspace& w = *workspace_;
   const int T = batch.tokens;
@@ -119,26 +121,26 @@ void Model::compute(const Batch& batch, int thread) {
     float* h = w.h.data() + static_cast<size_t>(t) * w.hidden_stride;
     kernels_.embed(embedding_, batch.token_ids[t], shape_.embedding_scale, h);
   }
+  pool_.barrier();
   for (int index = 0; index < layers(); ++index) {
     const Layer& layer = layers_[static_cast<size_t>(index)];
     norm_and_quantize(layer.attention_norm, layer.qkv, nullptr, T, 1.0f, thread);
     if (thread == 0) next_head_.store(0, std::memory_order_relaxed), next_unit_.store(0, std::memory_order_relaxed);
-    pool_.barrier();
-    apply(layer.qkv, w.x.data(), w.hidden_stride, T, w.y.data(), w.qkv_stride, false, thread);
+    apply(layer.qkv, own_row(w.x.data(), w.hidden_stride, T, thread), w.hidden_stride, T, w.y.data(), w.qkv_stride,
+          false, thread);
     pool_.barrier();
     attend(batch, index, thread);
     pool_.barrier();
     quantize_rows(layer.o, w.x.data(), w.hidden_stride, T, thread);
-    pool_.barrier();
     apply(layer.o, w.x.data(), w.hidden_stride, T, w.h.data(), w.hidden_stride, true, thread);
     pool_.barrier();
     norm_and_quantize(layer.mlp_norm, layer.gate_up, nullptr, T, 1.0f, thread);
-    pool_.barrier();
-    apply(layer.gate_up, w.x.data(), w.hidden_stride, T, w.y.data(), w.gate_up_stride, false, thread);
+    apply(layer.gate_up, own_row(w.x.data(), w.hidden_stride, T, thread), w.hidden_stride, T, w.y.data(),
+          w.gate_up_stride, false, thread);
     pool_.barrier();
     silu_and_quantize(layer.down, T, thread);
-    pool_.barrier();
-    apply(layer.down, w.mlp.data(), w.mlp_stride, T, w.h.data(), w.hidden_stride, true, thread);
+    apply(layer.down, own_row(w.mlp.data(), w.mlp_stride, T, thread), w.mlp_stride, T, w.h.data(), w.hidden_stride,
+          true, thread);
     pool_.barrier();
   }
   if (batch.wanted_count == 0) return;
@@ -152,59 +154,70 @@ void Model::compute(const Batch& batch, int thread) {
     return;
   }
   norm_and_quantize(norm_, head_, batch.wanted, batch.wanted_count, shape_.logit_scale, thread);
-  pool_.barrier();
-  apply(head_, w.x.data(), w.hidden_stride, batch.wanted_count, batch.logits, shape_.vocabulary, false, thread);
+  apply(head_, own_row(w.x.data(), w.hidden_stride, batch.wanted_count, thread), w.hidden_stride, batch.wanted_count,
+        batch.logits, shape_.vocabulary, false, thread);
+}
+
+// Where this thread prepares inputs: a single token has a row for every thread.
+float* Model::own_row(float* rows, int stride, int tokens, int thread) {
+  return tokens > 1 ? rows : rows + static_cast<size_t>(thread) * static_cast<size_t>(stride);
 }
 
 // x = the normed hidden states of the tokens (those at `places`, or all), ready for `next`.
 void Model::norm_and_quantize(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
                               int thread) {
   Workspace& w = *workspace_;
-  const Range own = share(tokens, thread, pool_.size());
+  const Range own = tokens > 1 ? share(tokens, thread, pool_.size()) : Range{0, 1};
   for (int t = own.first; t < own.last; ++t) {
     const size_t place = places == nullptr ? t : places[t];
-    float* x = w.x.data() + static_cast<size_t>(t) * w.hidden_stride;
+    float* x = own_row(w.x.data(), w.hidden_stride, tokens, thread) + static_cast<size_t>(t) * w.hidden_stride;
     kernels_.rms_norm(w.h.data() + place * w.hidden_stride, norm, shape_.hidden, shape_.eps, scale, x);
-    quantize_slice(next, x, tokens, t, 0, shape_.hidden);
+    quantize_slice(next, x, tokens, t, 0, shape_.hidden, thread);
   }
+  if (tokens > 1) pool_.barrier();
 }
 
 void Model::quantize_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread) {
   for_slices(columns_of(next), tokens, thread,
-             [&](int t, int first, int last) { quantize_slice(next, x + t * stride, tokens, t, first, last); });
+             [&](int t, int first, int last) { quantize_slice(next, x + t * stride, tokens, t, first, last, thread); });
 }
 
 void Model::silu_and_quantize(const Linear& down, int tokens, int thread) {
   Workspace& w = *workspace_;
   for_slices(shape_.intermediate, tokens, thread, [&](int t, int first, int last) {
     const float* gate = w.y.data() + static_cast<size_t>(t) * w.gate_up_stride;
-    float* x = w.mlp.data() + static_cast<size_t>(t) * w.mlp_stride;
+    float* x = own_row(w.mlp.data(), w.mlp_stride, tokens, thread) + static_cast<size_t>(t) * w.mlp_stride;
     kernels_.silu_multiply(gate + first, gate + shape_.intermediate + first, last - first, x + first);
-    quantize_slice(down, x, tokens, t, first, last);
+    quantize_slice(down, x, tokens, t, first, last, thread);
   });
 }
 
-// body(token, first, last) for this thread's share of all tokens' inputs, cut between groups.
+// body(token, first, last) for this thread's share of all tokens' inputs, cut between groups; then all are done. Of a
+// single token a thread has everything.
 template <class Body>
-void Model::for_slices(int columns, int tokens, int thread, Body body) const {
+void Model::for_slices(int columns, int tokens, int thread, Body body) {
   const int slices = ceil_div(columns, kLargestGroup);
-  const Range own = share(tokens * slices, thread, pool_.size());
+  const Range own = tokens > 1 ? share(tokens * slices, thread, pool_.size()) : Range{0, slices};
   for (int unit = own.first; unit < own.last;) {
     const int t = unit / slices, end = smaller(own.last, (t + 1) * slices);
     body(t, unit % slices * kLargestGroup, smaller(columns, (end - t * slices) * kLargestGroup));
     unit = end;
   }
+  if (tokens > 1) pool_.barrier();
 }
 
-void Model::quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last) const {
+void Model::quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last,
+                           int thread) const {
   for (const int G : kGroupSizes) {
-    if (uses_group(next, G)) kernels_.quantize(x, first, last, G, activations(columns_of(next), G, tokens), token);
+    if (uses_group(next, G))
+      kernels_.quantize(x, first, last, G, activations(columns_of(next), G, tokens, thread), token);
   }
 }
 
-Activations Model::activations(int columns, int G, int tokens) const {
+Activations Model::activations(int columns, int G, int tokens, int thread) const {
   const Workspace& w = *workspace_;
-  const size_t slot = static_cast<size_t>(slot_of(G)) * w.padded_tokens * static_cast<size_t>(w.widest);
+  const size_t row = static_cast<size_t>(slot_of(G)) * w.padded_tokens + static_cast<size_t>(tokens > 1 ? 0 : thread);
+  const size_t slot = row * static_cast<size_t>(w.widest);
   const bool is_direct = tokens <= kDirectTokens;
   const int granule = tokens <= 4 ? 1 : 2;  // what DirectWidths and GemmWidths offer
   return {w.codes.data() + slot,
@@ -217,7 +230,8 @@ Activations Model::activations(int columns, int G, int tokens) const {
           ceil_div(columns, G)};
 }
 
-// out (T, N), or out += product * residual_scale. Every thread has its own output features: one run of the weights.
+// out (T, N), or out += product * residual_scale. Every thread has its own run of output features, and so of the
+// weights; who is done helps the others.
 void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
                   bool is_residual, int thread) {
   Workspace& w = *workspace_;
@@ -225,21 +239,32 @@ void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tok
     const Output to{out, stride, weight.rows, is_residual, shape_.residual_scale};
     out += weight.rows;
     if (!weight.is_integer()) {
-      const Range own = share(ceil_div(weight.rows, 4), thread, pool_.size());
-      kernels_.linear_lanes(weight, x, x_stride, tokens, own.first * 4, smaller(own.last * 4, weight.rows), to);
+      for_chunks(weight.rows, 4 * kLanes, thread,
+                 [&](int first, int last) { kernels_.linear_lanes(weight, x, x_stride, tokens, first, last, to); });
       continue;
     }
-    const Activations a = activations(weight.columns, weight.group_size, tokens);
+    const Activations a = activations(weight.columns, weight.group_size, tokens, thread);
     const int blocks = ceil_div(weight.rows, kLanes);
     if (tokens <= kDirectTokens) {
-      const Range own = share(blocks, thread, pool_.size());
-      kernels_.linear_direct(weight, a, own.first, own.last, to);
+      const int step = static_cast<int>((kChunkBytes + weight.block_bytes() - 1) / weight.block_bytes());
+      for_chunks(blocks, step, thread,
+                 [&](int first, int last) { kernels_.linear_direct(weight, a, first, last, to); });
     } else {
-      const int step = kernels_.gemm_blocks;
-      const Range own = share(ceil_div(blocks, step), thread, pool_.size());
-      kernels_.linear_panels(weight, a, own.first * step, smaller(own.last * step, blocks), to,
-                             w.panels.data() + w.panel_stride * thread, w.products.data() + w.product_stride * thread);
+      uint8_t* panel = w.panels.data() + w.panel_stride * thread;
+      float* products = w.products.data() + w.product_stride * thread;
+      for_chunks(blocks, kernels_.gemm_blocks, thread,
+                 [&](int first, int last) { kernels_.linear_panels(weight, a, first, last, to, panel, products); });
     }
+  }
+}
+
+// body(first, last) for chunks of `step` of 0 .. count - 1 that this thread gets.
+template <class Body>
+void Model::for_chunks(int count, int step, int thread, Body body) {
+  shares_.begin(thread);
+  const int chunks = ceil_div(count, step);
+  for (int chunk; (chunk = shares_.take(chunks, thread)) >= 0;) {
+    body(chunk * step, smaller(count, (chunk + 1) * step));
   }
 }
 

@@ -82,15 +82,18 @@ class Model {
                          int thread);
   void quantize_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread);
   void silu_and_quantize(const Linear& down, int tokens, int thread);
-  void quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last) const;
+  void quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last, int thread) const;
   template <class Body>
-  void for_slices(int columns, int tokens, int thread, Body body) const;
+  void for_slices(int columns, int tokens, int thread, Body body);
+  template <class Body>
+  void for_chunks(int count, int step, int thread, Body body);
+  static float* own_row(float* rows, int stride, int tokens, int thread);
   void apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
              bool is_residual, int thread);
   void attend(const Batch& batch, int layer, int thread);
   AttentionJob attention_job(const Row& row, const Batch& batch, int layer, int head, int thread) const;
   int queries_per_unit(const Batch& batch, int most) const;
-  Activations activations(int columns, int G, int tokens) const;
+  Activations activations(int columns, int G, int tokens, int thread) const;
 
   const ModelShape shape_;
   const Kernels& kernels_;
@@ -100,6 +103,7 @@ class Model {
   Linear head_;
   std::unique_ptr<Workspace> workspace_;
   std::atomic<int> next_head_{0}, next_unit_{0};
+  Shares shares_;
   std::mutex mutex_;
   ThreadPool pool_;
 };

@@ -77,3 +77,21 @@ void ThreadPool::wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
   }
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
+
+int Shares::take(int count, int thread) {
+  constexpr int kCountBits = 20;
+  const int threads = static_cast<int>(runs_.size());
+  const uint64_t operation = runs_[static_cast<size_t>(thread)].operation << kCountBits;
+  for (int i = 0; i < threads; ++i) {
+    const int owner = (thread + i) % threads;
+    const Range run = share(count, owner, threads);
+    std::atomic<uint64_t>& taken = runs_[static_cast<size_t>(owner)].taken;
+    for (uint64_t seen = taken.load(std::memory_order_relaxed);;) {
+      const uint64_t mine = seen < operation ? operation : seen;  // the first one here in this operation
+      const int chunk = run.first + static_cast<int>(mine - operation);
+      if (chunk >= run.last) break;
+      if (taken.compare_exchange_weak(seen, mine + 1, std::memory_order_relaxed)) return chunk;
+    }
+  }
+  return -1;
+}

@@ -44,3 +44,35 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> meetings_{0};
   std::vector<std::thread> workers_;
 };
+
+// Hands out the chunks of an operation: to every thread those of its own run, one after the other, then what others
+// have left. So a thread that the system holds up is helped, and nobody waits for it longer than a chunk takes.
+class Shares {
+ public:
+  explicit Shares(int threads) : runs_(static_cast<size_t>(threads)) {}
+
+  // Every thread begins the same operations in the same order, with a barrier after each before its results are read.
+  void begin(int thread) { ++runs_[static_cast<size_t>(thread)].operation; }
+
+  // A chunk of 0 .. count - 1 that nobody had in this operation, or -1; count is below 2^20.
+  int take(int count, int thread);
+
+ private:
+  // What was taken of a thread's run: the operation's number and a count of chunks, so that nobody has to reset it.
+  struct alignas(64) Run {
+    std::atomic<uint64_t> taken{0};
+    uint64_t operation = 0;  // its thread's own
+  };
+
+  std::vector<Run> runs_;
+};
+
+// The part of 0 .. count - 1 that belongs to a thread.
+struct Range {
+  int first, last;
+};
+
+inline Range share(int count, int thread, int threads) {
+  const auto border = [&](int i) { return static_cast<int>(static_cast<int64_t>(count) * i / threads); };
+  return {border(thread), border(thread + 1)};
+}
