@@ -58,7 +58,8 @@ static void file_keys_and_values(const AttentionJob& job) {
     std::memcpy(head, row + job.value_offset, D * sizeof(float));
     for (int j = 0; j < E; ++j) {
       block.value_scales(E)[j * kLanes + lane] = quantize_kv<V>(head + j * kHeadBlock, codes);
-      std::memcpy(block.values(E) + lane * E * kHeadBlock + j * kHeadBlock, codes, kHeadBlock);
+      int8_t* values = block.values(E) + (lane / 4 * E + j) * kHeadBlock * 4 + lane % 4;
+      for (int i = 0; i < kHeadBlock; ++i) values[4 * i] = codes[i];
     }
   }
 }
@@ -124,7 +125,8 @@ class TokenLanes {
     codes_ = scratch.codes(R * padded_);
     scales_ = scratch.floats(R * E_);
     sums_ = scratch.words(R * E_);
-    weights_ = scratch.floats(kTurn * R * E_ * kLanes);
+    weights_ = scratch.codes(kTurn * R * E_ * kLanes);
+    weight_scales_ = scratch.floats(kTurn * R * E_);
     for (int r = 0; r < R; ++r) {
       position_[r] = position_of(job, first_query + r);
       running_[r] = kMinusInfinity;
@@ -152,9 +154,6 @@ class TokenLanes {
   static constexpr int kTurn = larger(1, 4 / R);
   // Blocks from a prefetch to its use.
   static constexpr int kAhead = 8;
-  // Vectors of values that are summed together: few queries leave the adders waiting for their own sums.
-  static constexpr int kFitting = V::kSumsAtOnce / R;
-  static constexpr int kVectors = R > 3 || kFitting < 2 ? 1 : kFitting < 4 ? 2 : 4;
 
   template <int blocks>
   MINICPM_INLINE void turn(int first, int end) {
@@ -166,13 +165,11 @@ class TokenLanes {
     });
     float alpha[blocks][R];
     unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
-      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-        alpha[i][r] = weigh(block[i], first + i, r, score[i][r], weights_ + i * R * E_ * kLanes);
-      });
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { alpha[i][r] = weigh(block[i], first + i, r, score[i][r], i); });
     });
     unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
       prefetch(job_.cache, first + i + kAhead, end);
-      sum_values(block[i], weights_ + i * R * E_ * kLanes, alpha[i]);
+      sum_values(block[i], i, alpha[i]);
     });
   }
 
@@ -195,8 +192,9 @@ class TokenLanes {
     }
   }
 
-  // The weights (E, R, 16) of query r in block b, and what its totals so far count.
-  MINICPM_INLINE float weigh(const HeadBlock& block, int b, int r, F score, float* weights) {
+  // The weights of query r in block b, the `turn`th of this turn, as codes and scales; and what its totals so far
+  // count.
+  MINICPM_INLINE float weigh(const HeadBlock& block, int b, int r, F score, int turn) {
     // Tokens behind the query count as -infinity, and exactly 0 below: what lies there may be anything, even NaN.
     const int count = larger(0, position_[r] - b * kLanes + 1);
     const bool is_whole = count >= kLanes;
@@ -213,7 +211,15 @@ class TokenLanes {
     for (int j = 0; j < E_; ++j) {
       F weight = V::mul(p, V::load_half(block.value_scales(E_) + j * kLanes));
       if (!is_whole) weight = V::keep_first(weight, count, V::zero());
-      V::store(weights + (j * R + r) * kLanes, weight);
+      const int place = (turn * R + r) * E_ + j;
+      float factor;
+      weight_scales_[place] = scale_of_group(V::largest_int(V::magnitude_bits(weight)), &factor);
+      typename V::I codes = V::zero_int();  // where the factor is 0 a weight may be NaN or infinite
+      if (factor != 0.0f) {
+        codes = V::to_int(V::mul(weight, V::set1(factor)));
+        weight_scales_[place] = V::fold(weight) / static_cast<float>(V::sum_int(codes));
+      }
+      V::store_as_int8(weights_ + place * kLanes, codes);
     }
     return alpha;
   }
@@ -224,46 +230,34 @@ class TokenLanes {
     return lane[0];
   }
 
-  MINICPM_INLINE void sum_values(const HeadBlock& block, const float* weights, const float* alpha) {
-    const int8_t* values = block.values(E_);
-    int e = 0;
-    for (; e + kVectors * kLanes <= padded_; e += kVectors * kLanes) {
-      sum_vectors<kVectors>(values + e, weights + e / kHeadBlock * R * kLanes, alpha, totals_ + e);
-    }
-    if constexpr (kVectors > 2) {
-      if (e < padded_) sum_vectors<2>(values + e, weights + e / kHeadBlock * R * kLanes, alpha, totals_ + e);
-    }
-  }
-
-  // totals = totals * alpha + the sums of `vectors` times 16 values.
-  template <int vectors>
-  MINICPM_INLINE void sum_vectors(const int8_t* values, const float* weights, const float* alpha, float* totals) const {
-    F sum[vectors][R];
-    unroll<vectors>(
-        [&](auto n) MINICPM_INLINE_LAMBDA { unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[n][r] = V::zero(); }); });
-    for (int t = 0; t < kLanes; ++t) {
-      unroll<vectors>([&](auto n) MINICPM_INLINE_LAMBDA {
-        const F v = V::load_int8(values + t * padded_ + n * kLanes);
+  // totals = totals * alpha + the sums of the block's values.
+  MINICPM_INLINE void sum_values(const HeadBlock& block, int turn, const float* alpha) const {
+    for (int e = 0; e < padded_; e += kLanes) {
+      const int place = turn * R * E_ + e / kHeadBlock;
+      typename V::I sum[R];
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero_int(); });
+      unroll<kLanes / 4>([&](auto g) MINICPM_INLINE_LAMBDA {
+        const typename V::I values = V::load_words(block.values(E_) + (g * padded_ + e) * 4);
         unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-          sum[n][r] = V::add(sum[n][r], V::mul(V::set1(weights[(n / 2 * R + r) * kLanes + t]), v));
+          sum[r] = V::dot_unsigned(sum[r], V::repeat4(weights_ + (place + r * E_) * kLanes + g * 4), values);
         });
       });
-    }
-    unroll<vectors>([&](auto n) MINICPM_INLINE_LAMBDA {
       unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-        float* total = totals + r * padded_ + n * kLanes;
-        V::store(total, V::add(V::mul(V::load(total), V::set1(alpha[r])), sum[n][r]));
+        float* total = totals_ + r * padded_ + e;
+        const F part = V::mul(V::to_float(sum[r]), V::set1(weight_scales_[place + r * E_]));
+        V::store(total, V::add(V::mul(V::load(total), V::set1(alpha[r])), part));
       });
-    });
+    }
   }
 
   const AttentionJob& job_;
   const int E_, padded_, first_query_;
-  float* totals_;   // (R, 32 E)
-  int8_t* codes_;   // (8 E, R, 4)
-  float* scales_;   // (E, R)
-  int32_t* sums_;   // (E, R)
-  float* weights_;  // (kTurn, E, R, 16)
+  float* totals_;         // (R, 32 E)
+  int8_t* codes_;         // (8 E, R, 4)
+  float* scales_;         // (E, R)
+  int32_t* sums_;         // (E, R)
+  int8_t* weights_;       // (kTurn, R, E, 16)
+  float* weight_scales_;  // (kTurn, R, E)
   int position_[R];
   float running_[R], norm_[R];
 };
@@ -279,14 +273,15 @@ class QueryLanes {
     Scratch<V> scratch(job.scratch);
     float* head = scratch.floats(padded_);
     totals_ = scratch.floats(padded_ * kLanes);
-    values_ = scratch.floats(kLanes * padded_);
     int8_t* codes = scratch.codes(padded_ * kLanes);
     codes_ = reinterpret_cast<uint8_t*>(codes);
     keys_ = scratch.codes(padded_ * kLanes);
     scales_ = scratch.floats(E_ * kLanes);
     int32_t* sums = scratch.words(E_ * kLanes);
     scores_ = scratch.floats(kLanes * kLanes);
-    weights_ = scratch.floats(E_ * kLanes * kLanes);
+    numbers_ = scratch.floats(kLanes * kLanes);
+    weights_ = scratch.words(E_ * 4 * kLanes);
+    weight_scales_ = scratch.floats(E_ * kLanes);
     for (int lane = 0; lane < kLanes; ++lane) {
       quantize_query<V>(job, smaller(first_query + lane, end_query - 1), head, codes + 4 * lane, kLanes, scales_ + lane,
                         sums + lane);
@@ -302,15 +297,12 @@ class QueryLanes {
       const HeadBlock block = job_.cache.block(b);
       prefetch(job_.cache, b + 1, blocks);
       scores(block);
-      if (b * kLanes + kLanes - 1 > position_of(job_, first_query_)) hide(b, scores_, V::set1(kMinusInfinity));
+      if (hides_any(b)) hide(b, scores_, V::set1(kMinusInfinity));
       F largest = running;
       for (int t = 0; t < kLanes; ++t) largest = V::max(largest, V::load(scores_ + t * kLanes));
       const F alpha = exponential<V>(V::sub(running, largest));
       running = largest;
-      norm = V::add(V::mul(norm, alpha), weigh(block, largest));
-      if (b * kLanes + kLanes - 1 > position_of(job_, first_query_)) {
-        for (int j = 0; j < E_; ++j) hide(b, weights_ + j * kLanes * kLanes, V::zero());
-      }
+      norm = V::add(V::mul(norm, alpha), weigh(block, b, largest));
       sum_values(block, alpha);
     }
     for (int k = 0; k < job_.head_dim; ++k) V::store(totals_ + k * kLanes, V::div(V::load(totals_ + k * kLanes), norm));
@@ -357,6 +349,8 @@ class QueryLanes {
     }
   }
 
+  bool hides_any(int b) const { return b * kLanes + kLanes - 1 > position_of(job_, first_query_); }
+
   // Numbers (16 tokens, 16 queries) of tokens behind a query become `hidden`: what lies there may be anything.
   void hide(int b, float* numbers, F hidden) const {
     for (int t = 0; t < kLanes; ++t) {
@@ -366,9 +360,8 @@ class QueryLanes {
     }
   }
 
-  // The weights (E, 16 tokens, 16 queries) of block b; returns their sums.
-  MINICPM_INLINE F weigh(const HeadBlock& block, F largest) const {
-    F half[kLanes / 2];
+  // The weights of block b as codes and scales; returns the sums of what they come from.
+  MINICPM_INLINE F weigh(const HeadBlock& block, int b, F largest) const {
     for (int t = 0; t < kLanes; ++t) {
       V::store(scores_ + t * kLanes, exponential<V>(V::sub(V::load(scores_ + t * kLanes), largest)));
     }
@@ -376,45 +369,87 @@ class QueryLanes {
     for (int j = 0; j < E_; ++j) {
       V::store(value_scales, V::load_half(block.value_scales(E_) + j * kLanes));
       for (int t = 0; t < kLanes; ++t) {
-        V::store(weights_ + (j * kLanes + t) * kLanes, V::mul(V::load(scores_ + t * kLanes), V::set1(value_scales[t])));
+        V::store(numbers_ + t * kLanes, V::mul(V::load(scores_ + t * kLanes), V::set1(value_scales[t])));
       }
+      if (hides_any(b)) hide(b, numbers_, V::zero());
+      quantize_weights(weights_ + j * 4 * kLanes, weight_scales_ + j * kLanes);
     }
+    return sums(scores_);
+  }
+
+  // The sums over 16 tokens of numbers (16 tokens, 16 queries), in the order of docs/numerics.md, section 1.
+  static MINICPM_INLINE F sums(const float* numbers) {
+    F half[kLanes / 2];
     unroll<8>([&](auto t) MINICPM_INLINE_LAMBDA {
-      half[t] = V::add(V::load(scores_ + t * kLanes), V::load(scores_ + (t + 8) * kLanes));
+      half[t] = V::add(V::load(numbers + t * kLanes), V::load(numbers + (t + 8) * kLanes));
     });
     unroll<4>([&](auto t) MINICPM_INLINE_LAMBDA { half[t] = V::add(half[t], half[t + 4]); });
     return V::add(V::add(half[0], half[2]), V::add(half[1], half[3]));
   }
 
+  // numbers_ (16 tokens, 16 queries) -> codes (4, 16 queries, 4 tokens) and scales (16 queries).
+  MINICPM_INLINE void quantize_weights(int32_t* codes, float* scales) const {
+    typename V::I bits = V::zero_int();
+    for (int t = 0; t < kLanes; ++t) bits = V::max_int(bits, V::magnitude_bits(V::load(numbers_ + t * kLanes)));
+    int32_t words[kLanes];
+    float largest[kLanes], factors[kLanes];
+    V::store_int(words, bits);
+    std::memcpy(largest, words, sizeof largest);
+    const bool is_finite = V::largest_int(bits) < kInfinityBits;
+    if (is_finite) {
+      const F m = V::load(largest);
+      V::store(factors, V::zero_below(V::div(V::set1(127.0f), m), m, kSmallestActivation));
+    } else {
+      for (int i = 0; i < kLanes; ++i) {
+        scales[i] = scale_of_group(words[i], &factors[i]);
+        for (int t = 0; t < kLanes && factors[i] == 0.0f; ++t) numbers_[t * kLanes + i] = 0.0f;
+      }
+    }
+    typename V::I total = V::zero_int();
+    const F factor = V::load(factors);
+    for (int g = 0; g < kLanes / 4; ++g) {
+      typename V::I code[4];
+      unroll<4>([&](auto t) MINICPM_INLINE_LAMBDA {
+        code[t] = V::to_int(V::mul(V::load(numbers_ + (4 * g + t) * kLanes), factor));
+        total = V::add_int(total, code[t]);
+      });
+      V::store_int(codes + g * kLanes, V::pack4(code[0], code[1], code[2], code[3]));
+    }
+    float exact[kLanes];
+    V::store(exact, V::zero_below(V::div(sums(numbers_), V::to_float(total)), V::load(factors), kSmallestActivation));
+    for (int i = 0; i < kLanes; ++i) scales[i] = is_finite || factors[i] != 0.0f ? exact[i] : scales[i];
+  }
+
   // totals = totals * alpha + the sums of the block's values.
   MINICPM_INLINE void sum_values(const HeadBlock& block, F alpha) const {
-    for (int e = 0; e < kLanes * padded_; e += kLanes) V::store(values_ + e, V::load_int8(block.values(E_) + e));
     for (int e = 0; e < padded_; e += kRows) {
-      const float* weights = weights_ + e / kHeadBlock * kLanes * kLanes;
-      F sum[kRows];
-      unroll<kRows>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero(); });
-      for (int t = 0; t < kLanes; ++t) {
-        const F weight = V::load(weights + t * kLanes);
-        const float* values = values_ + t * padded_ + e;
+      const int32_t* weights = weights_ + e / kHeadBlock * 4 * kLanes;
+      const F scale = V::load(weight_scales_ + e / kHeadBlock * kLanes);
+      typename V::I sum[kRows];
+      unroll<kRows>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero_int(); });
+      for (int g = 0; g < kLanes / 4; ++g) {
+        const typename V::I codes = V::load_words(reinterpret_cast<const int8_t*>(weights + g * kLanes));
+        const int8_t* values = block.values(E_) + (g * padded_ + e) * 4;
         unroll<kRows>([&](auto r)
-                          MINICPM_INLINE_LAMBDA { sum[r] = V::add(sum[r], V::mul(weight, V::set1(values[r]))); });
+                          MINICPM_INLINE_LAMBDA { sum[r] = V::dot_unsigned_repeated(sum[r], codes, values + 4 * r); });
       }
       unroll<kRows>([&](auto r) MINICPM_INLINE_LAMBDA {
         float* total = totals_ + (e + r) * kLanes;
-        V::store(total, V::add(V::mul(V::load(total), alpha), sum[r]));
+        V::store(total, V::add(V::mul(V::load(total), alpha), V::mul(V::to_float(sum[r]), scale)));
       });
     }
   }
 
   const AttentionJob& job_;
   const int E_, padded_, first_query_, end_query_;
-  float* totals_;   // (32 E, 16)
-  float* values_;   // (16, 32 E)
-  uint8_t* codes_;  // (8 E, 16, 4) plus 128
-  int8_t* keys_;    // (8 E, 16, 4)
-  float* scales_;   // (E, 16)
-  float* scores_;   // (16 tokens, 16)
-  float* weights_;  // (E, 16 tokens, 16)
+  float* totals_;         // (32 E, 16)
+  uint8_t* codes_;        // (8 E, 16, 4) plus 128
+  int8_t* keys_;          // (8 E, 16, 4)
+  float* scales_;         // (E, 16)
+  float* scores_;         // (16 tokens, 16)
+  float* numbers_;        // (16 tokens, 16): the weights of one of the E blocks
+  int32_t* weights_;      // (E, 4, 16 queries, 4 tokens)
+  float* weight_scales_;  // (E, 16)
 };
 
 // From so many queries on it pays to fill lanes up.

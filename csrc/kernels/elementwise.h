@@ -66,19 +66,24 @@ static int32_t largest_magnitude_bits(const float* x, int count) {
 
 constexpr int32_t kInfinityBits = 0x7f800000;
 
-// Codes of one group, 4 at a time `step` bytes apart; their scale and their sum. docs/numerics.md, section 3.
+constexpr float kSmallestActivation = 7.888609052210118e-31f;  // 2**-100
+
+// The scale of a group whose largest magnitude has these bits, and what its numbers are multiplied by to become codes:
+// 0 where all codes are 0. docs/numerics.md, section 3.
+static inline float scale_of_group(int32_t bits, float* factor) {
+  const float m = float_from_bits(static_cast<uint32_t>(bits));
+  *factor = 0.0f;
+  if (bits >= kInfinityBits) return float_from_bits(0x7fc00000);
+  if (m < kSmallestActivation) return 0.0f;
+  *factor = 127.0f / m;
+  return m / 127.0f;
+}
+
+// Codes of one group, 4 at a time `step` bytes apart; their scale and their sum.
 template <class V>
 static void quantize_group(const float* x, int G, int8_t* codes, size_t step, float* scale, int32_t* sum) {
-  const int32_t bits = largest_magnitude_bits<V>(x, G);
-  const float m = float_from_bits(static_cast<uint32_t>(bits));
-  float factor = 0.0f;
-  *scale = 0.0f;
-  if (bits >= kInfinityBits) {
-    *scale = float_from_bits(0x7fc00000);
-  } else if (m >= 7.888609052210118e-31f) {  // 2**-100
-    factor = 127.0f / m;
-    *scale = m / 127.0f;
-  }
+  float factor;
+  *scale = scale_of_group(largest_magnitude_bits<V>(x, G), &factor);
   if (factor == 0.0f) {
     for (int k = 0; k < G; k += 4) std::memset(codes + k / 4 * step, 0, 4);
     *sum = 0;

@@ -69,7 +69,7 @@ struct Output {
 };
 
 // One block of 16 tokens of one head's keys and values, `blocks` = E of them times 32 numbers:
-// keys [8 E][16 tokens][4] plus 128, values [16 tokens][32 E], key scales [E][16], value scales [E][16] (binary16).
+// keys [8 E][16 tokens][4] plus 128, values [4][32 E][4 tokens], key scales [E][16], value scales [E][16] (binary16).
 struct HeadBlock {
   uint8_t* data;
 
@@ -113,7 +113,8 @@ struct AttentionJob {
 constexpr size_t attention_scratch_floats(int head_dim) {
   const size_t padded = round_up(head_dim, kHeadBlock), blocks = padded / kHeadBlock;
   // What QueryLanes keeps (attention.h), the larger of the two, every piece rounded up to 16.
-  return padded * (1 + kLanes + kLanes + 2 * kLanes / 4) + blocks * (2 * kLanes + kLanes * kLanes) + kLanes * kLanes;
+  return padded * (1 + kLanes + 2 * kLanes / 4) + blocks * 3 * kLanes + kLanes * kLanes + blocks * 4 * kLanes +
+         kLanes * kLanes;
 }
 
 // Sampling (docs/chat-and-sampling.md): a weight is exp(score - best) * 2**35, rounded down.

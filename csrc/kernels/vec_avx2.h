@@ -24,6 +24,9 @@ struct Avx2 : Ymm {
     const __m256i high = _mm256_maddubs_epi16(w.magnitude.high, _mm256_sign_epi8(a.high, w.value.high));
     return {_mm256_add_epi32(sum.low, widened(low)), _mm256_add_epi32(sum.high, widened(high))};
   }
+  // Pairs are at most 2 * 127 * 127 = 32,258.
+  static I dot_unsigned(I sum, I a, I b) { return dot4(sum, a, b); }
+  static I dot_unsigned_repeated(I sum, I a, const int8_t* p) { return dot4(sum, a, repeat4(p)); }
   static I dot8_repeated(I sum, Weights8 w, const int8_t* p) { return dot8(sum, w, repeat4(p)); }
 
  private:

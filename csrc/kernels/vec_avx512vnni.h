@@ -91,6 +91,13 @@ struct Avx512Vnni {
   static I dot4(I sum, Bytes nibbles, I a) { return dot8(sum, nibbles, a); }
   static Weights8 prepare8(Bytes x) { return x; }
   static I dot8(I sum, Weights8 w, I a) { return _mm512_dpbusd_epi32(sum, w, a); }
+  static I dot_unsigned(I sum, I a, I b) { return _mm512_dpbusd_epi32(sum, a, b); }
+  static I dot_unsigned_repeated(I sum, I a, const int8_t* p) { return dot8_repeated(sum, a, p); }
+  static I load_words(const int8_t* p) { return _mm512_loadu_si512(p); }
+  static I pack4(I a, I b, I c, I d) {
+    const I low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
+    return _mm512_or_si512(low, _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24)));
+  }
   static I dot8_repeated(I sum, Weights8 w, const int8_t* p) {
     // GCC 12 broadcasts by an instruction of its own, which takes as long as the product.
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const int32_t*>(p)));

@@ -16,5 +16,7 @@ struct AvxVnni : Ymm {
     return {_mm256_dpbusd_epi32(sum.low, w.low, a.low), _mm256_dpbusd_epi32(sum.high, w.high, a.high)};
 #endif
   }
+  static I dot_unsigned(I sum, I a, I b) { return dot8(sum, a, b); }
+  static I dot_unsigned_repeated(I sum, I a, const int8_t* p) { return dot8(sum, a, repeat4(p)); }
   static I dot8_repeated(I sum, Weights8 w, const int8_t* p) { return dot8(sum, w, repeat4(p)); }
 };

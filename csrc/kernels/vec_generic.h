@@ -10,7 +10,8 @@
 //   kOffset8  what dot8 adds to every code; the caller starts its sum at -kOffset8 * sum of activations
 //
 // max(a, b) is b where either is NaN, min likewise. to_int rounds to nearest, ties to even. dot4 and dot8 add, per
-// lane, the four products of unsigned weight bytes and signed activation bytes, exactly.
+// lane, the four products of unsigned weight bytes and signed activation bytes, exactly; dot_unsigned those of bytes
+// 0 .. 127 and signed ones. pack4 makes four numbers 0 .. 127 of every lane its four bytes.
 #pragma once
 
 #include <cstdint>
@@ -171,6 +172,20 @@ struct Generic {
     return total;
   }
   static I dot8_repeated(const I& sum, const Weights8& w, const int8_t* p) { return dot8(sum, w, repeat4(p)); }
+  static I dot_unsigned(const I& sum, const I& a, const I& b) {
+    Bytes bytes;
+    std::memcpy(bytes.byte, a.lane, sizeof bytes);
+    return dot8(sum, bytes, b);
+  }
+  static I dot_unsigned_repeated(const I& sum, const I& a, const int8_t* p) { return dot_unsigned(sum, a, repeat4(p)); }
+  static I load_words(const int8_t* p) {
+    I x;
+    std::memcpy(x.lane, p, sizeof x);
+    return x;
+  }
+  static I pack4(const I& a, const I& b, const I& c, const I& d) {
+    return each_int([&](int i) { return a.lane[i] | b.lane[i] << 8 | c.lane[i] << 16 | d.lane[i] << 24; });
+  }
 
  private:
   template <class Body>

@@ -131,6 +131,10 @@ struct Ymm {
     const __m256i mask = _mm256_set1_epi8(15);
     return {_mm256_and_si256(_mm256_srli_epi16(x.low, 4), mask), _mm256_and_si256(_mm256_srli_epi16(x.high, 4), mask)};
   }
+  static I load_words(const int8_t* p) { return {load256(p), load256(p + 32)}; }
+  static I pack4(I a, I b, I c, I d) {
+    return {packed(a.low, b.low, c.low, d.low), packed(a.high, b.high, c.high, d.high)};
+  }
   static I repeat4(const int8_t* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof word);
@@ -138,6 +142,10 @@ struct Ymm {
   }
 
  protected:
+  static __m256i packed(__m256i a, __m256i b, __m256i c, __m256i d) {
+    const __m256i low = _mm256_or_si256(a, _mm256_slli_epi32(b, 8));
+    return _mm256_or_si256(low, _mm256_or_si256(_mm256_slli_epi32(c, 16), _mm256_slli_epi32(d, 24)));
+  }
   static __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
   static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 };

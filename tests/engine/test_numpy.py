@@ -312,8 +312,11 @@ def test_attention_is_the_documented_loop(T: int, D: int):
         new = max(M, *(scores[t] for t in tokens))
         p = [engine.exp(np.array(scores[t] - new))[()] for t in tokens]
         B = np.zeros(32 * E, np.float32)
-        for t, weight in zip(tokens, p):
-            B = B + np.repeat(weight * dv[t], 32) * v[t].reshape(-1).astype(np.float32)
+        for j in range(E):
+            w = np.array([weight * dv[t, j] for t, weight in zip(tokens, p)], np.float32)
+            a = np.rint(w * (f32(127) / w.max())).astype(np.int64)
+            s = engine.lane_sum(w) / f32(a.sum())
+            B[32 * j : 32 * j + 32] = (a @ v[first : first + 16, j]).astype(np.float32) * s
         alpha = engine.exp(np.array(M - new))[()]
         total = total * alpha + B
         norm = norm * alpha + engine.lane_sum(np.array(p, np.float32))

@@ -357,14 +357,14 @@ def _attend_chunk(
     running = np.maximum.accumulate(blocks.max(axis=3), axis=2)
     p = exp(blocks - running[..., None])
     alpha = exp(running[:, :, :-1] - running[:, :, 1:])
-    weighted: Floats = np.zeros((H_kv, p.shape[1], S // LANES, E, width), np.float32)
-    codes = codes.reshape(H_kv, 1, E, S // LANES, LANES, width).swapaxes(2, 3)
+    # A later token's scale may be NaN: nothing of it reaches the queries before it.
+    visible = seen.reshape(1, -1, S // LANES, 1, LANES)
     scales = scales.reshape(H_kv, 1, E, S // LANES, LANES).swapaxes(2, 3)
-    seen = seen.reshape(-1, S // LANES, LANES)
-    for t in range(LANES):
-        # A later token's scale may be NaN: nothing of it reaches the queries before it.
-        weights = np.where(seen[..., None, t], p[..., None, t] * scales[..., t], np.float32(0))
-        weighted += weights[..., None] * codes[..., t, :]
+    weights = np.where(visible, p[:, :, :, None] * scales, np.float32(0))  # (H_kv, T R, blocks, E, 16)
+    weights = weights.transpose(0, 2, 3, 1, 4)
+    codes = codes.reshape(H_kv, E, S // LANES, LANES, width).swapaxes(1, 2)
+    weighted = (_quantized_sums if is_quantized else np.matmul)(weights, codes)  # (H_kv, blocks, E, T R, width)
+    weighted = weighted.transpose(0, 3, 1, 2, 4)
     sums = _fold(p)
     total, norm = weighted[:, :, 0], sums[:, :, 0]
     for b in range(1, S // LANES):
@@ -383,6 +383,19 @@ def _quantized_scores(queries: Floats, codes: Floats, scales: Floats) -> Floats:
         sums = a.reshape(H_kv, n, KV_BLOCK) @ codes[:, j].swapaxes(1, 2)
         scores += (sums * scales[:, j, None]) * d.reshape(H_kv, n, 1)
     return scores
+
+
+def _quantized_sums(weights: Floats, codes: Floats) -> Floats:
+    """(..., n, width) of weights (..., n, 16) and codes (..., 16, width): whole-number sums over a block's tokens.
+
+    The scale is the weights' sum over that of their codes, so that rounding takes nothing from a block as a whole.
+    """
+    (rounded,), (steps,) = quantize_activations(weights.reshape(-1, LANES), LANES)
+    count = rounded.sum(axis=1)
+    has_codes = count > 0
+    scales = np.where(has_codes, _fold(weights.reshape(-1, LANES)) / np.where(has_codes, count, np.float32(1)), steps)
+    sums = rounded.reshape(weights.shape) @ codes
+    return cast(Floats, sums * scales.reshape(*weights.shape[:-1], 1))
 
 
 def _float_scores(queries: Floats, keys: Floats, scales: Floats) -> Floats:
