@@ -72,7 +72,7 @@ struct Model::Workspace {
         panels(panel_stride * threads),
         product_stride(static_cast<size_t>(tokens + kernels.gemm_width) * kernels.gemm_blocks * kLanes),
         products(product_stride * threads),
-        scratch_stride(round_up(static_cast<int>(attention_scratch_floats(shape.head_dim)), kLanes)),
+        scratch_stride(attention_scratch_floats(shape.head_dim) * kMostHeads),
         scratch(scratch_stride * threads) {}
 
   size_t count(int stride) const { return static_cast<size_t>(tokens) * stride; }
@@ -280,15 +280,17 @@ void Model::attend(const Batch& batch, int layer, int thread) {
     const int heads = static_cast<int>(batch.rows.size()) * kv_heads;
     for (int head; (head = next_head_.fetch_add(1, std::memory_order_relaxed)) < heads;) {
       const Row& row = batch.rows[static_cast<size_t>(head / kv_heads)];
-      kernels_.file_keys_and_values(attention_job(row, batch, layer, head % kv_heads, thread));
+      kernels_.file_keys_and_values(attention_job(row, batch, layer, head % kv_heads, 1, thread));
     }
     pool_.barrier();
   }
+  const int heads = is_cut || most >= kQueryLanesFrom ? 1 : heads_per_unit(batch);
   int unit = next_unit_.fetch_add(1, std::memory_order_relaxed), first = 0;
   for (const Row& row : batch.rows) {
-    const int parts = ceil_div(row.count * queries, span), end = first + parts * kv_heads;
+    const int parts = ceil_div(row.count * queries, span), end = first + parts * ceil_div(kv_heads, heads);
     for (; unit < end; unit = next_unit_.fetch_add(1, std::memory_order_relaxed)) {
-      AttentionJob job = attention_job(row, batch, layer, (unit - first) / parts, thread);
+      const int head = (unit - first) / parts * heads;
+      AttentionJob job = attention_job(row, batch, layer, head, smaller(heads, kv_heads - head), thread);
       const int part = parts - 1 - (unit - first) % parts;  // the longest way back first
       job.first_query = part * span;
       job.end_query = smaller(job.first_query + span, row.count * queries);
@@ -307,7 +309,14 @@ int Model::queries_per_unit(const Batch& batch, int most) const {
   return heads < pool_.size() ? smaller(kSpan, ceil_div(most, ceil_div(pool_.size(), heads))) : kSpan;
 }
 
-AttentionJob Model::attention_job(const Row& row, const Batch& batch, int layer, int head, int thread) const {
+// Few queries take neighbouring heads together, as many as leave every thread two units.
+int Model::heads_per_unit(const Batch& batch) const {
+  const int heads = static_cast<int>(batch.rows.size()) * shape_.kv_heads;
+  return larger(1, smaller(kMostHeads, heads / (2 * pool_.size())));
+}
+
+AttentionJob Model::attention_job(const Row& row, const Batch& batch, int layer, int head, int heads,
+                                  int thread) const {
   const Workspace& w = *workspace_;
   const int D = shape_.head_dim, queries = shape_.heads / shape_.kv_heads;
   AttentionJob job{};
@@ -317,6 +326,7 @@ AttentionJob Model::attention_job(const Row& row, const Batch& batch, int layer,
   job.query_offset = head * queries * D;
   job.key_offset = (shape_.heads + head) * D;
   job.value_offset = (shape_.heads + shape_.kv_heads + head) * D;
+  job.heads = heads;
   job.queries = queries;
   job.head_dim = D;
   job.cos = batch.cos + static_cast<size_t>(row.first) * (D / 2);

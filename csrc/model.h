@@ -91,7 +91,8 @@ class Model {
   void apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
              bool is_residual, int thread);
   void attend(const Batch& batch, int layer, int thread);
-  AttentionJob attention_job(const Row& row, const Batch& batch, int layer, int head, int thread) const;
+  AttentionJob attention_job(const Row& row, const Batch& batch, int layer, int head, int heads, int thread) const;
+  int heads_per_unit(const Batch& batch) const;
   int queries_per_unit(const Batch& batch, int most) const;
   Activations activations(int columns, int G, int tokens, int thread) const;
 

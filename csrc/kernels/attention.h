@@ -1,11 +1,24 @@
 // Keys, values and attention: docs/numerics.md, sections 6 to 8, for one head of keys and values and one sequence.
 #pragma once
 
+#include <optional>
 #include <utility>
 
 #include "kernels/elementwise.h"
 #include "kernels/kernels.h"
 #include "kernels/unroll.h"
+
+// The job of the i-th head alone.
+static inline AttentionJob head_of(AttentionJob job, int i) {
+  job.cache.first += HeadBlock::bytes(job.cache.blocks) * static_cast<size_t>(i);
+  job.query_offset += i * job.queries * job.head_dim;
+  job.key_offset += i * job.head_dim;
+  job.value_offset += i * job.head_dim;
+  job.out += i * job.queries * job.head_dim;
+  job.scratch += attention_scratch_floats(job.head_dim) * static_cast<size_t>(i);
+  job.heads = 1;
+  return job;
+}
 
 static inline void rotate(const float* x, const float* cos, const float* sin, int D, float* out) {
   const int half = D / 2;
@@ -35,7 +48,7 @@ static uint16_t quantize_kv(const float* x, int8_t* codes) {
 }
 
 template <class V>
-static void file_keys_and_values(const AttentionJob& job) {
+static void file_head(const AttentionJob& job) {
   const int D = job.head_dim, E = job.cache.blocks;
   float* head = job.scratch;
   int8_t codes[kHeadBlock];
@@ -62,6 +75,11 @@ static void file_keys_and_values(const AttentionJob& job) {
       for (int i = 0; i < kHeadBlock; ++i) values[4 * i] = codes[i];
     }
   }
+}
+
+template <class V>
+static void file_keys_and_values(const AttentionJob& job) {
+  for (int i = 0; i < job.heads; ++i) file_head<V>(head_of(job, i));
 }
 
 // What a tile of queries keeps in the scratch memory, one piece behind the other. A template, as all code in headers
@@ -136,12 +154,27 @@ class TokenLanes {
     std::memset(totals_, 0, R * padded_ * sizeof(float));
   }
 
-  void run() {
-    const int blocks = position_[R - 1] / kLanes + 1;
-    for (int b = 0; b < kAhead; ++b) prefetch(job_.cache, b, blocks);
-    int b = 0;
-    for (; b + kTurn <= blocks; b += kTurn) turn<kTurn>(b, blocks);
-    for (; b < blocks; ++b) turn<1>(b, blocks);
+  // Blocks of a turn: from scores to weights is a long chain of dependent operations, which others fill.
+  static constexpr int kTurn = larger(1, 4 / R);
+
+  int blocks() const { return position_[R - 1] / kLanes + 1; }
+
+  // Asks for the blocks that the first turns read.
+  void begin(int ahead) const {
+    for (int b = 0; b < ahead; ++b) prefetch(job_.cache, b, blocks());
+  }
+
+  // Block b and those behind it that belong to its turn, asking for those `ahead`; returns the next block.
+  MINICPM_INLINE int step(int b, int ahead) {
+    if (b + kTurn <= blocks()) {
+      turn<kTurn>(b, ahead);
+      return b + kTurn;
+    }
+    turn<1>(b, ahead);
+    return b + 1;
+  }
+
+  void finish() const {
     for (int r = 0; r < R; ++r) {
       float* out = output_of(job_, first_query_ + r);
       for (int k = 0; k < job_.head_dim; ++k) out[k] = totals_[r * padded_ + k] / norm_[r];
@@ -150,25 +183,22 @@ class TokenLanes {
 
  private:
   using F = typename V::F;
-  // Blocks of a turn: from scores to weights is a long chain of dependent operations, which others fill.
-  static constexpr int kTurn = larger(1, 4 / R);
-  // Blocks from a prefetch to its use.
-  static constexpr int kAhead = 8;
 
-  template <int blocks>
-  MINICPM_INLINE void turn(int first, int end) {
-    HeadBlock block[blocks];
-    F score[blocks][R];
-    unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
+  template <int count>
+  MINICPM_INLINE void turn(int first, int ahead) {
+    const int end = blocks();
+    HeadBlock block[count];
+    F score[count][R];
+    unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
       block[i] = job_.cache.block(first + i);
       scores(block[i], score[i]);
     });
-    float alpha[blocks][R];
-    unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
+    float alpha[count][R];
+    unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
       unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { alpha[i][r] = weigh(block[i], first + i, r, score[i][r], i); });
     });
-    unroll<blocks>([&](auto i) MINICPM_INLINE_LAMBDA {
-      prefetch(job_.cache, first + i + kAhead, end);
+    unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
+      prefetch(job_.cache, first + i + ahead, end);
       sum_values(block[i], i, alpha[i]);
     });
   }
@@ -250,7 +280,7 @@ class TokenLanes {
     }
   }
 
-  const AttentionJob& job_;
+  const AttentionJob job_;
   const int E_, padded_, first_query_;
   float* totals_;         // (R, 32 E)
   int8_t* codes_;         // (8 E, R, 4)
@@ -440,7 +470,7 @@ class QueryLanes {
     }
   }
 
-  const AttentionJob& job_;
+  const AttentionJob job_;
   const int E_, padded_, first_query_, end_query_;
   float* totals_;         // (32 E, 16)
   uint8_t* codes_;        // (8 E, 16, 4) plus 128
@@ -452,9 +482,6 @@ class QueryLanes {
   float* weight_scales_;  // (E, 16)
 };
 
-// From so many queries on it pays to fill lanes up.
-constexpr int kQueryLanesFrom = 12;
-
 // body(the largest of the rising `options` that is at most `count`).
 template <class Body, int... options>
 static MINICPM_INLINE void with_widest(std::integer_sequence<int, options...>, int count, Body&& body) {
@@ -463,14 +490,30 @@ static MINICPM_INLINE void with_widest(std::integer_sequence<int, options...>, i
   ((options == widest ? body(std::integral_constant<int, options>{}) : void()), ...);
 }
 
+// R queries of every head of a job, block after block through all heads: neighbours lie behind each other in memory,
+// and so it is read in long runs.
+template <class V, int R>
+static void attend_together(const AttentionJob& job, int first_query) {
+  constexpr int kTurn = TokenLanes<V, R>::kTurn;
+  const int ahead = job.heads > 1 ? kTurn : 8;  // blocks from a prefetch to its use
+  std::optional<TokenLanes<V, R>> heads[kMostHeads];
+  for (int i = 0; i < job.heads; ++i) heads[i].emplace(head_of(job, i), first_query), heads[i]->begin(ahead);
+  for (int b = 0, next; b < heads[0]->blocks(); b = next) {
+    next = b;
+    for (int i = 0; i < job.heads; ++i) next = heads[i]->step(b, ahead);
+  }
+  for (int i = 0; i < job.heads; ++i) heads[i]->finish();
+}
+
 template <class V>
 static void attend(const AttentionJob& job) {
-  const int queries = job.end_query;
   int q = job.first_query;
-  for (; q + kQueryLanesFrom <= queries; q += kLanes) QueryLanes<V>(job, q, smaller(q + kLanes, queries)).run();
-  while (q < queries) {
-    with_widest(typename V::DirectWidths{}, queries - q, [&](auto width) {
-      TokenLanes<V, width>(job, q).run();
+  for (; q + kQueryLanesFrom <= job.end_query; q += kLanes) {
+    for (int i = 0; i < job.heads; ++i) QueryLanes<V>(head_of(job, i), q, smaller(q + kLanes, job.end_query)).run();
+  }
+  while (q < job.end_query) {
+    with_widest(typename V::DirectWidths{}, job.end_query - q, [&](auto width) {
+      attend_together<V, width>(job, q);
       q += width;
     });
   }

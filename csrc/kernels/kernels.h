@@ -91,14 +91,15 @@ struct HeadCache {
   HeadBlock block(int index) const { return {first + static_cast<size_t>(table[index]) * stride}; }
 };
 
-// Attention of the new tokens of one sequence for one head of keys and values. Queries are numbered by token and then
-// by head of queries.
+// Attention of the new tokens of one sequence for `heads` neighbouring heads of keys and values. Queries of a head are
+// numbered by token and then by head of queries. Where things of the first head lie is said; those of the next follow.
 struct AttentionJob {
   HeadCache cache;
   const float* qkv;  // the first new token's row; its queries, keys and values
   size_t qkv_stride;
   int query_offset, key_offset, value_offset;  // of the heads in a row
-  int queries;                                 // heads of queries that share this head
+  int heads;                                   // at most kMostHeads
+  int queries;                                 // heads of queries that share one of them
   int head_dim;
   const float *cos, *sin;  // (tokens, head_dim / 2)
   int first_position;
@@ -107,8 +108,11 @@ struct AttentionJob {
   int first_query, end_query;  // those to attend with
   float* out;                  // the first new token's row, at this job's first query head
   size_t out_stride;
-  float* scratch;  // attention_scratch_floats
+  float* scratch;  // attention_scratch_floats for every head
 };
+
+constexpr int kMostHeads = 12;       // of a job; their running sums share the L1 cache
+constexpr int kQueryLanesFrom = 12;  // from so many queries of a head on it pays to give every query a lane
 
 constexpr size_t attention_scratch_floats(int head_dim) {
   const size_t padded = round_up(head_dim, kHeadBlock), blocks = padded / kHeadBlock;
