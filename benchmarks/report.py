@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md from benchmarks/results/*.json:  python benchmarks/report.py"""
+"""benchmarks/RESULTS.md and the README's tables from benchmarks/results/*.json:  python benchmarks/report.py"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from plot import write_plot
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+README_BORDERS = ("<!-- made by benchmarks/report.py -->\n", "<!-- end -->\n")
 UNITS = {"_bytes": (1e6, "MB"), "bytes": (1e6, "MB"), "_s": (1, "s")}
 
 
@@ -17,6 +19,32 @@ def write_report() -> None:
     for path in sorted((HERE / "results").glob("*.json")):
         parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
     (HERE / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
+    if (peers := HERE / "results" / "versus_peers.json").exists():
+        README.write_text(with_peers(README.read_text(encoding="utf-8"), json.loads(peers.read_text(encoding="utf-8"))))
+
+
+def with_peers(readme: str, result: dict) -> str:
+    """The README with what `result` says of us and our peers between its borders."""
+    first, last = README_BORDERS
+    before, _, rest = readme.partition(first)
+    _, border, after = rest.partition(last)
+    if not border:
+        raise ValueError(f"README.md has no lines {first.strip()} and {last.strip()} for the tables to stand between")
+    machine = result["machine"]
+    caption = (
+        f"\n{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {result['date']}, "
+        f"`{result['command']}`: median / best of windows in turns.\n"
+    )
+    return before + first + caption + "".join(readme_tables(result["rows"])) + "\n" + last + after
+
+
+def readme_tables(rows: list[dict]) -> list[str]:
+    """Speeds and their ratios, and what they cost; the shares of the machine's peaks are left to RESULTS.md."""
+    found = []
+    for is_speed in (True, False):
+        part = [{k: v for k, v in row.items() if "of peak" not in k} for row in rows if ("point" in row) == is_speed]
+        found.append(table(tuple(part[0]), part))
+    return found
 
 
 def section(result: dict) -> str:

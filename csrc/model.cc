@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -9,8 +10,6 @@
 namespace {
 
 constexpr int kGroupSizes[] = {32, 64, 128};
-
-int slot_of(int G) { return G == 32 ? 0 : G == 64 ? 1 : 2; }
 
 bool uses_group(const Linear& linear, int G) {
   for (const Weight& weight : linear) {
@@ -53,7 +52,7 @@ class Buffer {
 // is zero and stays zero: norms and groups read whole vectors. Of a single token every thread has a row of x, mlp and
 // the activations (compute).
 struct Model::Workspace {
-  Workspace(const ModelShape& shape, const Kernels& kernels, int most_tokens, int threads)
+  Workspace(const ModelShape& shape, const Kernels& kernels, std::vector<int> groups, int most_tokens, int threads)
       : tokens(larger(most_tokens, threads)),
         hidden_stride(round_up(shape.hidden, kLargestGroup)),
         mlp_stride(round_up(shape.intermediate, kLargestGroup)),
@@ -65,9 +64,10 @@ struct Model::Workspace {
         mlp(count(mlp_stride)),
         y(count(larger(qkv_stride, gate_up_stride))),
         padded_tokens(static_cast<size_t>(tokens + larger(kernels.direct_width, kernels.gemm_width))),
-        codes(3 * padded_tokens * widest),
-        scales(3 * padded_tokens * widest / kGroupSizes[0]),
-        starts(3 * padded_tokens * widest / kGroupSizes[0]),
+        group_sizes(std::move(groups)),
+        codes(group_sizes.size() * padded_tokens * widest),
+        scales(group_sizes.size() * padded_tokens * widest / kGroupSizes[0]),
+        starts(group_sizes.size() * padded_tokens * widest / kGroupSizes[0]),
         panel_stride(round_up(static_cast<int>(panel_bytes(kernels.gemm_blocks)), 64)),
         panels(panel_stride * threads),
         product_stride(static_cast<size_t>(tokens + kernels.gemm_width) * kernels.gemm_blocks * kLanes),
@@ -84,7 +84,8 @@ struct Model::Workspace {
   Buffer<float> mlp;           // input of down
   Buffer<float> y;             // output of qkv or gate_up
   const size_t padded_tokens;  // a last tile that is filled up goes beyond the tokens
-  Buffer<int8_t> codes;        // of the activations, for each group size
+  const std::vector<int> group_sizes;
+  Buffer<int8_t> codes;  // of the activations, for each group size
   Buffer<float> scales;
   Buffer<int32_t> starts;
   const size_t panel_stride;
@@ -104,10 +105,29 @@ void Model::forward(const Batch& batch) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (workspace_ == nullptr || workspace_->tokens < batch.tokens) {
     // In steps of 64, so that a batch that grows a token at a time allocates seldom.
-    workspace_ = std::make_unique<Workspace>(shape_, kernels_, round_up(batch.tokens, 64), pool_.size());
+    workspace_ = std::make_unique<Workspace>(shape_, kernels_, group_sizes(), round_up(batch.tokens, 64), pool_.size());
   }
   auto body = [&](int thread) { compute(batch, thread); };
   pool_.run(body);
+}
+
+// Those of the weights that are multiplied as whole numbers.
+std::vector<int> Model::group_sizes() const {
+  std::vector<int> used;
+  const auto is_used = [&](int G) {
+    if (uses_group(head_, G)) return true;
+    for (const Layer& layer : layers_) {
+      if (uses_group(layer.qkv, G) || uses_group(layer.o, G) || uses_group(layer.gate_up, G) ||
+          uses_group(layer.down, G)) {
+        return true;
+      }
+    }
+    return false;
+  };
+  for (const int G : kGroupSizes) {
+    if (is_used(G)) used.push_back(G);
+  }
+  return used;
 }
 
 // All threads run this; between two barriers a thread writes only what no other touches. A batch's inputs of a linear
@@ -216,7 +236,9 @@ void Model::quantize_slice(const Linear& next, const float* x, int tokens, int t
 
 Activations Model::activations(int columns, int G, int tokens, int thread) const {
   const Workspace& w = *workspace_;
-  const size_t row = static_cast<size_t>(slot_of(G)) * w.padded_tokens + static_cast<size_t>(tokens > 1 ? 0 : thread);
+  const size_t slot_index =
+      static_cast<size_t>(std::find(w.group_sizes.begin(), w.group_sizes.end(), G) - w.group_sizes.begin());
+  const size_t row = slot_index * w.padded_tokens + static_cast<size_t>(tokens > 1 ? 0 : thread);
   const size_t slot = row * static_cast<size_t>(w.widest);
   const bool is_direct = tokens <= kDirectTokens;
   const int granule = tokens <= 4 ? 1 : 2;  // what DirectWidths and GemmWidths offer

@@ -77,6 +77,7 @@ class Model {
  private:
   struct Workspace;
 
+  std::vector<int> group_sizes() const;
   void compute(const Batch& batch, int thread);
   void norm_and_quantize(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
                          int thread);
