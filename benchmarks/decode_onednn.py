@@ -11,7 +11,7 @@ import statistics
 import time
 from pathlib import Path
 
-from measure import write_results
+from costs import write_results
 from report import write_report
 
 import minicpm.engine.torch as backend

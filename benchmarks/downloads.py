@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import Cost, measure, row, write_results
+from costs import Cost, measure, row, write_results
 from report import write_report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

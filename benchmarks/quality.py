@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from measure import write_results
+from costs import write_results
 from report import write_report
 
 from minicpm import native

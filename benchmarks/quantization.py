@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from measure import measure, row, write_results
+from costs import measure, row, write_results
 from report import write_report
 from true_shapes import MINICPM, told
 

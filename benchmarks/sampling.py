@@ -10,7 +10,7 @@ import statistics
 import time
 
 import numpy as np
-from measure import write_results
+from costs import write_results
 from report import write_report
 
 from minicpm import native

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from costs import Cost, measure, row, write_results
 from make_model import make_model
-from measure import Cost, measure, row, write_results
 from report import write_report
 
 MINICPM = [sys.executable, "-m", "minicpm"]

@@ -13,7 +13,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from measure import write_results
+from costs import write_results
 from report import write_report
 from versus_peers import MINICPM, models
 

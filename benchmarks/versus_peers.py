@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from costs import RESULTS, write_results
 from make_model import make_model
-from measure import RESULTS, write_results
 from report import write_report
 
 from minicpm import native
