@@ -131,8 +131,10 @@ endef
 native-sanitize: setup
 	$(call address_checked,$(NATIVE_TESTS))
 
+# The sanitizer keeps four bytes for every one that was touched, so the one test of memory given back has no meaning.
 native-thread-sanitize: setup
-	$(call native_checked,thread,-DMINICPM_SANITIZE=thread,LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)",$(NATIVE_TESTS))
+	$(call native_checked,thread,-DMINICPM_SANITIZE=thread,LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)",$(NATIVE_TESTS) \
+	  --deselect tests/engine/test_native.py::test_a_pool_takes_memory_only_as_it_fills_and_gives_it_back)
 
 # The AVX-VNNI kernels with AVX-512's encoding of the same instruction, for machines that have only that one.
 native-avxvnni-check: setup
