@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-wheel check format bench peers native native-sanitize \
+.PHONY: help setup chat test test-slow test-peers test-browser test-wheel check format bench peers native native-sanitize \
 	native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
 	@echo "make peers                     llama.cpp and vLLM, each in an environment of its own (half an hour, 4 GB)"
 	@echo "make test-peers                our files in llama.cpp"
+	@echo "make test-browser              the pages in a real chromium, which the system has to have"
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) </dev/null >&2
@@ -63,13 +64,16 @@ chat: $(VENV)/.$(if $(MODEL),torch,core) $(VENV)/.native
 	@$(BIN)/minicpm chat $(if $(MODEL),--model '$(MODEL)')
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
 test-peers: setup
 	$(BIN)/python -m pytest -q -m peers
+
+test-browser: setup
+	$(BIN)/python -m pytest -q -m browser
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -17,6 +17,7 @@ from pathlib import Path
 
 MAX_CORE_BYTES = 10_000_000
 MODEL = "minicpm/assets/MiniCPM-nano/"
+PAGE = {f"minicpm/server/page/{name}" for name in ("index.html", "page.js", "page.css")}
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 QUESTION, ANSWER = "What is the capital of Japan?", "Tokyo"
 SAYS_NUMPY = "the numpy backend computes"
@@ -38,6 +39,8 @@ def check_sizes(wheel: Path) -> None:
         print(f"  {name:20s} {_size(part) / 1e6:5.1f} MB installed, {len(part)} files")
     if not model:
         sys.exit(f"{wheel.name} holds no {MODEL}: it could not answer without a download")
+    if missing := PAGE - {entry.filename for entry in core}:
+        sys.exit(f"{wheel.name} holds no {', '.join(sorted(missing))}: its server would have no page")
     if _size(core) >= MAX_CORE_BYTES:
         sys.exit(f"{wheel.name}: the core has {_size(core):,} bytes, expected less than {MAX_CORE_BYTES:,}")
 

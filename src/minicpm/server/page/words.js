@@ -1,0 +1,113 @@
+// Every word of the page, in English and Chinese. What a server says of an error stays in the server's words.
+
+const WORDS = {
+  en: {
+    welcome: "Ask a question",
+    privacy: "The conversation is kept in this browser until you clear it, and sent to this server only.",
+    conversation: "Conversation",
+    question: "Your question",
+    send: "Send",
+    stop: "Stop",
+    regenerate: "Regenerate",
+    undo: "Undo",
+    clear: "Clear",
+    copy: "Copy",
+    copied: "Copied",
+    hint: "Enter sends, Shift+Enter breaks the line, Esc stops",
+    settings: "Settings",
+    theme: "Light or dark",
+    system: "System prompt",
+    none: "none",
+    temperature: "Temperature",
+    top_p: "Top p",
+    repetition_penalty: "Repetition penalty",
+    max_tokens: "Longest answer (tokens)",
+    default: "model's own",
+    defaults: "A field left empty takes what the model advises.",
+    reset: "Reset",
+    done: "Done",
+    key: "API key of this server",
+    you: "You",
+    model: "MiniCPM",
+    thinking: "MiniCPM is reading …",
+    writing: "MiniCPM is writing …",
+    tokens: (count) => (count === 1 ? "1 token" : `${count} tokens`),
+    speed: (rate) => `${rate} tokens/s`,
+    stopped: "stopped",
+    cut: "cut at the longest allowed",
+    broken: "broken off",
+    cleared: "The conversation is cleared.",
+    restore: "Bring it back",
+    notKept: "The conversation is not kept: this browser gives the page no storage, or it is full.",
+    notCopied: "The browser does not let this page copy; select the text instead.",
+    unreachable: "The server does not answer. Is it still running?",
+    brokeOff: "The connection broke off before the answer was complete.",
+    noSense: (status) => `The server answered with status ${status} and no explanation.`,
+    needsKey: "This server asks for an API key.",
+    examples: [
+      "Which city is the capital of China?",
+      "Tell me a story about a brave rabbit.",
+      "Write a Python function that reverses a string.",
+      "What is 7 plus 5?",
+    ],
+  },
+  zh: {
+    welcome: "问个问题吧",
+    privacy: "对话保存在此浏览器中，直到您清空；内容只会发送到本服务器。",
+    conversation: "对话",
+    question: "输入您的问题",
+    send: "发送",
+    stop: "停止",
+    regenerate: "重新生成",
+    undo: "撤回",
+    clear: "清空",
+    copy: "复制",
+    copied: "已复制",
+    hint: "Enter 发送，Shift+Enter 换行，Esc 停止",
+    settings: "设置",
+    theme: "浅色或深色",
+    system: "系统提示词",
+    none: "无",
+    temperature: "温度",
+    top_p: "Top p",
+    repetition_penalty: "重复惩罚",
+    max_tokens: "最长回答（token 数）",
+    default: "模型默认",
+    defaults: "留空则采用模型建议的值。",
+    reset: "重置",
+    done: "完成",
+    key: "本服务器的 API 密钥",
+    you: "您",
+    model: "MiniCPM",
+    thinking: "MiniCPM 正在阅读…",
+    writing: "MiniCPM 正在回答…",
+    tokens: (count) => `${count} 个 token`,
+    speed: (rate) => `${rate} token/秒`,
+    stopped: "已停止",
+    cut: "已达最长长度",
+    broken: "已中断",
+    cleared: "对话已清空。",
+    restore: "恢复",
+    notKept: "对话无法保存：浏览器未提供存储空间，或空间已满。",
+    notCopied: "浏览器不允许此页面复制，请手动选择文字。",
+    unreachable: "服务器没有响应，它还在运行吗？",
+    brokeOff: "回答未完成，连接已中断。",
+    noSense: (status) => `服务器返回状态 ${status}，没有说明原因。`,
+    needsKey: "本服务器需要 API 密钥。",
+    examples: ["中国的首都是哪座城市？", "写一首关于泰山的诗。", "用 Python 写一个反转字符串的函数。", "山东省最高的山是哪座山？"],
+  },
+};
+
+let language = "en";
+
+export const LANGUAGES = Object.keys(WORDS);
+
+export function speak(name) {
+  language = name;
+}
+
+/** A word of the chosen language; some take a number. */
+export function word(name, ...values) {
+  const found = WORDS[language][name];
+  return typeof found === "function" ? found(...values) : found;
+}
