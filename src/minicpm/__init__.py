@@ -8,13 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minicpm.engine.constraint import Constraint as Constraint
     from minicpm.engine.llm import LLM as LLM
     from minicpm.sampling import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Constraint", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": "minicpm.engine.llm", "SamplingParams": "minicpm.sampling"}
+_HOMES = {
+    "Constraint": "minicpm.engine.constraint",
+    "LLM": "minicpm.engine.llm",
+    "SamplingParams": "minicpm.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

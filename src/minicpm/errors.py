@@ -29,6 +29,14 @@ class GenerationError(MiniCPMError):
     """A request cannot be answered, e.g. the prompt is longer than the model's context."""
 
 
+class QueueFull(GenerationError):
+    """So many requests wait already that another one is refused; trying again is worth it after `retry_after_s`."""
+
+    def __init__(self, waiting: int, retry_after_s: float):
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after_s:.0f} s")
+
+
 class DataError(MiniCPMError):
     """Training data that cannot be trained on; the message names file and line."""
 

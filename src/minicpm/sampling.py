@@ -109,13 +109,14 @@ class Sampler:
         self._biases = np.array(list(bias.values()), np.float32)
 
     @np.errstate(over="ignore")  # scores beyond float32 become infinite, which is looked at
-    def sample(self, logits: Floats, position: int) -> SampledToken:
+    def sample(self, logits: Floats, position: int, allowed: npt.NDArray[np.bool_] | None = None) -> SampledToken:
         """Choose the token at `position` (its index in prompt + answer) from logits (V,) float32, and count it.
 
-        Raises GenerationError when the logits hold NaN or infinity, or leave nothing to choose.
+        Only `allowed` (V,) tokens, where given, can be chosen: the others score -inf before all else. Raises
+        GenerationError when the logits hold NaN or infinity, or leave nothing to choose.
         """
         logits = _checked_logits(logits)
-        scores = self._penalized(logits)
+        scores = self._penalized(logits if allowed is None else _masked(logits, allowed))
         token_id = int(scores.argmax()) if self.params.temperature == 0 else self._draw(scores, position)
         self.accept(token_id)
         if self.params.logprobs is None:
@@ -389,6 +390,13 @@ def _checked_logits(logits: Floats) -> Floats:
         what = "infinity for a logit" if best > 0 else "-inf for every logit, so there is no token to choose"
         raise GenerationError(f"the model computed {what}; its weights are damaged or its number format overflowed")
     return logits
+
+
+def _masked(logits: Floats, allowed: npt.NDArray[np.bool_]) -> Floats:
+    masked = np.where(allowed, logits, np.float32(-np.inf))
+    if masked.max() == -np.inf:
+        raise GenerationError("the model gives no chance to any token that may come next; loosen the answer's form")
+    return masked
 
 
 def _with_logprobs(logits: Floats, token_id: int, num_top: int) -> SampledToken:

@@ -45,6 +45,15 @@ class Row:
     logits: str = "last"  # "last", "all" or "none"
 
 
+@dataclass(frozen=True)
+class CacheUsage:
+    """Tokens whose keys and values there is room for, and of them those that open sequences hold and idle ones."""
+
+    tokens: int
+    held_tokens: int
+    idle_tokens: int
+
+
 class KVCache(Protocol):
     """Keys and values of all texts within a budget that never grows: those being computed, and idle ones of earlier
     texts, which later texts with the same beginning take over. Implementations: engine/kv_cache.py.
@@ -61,6 +70,9 @@ class KVCache(Protocol):
 
     def close(self, sequence: KVSequence) -> None:
         """Give a sequence back; what it holds stays as long as there is room. Closing twice changes nothing."""
+
+    def usage(self) -> CacheUsage:
+        """What of the budget is in use now."""
 
     def drop_idle(self) -> None:
         """Forget all texts that no open sequence holds, and give their memory back to the system."""

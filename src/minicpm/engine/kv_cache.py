@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Backend, KVSequence
+from minicpm.engine.backend import Backend, CacheUsage, KVSequence
 from minicpm.errors import GenerationError, ModelError
 
 BLOCK_TOKENS = 16  # as in docs/numerics.md, section 7
@@ -212,6 +212,14 @@ class BlockCache:
             while self._idle:
                 self._drop_oldest()
             self.pool.release(self._free)
+
+    def usage(self) -> CacheUsage:
+        with self._lock:
+            return CacheUsage(
+                self.tokens,
+                held_tokens=self.tokens - BLOCK_TOKENS * self._available,
+                idle_tokens=BLOCK_TOKENS * len(self._idle),
+            )
 
     # --- for sequences -------------------------------------------------------------------------------------------
 
@@ -413,6 +421,10 @@ class SequenceCache:
     def close(self, sequence: KVSequence) -> None:
         if self._planned.pop(id(sequence), None) is not None and sequence.length:
             self._idle[id(sequence)] = sequence
+
+    def usage(self) -> CacheUsage:
+        idle = sum(sequence.length for sequence in self._idle.values())
+        return CacheUsage(self.tokens, held_tokens=sum(self._planned.values()), idle_tokens=idle)
 
     def drop_idle(self) -> None:
         self._idle.clear()

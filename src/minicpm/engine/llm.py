@@ -23,6 +23,7 @@ from minicpm import hub, native
 from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import Backend, KVSequence, Row
+from minicpm.engine.constraint import Constraint, Constraints
 from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
 from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
@@ -98,40 +99,56 @@ class LLM:
         # A verified token is the plain one only where its logits are.
         self._step_times = StepTimes() if lookup == "auto" and self.backend.is_exact else None
         self._eos_token_ids = frozenset(checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
+        self._constraints = Constraints(self.tokenizer, self.backend.vocab_size, self._eos_token_ids)
         self._cache = self.backend.new_cache(
             budget_tokens(self.backend, self.context_length, max_batch, kv_cache_bytes)
         )
 
     def chat(
-        self, messages: str | Sequence[Message], sampling: SamplingParams | None = None, **overrides: Any
+        self,
+        messages: str | Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        **overrides: Any,
     ) -> Completion:
         """Answer a question or a conversation; `overrides` are SamplingParams fields, e.g. temperature=0.
 
-        They change `sampling`, or the model's own defaults where it is left out.
+        They change `sampling`, or the model's own defaults where it is left out. With a `constraint` an answer that
+        ends by itself has that form.
         """
-        return _last_completion(self.stream(messages, sampling, **overrides))
+        return _last_completion(self.stream(messages, sampling, constraint=constraint, **overrides))
 
     def stream(
-        self, messages: str | Sequence[Message], sampling: SamplingParams | None = None, **overrides: Any
+        self,
+        messages: str | Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        **overrides: Any,
     ) -> Generator[Piece, None, None]:
         """Like `chat`, piece by piece; the last piece carries the completion. Closing it stops the work."""
-        return self.stream_chats([messages], sampling, **overrides)
+        return self.stream_chats([messages], sampling, constraint=constraint, **overrides)
 
     def stream_chats(
         self,
         conversations: Sequence[str | Sequence[Message]],
         sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
         **overrides: Any,
     ) -> Generator[Piece, None, None]:
         """Answer several conversations at once; pieces are told apart by `index` and come as they are ready."""
         params = _with_overrides(sampling or self.sampling, overrides)
         prompts = [self.template.render(_as_messages(conversation)) for conversation in conversations]
-        return self._run(prompts, params, is_chat=True)
+        return self._run(prompts, params, is_chat=True, constraint=constraint)
 
     def generate(
         self,
         prompts: str | Sequence[str | Sequence[int]],
         sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
         **overrides: Any,
     ) -> list[Completion]:
         """Complete prompts (texts or token ids) as they are, without a chat template; answers in their order."""
@@ -139,16 +156,22 @@ class LLM:
         if not prompts:
             raise ValueError("there are no prompts; give at least one")
         completions: list[Completion | None] = [None] * len(prompts)
-        for piece in self.stream_batch(prompts, sampling, **overrides):
+        for piece in self.stream_batch(prompts, sampling, constraint=constraint, **overrides):
             if piece.completion is not None:
                 completions[piece.index] = piece.completion
         return [completion for completion in completions if completion is not None]
 
     def stream_batch(
-        self, prompts: Sequence[str | Sequence[int]], sampling: SamplingParams | None = None, **overrides: Any
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        **overrides: Any,
     ) -> Generator[Piece, None, None]:
         """Like `generate`, yielding every prompt's pieces (told apart by `index`) as they come."""
-        return self._run(prompts, _with_overrides(sampling or self.sampling, overrides), is_chat=False)
+        params = _with_overrides(sampling or self.sampling, overrides)
+        return self._run(prompts, params, is_chat=False, constraint=constraint)
 
     def prompt_length(self, messages: str | Sequence[Message]) -> int:
         """Tokens of the prompt that `chat` makes of a conversation."""
@@ -246,24 +269,46 @@ class LLM:
         return ids, border
 
     def _run(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, *, is_chat: bool
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams,
+        *,
+        is_chat: bool,
+        constraint: Constraint | None,
     ) -> Generator[Piece, None, None]:
-        scheduler = Scheduler(self.backend, self._cache, self._max_batch, self._step_times)
+        scheduler = self.new_scheduler()
         for index, prompt in enumerate(prompts):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
-            scheduler.add(self._request(index, name, self._as_ids(prompt, add_bos=True), params, is_chat=is_chat))
-        return scheduler.run()
+            request = self.new_request(prompt, params, is_chat=is_chat, index=index, name=name, constraint=constraint)
+            scheduler.add(request)
+        return _pieces(scheduler)
 
-    def _request(
-        self, index: int, name: str, prompt_ids: list[int], params: SamplingParams, *, is_chat: bool
+    def new_scheduler(self) -> Scheduler:
+        """What runs this model's requests; engine/service.py keeps one, and every call here has its own."""
+        return Scheduler(self.backend, self._cache, self._max_batch, self._step_times)
+
+    def new_request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        is_chat: bool,
+        index: int = 0,
+        name: str = "the prompt",
+        choice: int = 0,
+        constraint: Constraint | None = None,
     ) -> Request:
+        """A request for a scheduler; GenerationError, which calls the prompt `name`, where it cannot be answered."""
+        prompt_ids = self._as_ids(prompt, add_bos=True)
         if len(prompt_ids) >= self.context_length:
             raise GenerationError(
                 f"{name} has {len(prompt_ids)} tokens, but the context holds {self.context_length} "
                 "with at least one for the answer; shorten the prompt"
             )
         rope_length = self._planned_length(len(prompt_ids), params.max_tokens)
-        stop = (*params.stop, *self.template.stop_strings) if is_chat else params.stop
+        # An answer of a given form ends where that does; a marker inside is a part of it.
+        ends_by_marker = is_chat and constraint is None
+        stop = (*params.stop, *self.template.stop_strings) if ends_by_marker else params.stop
         # A marker that is one special token never shows as text: it ends the answer as a token.
         marker_ids = {i for i in self.tokenizer.special_token_ids if self.tokenizer.id_to_token(i) in stop}
         return Request(
@@ -277,7 +322,9 @@ class LLM:
             eos_token_ids=self._eos_token_ids,
             marker_ids=frozenset(marker_ids),
             stop=tuple(dict.fromkeys(stop)),
-            continues=not is_chat,
+            continues=not is_chat or constraint is not None,
+            choice=choice,
+            matcher=None if constraint is None else self._constraints.matcher(constraint),
         )
 
     def _longest_answer(self, name: str, prompt_tokens: int, rope_length: int, max_tokens: int | None) -> int:
@@ -473,6 +520,18 @@ def _with_overrides(params: SamplingParams, overrides: dict[str, Any]) -> Sampli
         known = ", ".join(SamplingParams.__dataclass_fields__)
         raise ValueError(f"unknown sampling option {', '.join(unknown)}; there are: {known}")
     return replace(params, **overrides)
+
+
+def _pieces(scheduler: Scheduler) -> Generator[Piece, None, None]:
+    """Pieces of all requests until each has finished; closing the iterator cancels what is left."""
+    try:
+        while scheduler.is_busy:
+            for _, event in scheduler.step():
+                if isinstance(event, GenerationError):
+                    raise event
+                yield event
+    finally:
+        scheduler.close()
 
 
 def _last_completion(pieces: Iterable[Piece]) -> Completion:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from minicpm.chat import StopMatcher
 from minicpm.engine.backend import KVSequence
+from minicpm.engine.constraint import Matcher
 from minicpm.engine.lookup import MOST_STEP_TOKENS, Chance, Guesses
 from minicpm.sampling import SampledToken, Sampler, SamplingParams
 from minicpm.tokenizer import Detokenizer, Tokenizer
@@ -57,11 +58,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that became final; the last piece of a request carries the whole completion."""
+    """Text that became final; the last piece of a request carries the whole completion.
+
+    `tokens`, where SamplingParams.logprobs asks for them, are those that the text is of. One whose text is held back,
+    as it may be the beginning of a character or of a stop string, comes with a later piece: those of all pieces are
+    the completion's `logprobs`.
+    """
 
     index: int
     text: str
     completion: Completion | None = None
+    tokens: tuple[SampledToken, ...] = ()
 
 
 class Request:
@@ -81,6 +88,8 @@ class Request:
         marker_ids: frozenset[int],
         stop: tuple[str, ...],
         continues: bool,
+        choice: int = 0,
+        matcher: Matcher | None = None,
     ):
         self.index = index
         self.prompt_ids = prompt_ids
@@ -97,12 +106,15 @@ class Request:
         self._draft: list[int] = []  # as much of it as is being verified
         self._drafted_tokens = 0
         self._accepted_tokens = 0
-        self._sampler = Sampler(params, seed, prompt_ids)
+        self._sampler = Sampler(params, seed, prompt_ids, choice=choice)
+        self._matcher = matcher
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._stop_matcher = StopMatcher(stop)
+        self._eos_token_ids = eos_token_ids
         self._ending_ids = frozenset() if params.ignore_eos else eos_token_ids
         self._stop_ids = frozenset(params.stop_token_ids) | marker_ids
         self._sampled: list[SampledToken] = []
+        self._streamed_tokens = 0  # of the sampled ones, those that a piece carried
         self._text: list[str] = []
         self._clock = _Clock()
 
@@ -162,21 +174,38 @@ class Request:
 
     def _accept(self, logits: npt.NDArray[np.float32]) -> Piece:
         """Sample the next token from `logits` (vocab,) float32 and return the text it made final."""
-        sampled = self._sampler.sample(logits, len(self.prompt_ids) + len(self.new_ids))
+        allowed = self._allowed_tokens()
+        sampled = self._sampler.sample(logits, len(self.prompt_ids) + len(self.new_ids), allowed)
         self._clock.sampled()
         token_id = sampled.token_id
         if token_id in self._ending_ids or token_id in self._stop_ids:
             return self._finish("stop")
+        if self._matcher is not None:
+            self._matcher.accept(token_id)
         self.new_ids.append(token_id)
         if self.params.logprobs is not None:
             self._sampled.append(sampled)
         text, is_stopped = self._stop_matcher.push(self._detokenizer.push(token_id))
         self._text.append(text)
-        if is_stopped:
+        if is_stopped or (self._matcher is not None and self._matcher.is_complete):
             return self._finish("stop", said=text)
         if len(self.new_ids) >= self.max_new_tokens:
             return self._finish("length", said=text)
-        return Piece(self.index, text)
+        return Piece(self.index, text, tokens=self._tokens_to_stream() if text else ())
+
+    def _allowed_tokens(self) -> npt.NDArray[np.bool_] | None:
+        """Tokens (vocab,) that the answer's form lets come next; None where all may."""
+        if self._matcher is None:
+            return None
+        allowed = self._matcher.allowed()
+        if self.params.ignore_eos:
+            allowed[list(self._eos_token_ids)] = False
+        return allowed
+
+    def _tokens_to_stream(self) -> tuple[SampledToken, ...]:
+        tokens = tuple(self._sampled[self._streamed_tokens :])
+        self._streamed_tokens += len(tokens)
+        return tokens
 
     def _finish(self, reason: FinishReason, said: str = "") -> Piece:
         rest = ""
@@ -202,7 +231,7 @@ class Request:
             timings=self._clock.timings(len(self.prompt_ids) - self.cached_tokens),
             seed=self.seed,
         )
-        return Piece(self.index, said + rest, completion)
+        return Piece(self.index, said + rest, completion, self._tokens_to_stream())
 
 
 @dataclass

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Backend, KVCache, Row
+from minicpm.engine.backend import Backend, CacheUsage, KVCache, Row
 from minicpm.engine.lookup import StepTimes, draft_lengths
 from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError
@@ -39,27 +38,56 @@ class Scheduler:
     def add(self, request: Request) -> None:
         self._waiting.append(request)
 
-    def run(self) -> Generator[Piece, None, None]:
-        """Yield pieces of all requests until each has finished; closing the iterator cancels what is left."""
-        try:
-            while self._waiting or self._running:
-                yield from self._step()
-        finally:
-            for request in self._running:
-                self._retire(request)
-            self._running.clear()
-            self._waiting.clear()
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
-    def _step(self) -> Iterator[Piece]:
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def cache_usage(self) -> CacheUsage:
+        return self._cache.usage()
+
+    def cancel(self, request: Request) -> None:
+        """Leave a request out of all steps to come; one that is not here any more changes nothing."""
+        if request in self._running:
+            self._running.remove(request)
+            self._retire(request)
+        elif request in self._waiting:
+            self._waiting.remove(request)
+
+    def close(self) -> None:
+        """Cancel every request."""
+        for request in self._running:
+            self._retire(request)
+        self._running.clear()
+        self._waiting.clear()
+
+    def step(self) -> list[tuple[Request, Piece | GenerationError]]:
+        """Compute once; what became of the requests that got a token, in their order.
+
+        An error ends its request. One of the whole step is raised, and every request is then still here.
+        """
         self._admit()
         rows, requests = self._next_batch()
-        pieces: list[Piece] = []
+        events: list[tuple[Request, Piece | GenerationError]] = []
         for request, logits in zip(requests, self._forward(rows, requests)):
-            pieces += request.take(logits)
-        yield from pieces
+            if not len(logits):
+                continue
+            try:
+                events += [(request, piece) for piece in request.take(logits)]
+            except GenerationError as error:
+                self.cancel(request)
+                events.append((request, error))
         for request in [r for r in self._running if r.finish_reason is not None]:
             self._running.remove(request)
             self._retire(request)
+        return events
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._max_batch:

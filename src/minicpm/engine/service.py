@@ -1,0 +1,332 @@
+"""Many users of one model: a thread that computes, and requests that come from any other.
+
+The thread owns the scheduler and the backend. Between two steps it takes in what came: new requests, cancellations, and
+other work on the model. It calls back with pieces; what becomes of them, a socket or a queue, is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.engine.constraint import Constraint
+from minicpm.engine.llm import LLM
+from minicpm.engine.request import Completion, Piece, Request
+from minicpm.errors import GenerationError, QueueFull
+from minicpm.sampling import SamplingParams
+
+_LOGGER = logging.getLogger(__name__)
+
+# What a full queue tells its callers to wait, at the least and at the most.
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
+# How fast the time between two finished requests follows what was measured.
+_INTERVAL_WEIGHT = 0.1
+
+T = TypeVar("T")
+OUTCOMES = ("stop", "length", "cancelled", "failed", "refused")
+
+
+@dataclass(frozen=True)
+class ServiceStatistics:
+    """Where a service stands, and what it has done since it began."""
+
+    waiting: int  # requests
+    running: int
+    cache_tokens: int  # the budget for keys and values; of it,
+    cache_held_tokens: int  # what running requests hold,
+    cache_idle_tokens: int  # and what is kept of earlier ones
+    outcomes: dict[str, int] = field(default_factory=dict)  # requests by OUTCOMES
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0  # of those, not computed again
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+
+
+class Ticket:
+    """One submitted request."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: Request,
+        on_piece: Callable[[Piece], None],
+        on_error: Callable[[Exception], None],
+    ):
+        self._service = service
+        self.request = request
+        self.on_piece = on_piece
+        self.on_error = on_error
+        self.is_over = False  # nothing is called back any more
+
+    def cancel(self) -> None:
+        """Stop before the next step and give the memory back. Nothing is called back from now on, but for a call that
+        is under way on the service's thread. Cancelling twice, or what has finished, changes nothing.
+        """
+        self._service._cancel(self)
+
+
+class Service:
+    """Runs an LLM for many callers. While it is open the LLM is used through it alone: `submit`, `embed`, `call`.
+
+    At most `queue_limit` requests wait for the `max_batch` that run.
+    """
+
+    def __init__(self, llm: LLM, *, queue_limit: int = 256):
+        if isinstance(queue_limit, bool) or queue_limit < 1:
+            raise ValueError(f"queue_limit must be 1 or more, got {queue_limit!r}")
+        self.llm = llm
+        self._queue_limit = queue_limit
+        self._scheduler = llm.new_scheduler()
+        self._changed = threading.Condition()
+        self._tickets: dict[Request, Ticket] = {}  # of everything submitted that isn't over
+        self._arrived: deque[Ticket] = deque()
+        self._cancelled: deque[Ticket] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._is_closing = False
+        self._is_aborted = False
+        self._counts = _Counts()
+        self._thread = threading.Thread(target=self._run, name="minicpm-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close() if kind is None else self.close(0.0)
+
+    # --- from any thread -----------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        on_piece: Callable[[Piece], None],
+        on_error: Callable[[Exception], None],
+        is_chat: bool,
+        choice: int = 0,
+        constraint: Constraint | None = None,
+    ) -> Ticket:
+        """Queue a rendered prompt (or token ids) and return at once; pieces come on the service's thread.
+
+        The last piece carries the completion; after an error nothing comes. `choice` tells several answers to one
+        prompt and seed apart, and is the pieces' `index`. Callbacks should be quick, since every request waits for
+        them; one that raises cancels its own request. Raises GenerationError for a request that can never be answered,
+        QueueFull where too many wait.
+        """
+        request = self.llm.new_request(
+            prompt, params, is_chat=is_chat, index=choice, choice=choice, constraint=constraint
+        )
+        ticket = Ticket(self, request, on_piece, on_error)
+        with self._changed:
+            self._require_open()
+            waiting = self._scheduler.waiting + len(self._arrived)
+            if waiting >= self._queue_limit:
+                self._counts.outcomes["refused"] += 1
+                raise QueueFull(waiting, self._counts.retry_after_s)
+            self._tickets[request] = ticket
+            self._arrived.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run something else on the model, e.g. `lambda: service.llm.logits(ids)`, between two steps; its result.
+
+        Streams stand still meanwhile, so it should be short. One call is made per step. Not for callbacks, which are on
+        the very thread that would have to make the call.
+        """
+        assert threading.current_thread() is not self._thread, "a callback waits for its own thread"
+        return self._begin(function).result()
+
+    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
+        """LLM.embed, one text per step of the streams beside it."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("there are no texts; give at least one")
+        return np.concatenate([self.call(lambda one=text: self.llm.embed([one])) for text in texts])  # type: ignore[misc]
+
+    def statistics(self) -> ServiceStatistics:
+        """Counts of this moment."""
+        cache = self._scheduler.cache_usage()
+        with self._changed:
+            counts = self._counts
+            return ServiceStatistics(
+                waiting=self._scheduler.waiting + len(self._arrived),
+                running=self._scheduler.running,
+                cache_tokens=cache.tokens,
+                cache_held_tokens=cache.held_tokens,
+                cache_idle_tokens=cache.idle_tokens,
+                outcomes=dict(counts.outcomes),
+                prompt_tokens=counts.prompt_tokens,
+                cached_prompt_tokens=counts.cached_prompt_tokens,
+                generated_tokens=counts.generated_tokens,
+                drafted_tokens=counts.drafted_tokens,
+                accepted_tokens=counts.accepted_tokens,
+                steps=counts.steps,
+                step_seconds=counts.step_seconds,
+            )
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Refuse what is new, let requests finish for at most so long, then end the rest with an error."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join(max(0.0, timeout_s))
+        with self._changed:
+            self._is_aborted = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _begin(self, function: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        with self._changed:
+            self._require_open()
+            self._calls.append((function, future))
+            self._changed.notify_all()
+        return future
+
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._changed:
+            if not ticket.is_over:
+                self._end(ticket, "cancelled")
+                self._cancelled.append(ticket)
+                self._changed.notify_all()
+
+    def _require_open(self) -> None:
+        if self._is_closing:
+            raise GenerationError("the service is closing and takes nothing new; start another one")
+
+    # --- on the service's thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._take_in():
+            if self._scheduler.is_busy:
+                self._step()
+            self._call_one()
+        self._abort()
+
+    def _take_in(self) -> bool:
+        """Wait for something to do and hand it to the scheduler; False at the end."""
+        with self._changed:
+            while not (self._is_aborted or self._arrived or self._cancelled or self._calls or self._scheduler.is_busy):
+                if self._is_closing:
+                    return False
+                self._changed.wait()
+            while self._arrived:
+                self._scheduler.add(self._arrived.popleft().request)
+            while self._cancelled:
+                self._scheduler.cancel(self._cancelled.popleft().request)
+            return not self._is_aborted
+
+    def _step(self) -> None:
+        start = time.perf_counter()
+        try:
+            events = self._scheduler.step()
+        except Exception as error:
+            _LOGGER.exception("a step failed; its requests end with this error")
+            self._fail_all(error)
+            return
+        self._counts.stepped(time.perf_counter() - start)
+        for request, event in events:
+            ticket = self._tickets.get(request)
+            if ticket is not None:
+                self._deliver(ticket, event)
+
+    def _deliver(self, ticket: Ticket, event: Piece | Exception) -> None:
+        """Call back, unless the ticket was cancelled meanwhile."""
+        completion = event.completion if isinstance(event, Piece) else None
+        with self._changed:
+            if ticket.is_over:
+                return
+            if completion is not None:
+                self._counts.finished(completion)
+                self._end(ticket, completion.finish_reason)
+            elif isinstance(event, Exception):
+                self._end(ticket, "failed")
+        try:
+            ticket.on_piece(event) if isinstance(event, Piece) else ticket.on_error(event)
+        except Exception:
+            _LOGGER.exception("a callback failed; its request is cancelled")
+            ticket.cancel()
+
+    def _end(self, ticket: Ticket, outcome: str) -> None:
+        ticket.is_over = True
+        self._counts.outcomes[outcome] += 1
+        self._tickets.pop(ticket.request, None)
+
+    def _call_one(self) -> None:
+        with self._changed:
+            if not self._calls:
+                return
+            function, future = self._calls.popleft()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        self._scheduler.close()
+        with self._changed:
+            tickets = list(self._tickets.values())
+            self._arrived.clear()
+        for ticket in tickets:
+            self._deliver(ticket, error)
+
+    def _abort(self) -> None:
+        error = GenerationError("the service was closed before this was done")
+        self._fail_all(error)
+        with self._changed:
+            calls = list(self._calls)
+            self._calls.clear()
+        for _, future in calls:
+            future.set_exception(error)
+
+
+class _Counts:
+    """Sums over everything a service did."""
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+        self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
+        self.generated_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
+        self.steps = 0
+        self.step_seconds = 0.0
+        self._interval_s = 0.0
+        self._last_finish: float | None = None
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a place in the queue may be free: about what two requests' ends lie apart."""
+        return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, self._interval_s))
+
+    def stepped(self, seconds: float) -> None:
+        self.steps += 1
+        self.step_seconds += seconds
+
+    def finished(self, completion: Completion) -> None:
+        usage = completion.usage
+        self.prompt_tokens += usage.prompt_tokens
+        self.cached_prompt_tokens += usage.cached_tokens
+        self.generated_tokens += usage.completion_tokens
+        self.drafted_tokens += usage.drafted_tokens
+        self.accepted_tokens += usage.accepted_tokens
+        now = time.monotonic()
+        if self._last_finish is not None:
+            self._interval_s += _INTERVAL_WEIGHT * (now - self._last_finish - self._interval_s)
+        self._last_finish = now

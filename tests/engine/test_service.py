@@ -1,0 +1,158 @@
+"""The service: many threads, one model, and every answer the one it gives alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from minicpm import LLM, SamplingParams
+from minicpm.engine.request import Completion, Piece
+from minicpm.engine.service import Service, Ticket
+from minicpm.errors import GenerationError, QueueFull
+
+PARAMS = SamplingParams(seed=5, max_tokens=24)
+
+
+class Answer:
+    """A submitted request and what was called back about it."""
+
+    def __init__(self, service: Service, prompt: str | list[int], params: SamplingParams = PARAMS, **options):
+        self.pieces: list[Piece] = []
+        self._end: queue.Queue[Completion | Exception] = queue.Queue()
+        options = {"is_chat": True, **options}
+        self.ticket: Ticket = service.submit(prompt, params, on_piece=self._take, on_error=self._end.put, **options)
+
+    def _take(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        if piece.completion is not None:
+            self._end.put(piece.completion)
+
+    def result(self) -> Completion:
+        end = self._end.get(timeout=60)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    @property
+    def is_silent(self) -> bool:
+        return self._end.empty()
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(threads=1, max_batch=16)
+
+
+@pytest.fixture()
+def service(llm: LLM) -> Iterator[Service]:
+    with Service(llm) as service:
+        yield service
+
+
+def rendered(llm: LLM, question: str) -> str:
+    return llm.template.render([{"role": "user", "content": question}])
+
+
+def test_a_submitted_request_gives_the_text_that_chat_gives(llm: LLM, service: Service):
+    answer = Answer(service, rendered(llm, "Why is the sky blue?"))
+    completion = answer.result()
+    assert "".join(piece.text for piece in answer.pieces) == completion.text
+    assert completion.text == service.call(lambda: llm.chat("Why is the sky blue?", PARAMS)).text
+
+
+def test_choices_of_one_seed_differ_and_the_first_is_the_one_without_a_choice(llm: LLM, service: Service):
+    prompt = rendered(llm, "Tell me a story.")
+    texts = [answer.result().text for answer in [Answer(service, prompt, choice=choice) for choice in range(3)]]
+    assert len(set(texts)) == 3
+    assert texts[0] == Answer(service, prompt).result().text
+
+
+def test_tokens_of_all_pieces_are_those_of_the_completion(llm: LLM, service: Service):
+    params = SamplingParams(seed=1, max_tokens=40, logprobs=2, stop=["zzzz", " the end"])
+    answer = Answer(service, rendered(llm, "什么是人工智能?"), params)
+    completion = answer.result()
+    assert [token for piece in answer.pieces for token in piece.tokens] == list(completion.logprobs)
+
+
+def test_a_prompt_that_can_never_fit_is_refused_by_submit(llm: LLM, service: Service):
+    with pytest.raises(GenerationError, match="the context holds"):
+        Answer(service, [5] * (llm.context_length + 1))
+
+
+def test_a_cancelled_request_is_silent_and_frees_its_memory(llm: LLM, service: Service):
+    params = SamplingParams(seed=5, ignore_eos=True)
+    started = threading.Event()
+    ticket = service.submit(
+        rendered(llm, "Go on for ever."), params, on_piece=lambda piece: started.set(), on_error=print, is_chat=True
+    )
+    assert started.wait(60)
+    ticket.cancel()
+    ticket.cancel()
+    other = Answer(service, rendered(llm, "hello"))
+    other.result()
+    statistics = service.statistics()
+    assert (statistics.running, statistics.cache_held_tokens, statistics.outcomes["cancelled"]) == (0, 0, 1)
+
+
+def test_a_callback_that_fails_ends_its_own_request_only(llm: LLM, service: Service):
+    def fail(piece: Piece) -> None:
+        raise OSError("the socket is gone")
+
+    service.submit(rendered(llm, "one"), PARAMS, on_piece=fail, on_error=fail, is_chat=True)
+    assert Answer(service, rendered(llm, "two")).result().text == service.call(lambda: llm.chat("two", PARAMS)).text
+    assert service.statistics().outcomes["cancelled"] == 1
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(llm: LLM):
+    with Service(llm, queue_limit=2) as service:
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            entered.set()
+            leave.wait(60)
+
+        holder = threading.Thread(target=lambda: service.call(hold))
+        holder.start()
+        assert entered.wait(60)
+        answers = [Answer(service, "a b c"), Answer(service, "d e f")]
+        with pytest.raises(QueueFull, match="2 requests are waiting") as refused:
+            Answer(service, "g h i")
+        leave.set()
+        holder.join()
+        assert refused.value.retry_after_s >= 1
+        assert all(answer.result().finish_reason for answer in answers)
+        assert service.statistics().outcomes["refused"] == 1
+
+
+def test_closing_lets_requests_finish_and_refuses_new_ones(llm: LLM):
+    service = Service(llm)
+    answers = [Answer(service, rendered(llm, f"Question {n}")) for n in range(4)]
+    service.close(60)
+    assert all(answer.result().usage.completion_tokens for answer in answers)
+    with pytest.raises(GenerationError, match="closing"):
+        Answer(service, "late")
+
+
+def test_closing_at_once_ends_requests_with_an_error(llm: LLM):
+    service = Service(llm)
+    answer = Answer(service, rendered(llm, "Go on"), SamplingParams(ignore_eos=True))
+    service.close(0)
+    with pytest.raises(GenerationError, match="closed"):
+        answer.result()
+
+
+def test_embeddings_beside_streams_are_those_without(llm: LLM, service: Service):
+    texts = ["A cat sleeps.", "A kitten is asleep.", "山"]
+    answer = Answer(service, rendered(llm, "And now?"))
+    vectors = service.embed(texts)
+    assert answer.result().text == service.call(lambda: llm.chat("And now?", PARAMS)).text
+    assert np.array_equal(vectors, service.call(lambda: llm.embed(texts)))
+
+
+def test_an_error_inside_a_call_is_the_callers(service: Service):
+    with pytest.raises(ZeroDivisionError):
+        service.call(lambda: 1 // 0)
