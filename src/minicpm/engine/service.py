@@ -178,6 +178,11 @@ class Service:
                 step_seconds=counts.step_seconds,
             )
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that computes is there: until `close`, unless a bug ended it."""
+        return self._thread.is_alive()
+
     def close(self, timeout_s: float = 30.0) -> None:
         """Refuse what is new, let requests finish for at most so long, then end the rest with an error."""
         with self._changed:
