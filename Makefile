@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-browser test-wheel check format bench peers native native-sanitize \
+.PHONY: help setup chat test test-slow test-peers test-browser test-wheel check format bench peers clients native native-sanitize \
 	native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
 
 help:
@@ -23,7 +23,8 @@ help:
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
 	@echo "make peers                     llama.cpp and vLLM, each in an environment of its own (half an hour, 4 GB)"
-	@echo "make test-peers                our files in llama.cpp"
+	@echo "make clients                   llm and litellm, each in an environment of its own"
+	@echo "make test-peers                our files in llama.cpp, our server asked by llm and litellm"
 	@echo "make test-browser              the pages in a real chromium, which the system has to have"
 
 $(BIN)/python:
@@ -104,6 +105,13 @@ PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quie
 .venv-vllm/.ready: benchmarks/peers/requirements-vllm.txt
 	$(PEER_INSTALL)
 	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Programs that ask the server, whose pins would hold back everybody else's.
+clients: .venv-llm/.ready .venv-litellm/.ready
+
+.venv-llm/.ready .venv-litellm/.ready: .venv-%/.ready: tests/server/requirements-%.txt
+	$(PEER_INSTALL)
 	touch $@
 
 # As `make setup` builds it, but warnings are errors, and a failure is one.

@@ -76,7 +76,8 @@ def test_shown_help_is_the_real_help():
     assert with_real_help(text) == text, "run: python tests/test_docs.py"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+# The programs of serving.md need a server: tests/server/test_documentation.py runs them with one.
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "serving.md"], ids=lambda path: path.name)
 def test_python_examples_run_from_top_to_bottom(
     path: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -72,7 +72,7 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def load_llm(args: argparse.Namespace, *, max_batch: int = 1) -> LLM:
+def load_llm(args: argparse.Namespace, *, max_batch: int = 1, kv_cache_bytes: int | None = None) -> LLM:
     """Load the model the arguments name; progress of a download goes to stderr."""
     from minicpm.cli.progress import TerminalProgress
     from minicpm.engine.llm import LLM
@@ -87,6 +87,7 @@ def load_llm(args: argparse.Namespace, *, max_batch: int = 1) -> LLM:
         context=args.context,
         threads=args.threads,
         max_batch=max_batch,
+        kv_cache_bytes=kv_cache_bytes,
         lookup="off" if args.no_lookup else "auto",
         offline=args.offline,
         progress=TerminalProgress(),

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: HTTP in, HTTP out; the engine's thread does the work. Needs the `serve` extra."""

@@ -1,0 +1,97 @@
+"""Who may ask: the name the server was addressed by, the page that asks, and the key.
+
+A page of a stranger, opened in a browser on this machine, can send requests to 127.0.0.1, by a name of its own that
+resolves there (DNS rebinding) or as a plain form. Both are told by their Host and Origin headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from minicpm.server.errors import APIError, shutting_down
+from minicpm.server.settings import Settings
+
+# Paths of the chat page, which cannot bring a key, and of health checks.
+OPEN_PATHS = ("/", "/health")
+OPEN_PREFIX = "/page/"
+
+
+class Guard:
+    """Answers 401, 403 and, once the server shuts down, 503 before a request reaches the app."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, is_draining: Callable[[], bool]):
+        self._app = app
+        self._hosts = settings.allowed_hosts
+        self._origins = settings.cors_origins
+        self._digests = [_digest(key) for key in settings.api_keys]
+        self._is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = self._objection(scope["path"], Headers(scope=scope))
+        if error is None:
+            await self._app(scope, receive, send)
+        else:
+            await error.response()(scope, receive, send)
+
+    def _objection(self, path: str, headers: Headers) -> APIError | None:
+        if self._is_draining():
+            return shutting_down()
+        host = headers.get("host", "")
+        if self._hosts is not None and _without_port(host) not in self._hosts:
+            return APIError(
+                403,
+                "the server has another name than the Host header's; 'minicpm serve --allowed-host NAME' adds one",
+                kind="permission_error",
+                code="host_not_allowed",
+            )
+        if not self._is_own_or_allowed(headers.get("origin"), host):
+            return APIError(
+                403,
+                "web pages of other origins may not ask; 'minicpm serve --cors-origin ORIGIN' allows one",
+                kind="permission_error",
+                code="origin_not_allowed",
+            )
+        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX) or self._has_key(headers):
+            return None
+        return APIError(
+            401,
+            "a valid API key is needed: 'Authorization: Bearer KEY'",
+            kind="authentication_error",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    def _is_own_or_allowed(self, origin: str | None, host: str) -> bool:
+        if origin is None or "*" in self._origins or origin in self._origins:
+            return True
+        return urlsplit(origin).netloc == host
+
+    def _has_key(self, headers: Headers) -> bool:
+        if not self._digests:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = _digest(key.strip())
+        # All are compared, each in constant time: how long it takes tells nothing of any.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("latin-1", "replace")).digest()
+
+
+def _without_port(host: str) -> str:
+    """'LocalHost:8000' -> 'localhost', '[::1]:8000' -> '[::1]'."""
+    host = host.lower()
+    if host.startswith("["):
+        return host[: host.find("]") + 1]
+    return host.partition(":")[0]

@@ -1,0 +1,89 @@
+"""Running the app on a socket until a signal: the first one lets answers finish, the second one ends at once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from minicpm.errors import MiniCPMError
+from minicpm.server.answers import Serving
+from minicpm.server.app import create_app
+from minicpm.server.protocol import protocol_class
+
+_LOGGER = logging.getLogger("minicpm.server")
+_BACKLOG = 2048
+# After the answers were ended, what their last words may take to be sent.
+_LAST_WORDS_S = 2.0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises MiniCPMError where the address cannot be had."""
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"a port is from 0 to 65535, got {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        # A restart must not wait for connections of the killed server to time out.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise MiniCPMError(
+                f"port {port} of {host} is taken; stop what listens there, or give another --port"
+            ) from None
+        raise MiniCPMError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server over one Serving."""
+
+    def __init__(self, serving: Serving, app: FastAPI | None = None, on_ready: Callable[[], None] = lambda: None):
+        settings = serving.settings
+        self._serving = serving
+        self._on_ready = on_ready
+        super().__init__(
+            uvicorn.Config(
+                app or create_app(serving),
+                http=protocol_class(settings),
+                ws="none",
+                loop="uvloop",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=int(settings.keep_alive_s),
+                timeout_graceful_shutdown=int(settings.grace_s + _LAST_WORDS_S) + 1,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+        self._serving.drain()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._serving.drain()
+        running = len(self.server_state.tasks)
+        _LOGGER.info(
+            "shutting down; %d requests are finished first, for %g s at most", running, self._serving.settings.grace_s
+        )
+        impatience = asyncio.get_running_loop().call_later(self._serving.settings.grace_s, self._serving.abandon)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            impatience.cancel()

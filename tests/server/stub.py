@@ -1,0 +1,120 @@
+"""An engine that computes nothing: it says the words it is told, on a thread of its own, as fast or slow as wanted."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.engine.request import Completion, Piece, Timings, Usage
+from minicpm.engine.service import ServiceStatistics
+from minicpm.errors import QueueFull
+from minicpm.sampling import SamplingParams
+
+
+@dataclass
+class StubTicket:
+    """One answer; it is `alive` until its last piece, or until somebody cancels it."""
+
+    prompt_tokens: int
+    params: SamplingParams
+    on_piece: Callable[[Piece], None]
+    on_error: Callable[[Exception], None]
+    said: list[str] = field(default_factory=list)
+    alive: bool = True
+
+    def cancel(self) -> None:
+        self.alive = False
+
+
+class StubEngine:
+    """Says `words` one by one, over and over up to max_tokens, with `delay_s` before each.
+
+    `fail_after` words every answer fails with `failure`; more than `limit` answers at once are refused.
+    """
+
+    def __init__(self, words: Sequence[str] = (" one", " two", " three"), delay_s: float = 0.0, limit: int = 10_000):
+        self.words, self.delay_s, self.limit = list(words), delay_s, limit
+        self.fail_after: int | None = None
+        self.failure: Exception = RuntimeError("secret words of the inside")
+        self.is_alive = True
+        self.tickets: list[StubTicket] = []
+        self._due: list[tuple[float, int, StubTicket]] = []
+        self._count = itertools.count()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    @property
+    def alive(self) -> int:
+        return sum(ticket.alive for ticket in self.tickets)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        on_piece: Callable[[Piece], None],
+        on_error: Callable[[Exception], None],
+        is_chat: bool,
+        choice: int = 0,
+        constraint: object = None,
+    ) -> StubTicket:
+        if self.alive >= self.limit:
+            raise QueueFull(self.alive, 3.0)
+        ticket = StubTicket(len(prompt), params, on_piece, on_error)
+        self.tickets.append(ticket)
+        self._schedule(ticket)
+        return ticket
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        return np.ones((len(texts), 4), np.float32)
+
+    def statistics(self) -> ServiceStatistics:
+        return ServiceStatistics(0, self.alive, 0, 0, 0)
+
+    def close(self) -> None:
+        with self._changed:
+            self.is_alive = False
+            self._changed.notify()
+
+    def _schedule(self, ticket: StubTicket) -> None:
+        with self._changed:
+            heapq.heappush(self._due, (time.monotonic() + self.delay_s, next(self._count), ticket))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while self.is_alive:
+            with self._changed:
+                wait_s = self._due[0][0] - time.monotonic() if self._due else None
+                if wait_s is None or wait_s > 0:
+                    self._changed.wait(wait_s)
+                    continue
+                ticket = heapq.heappop(self._due)[2]
+            self._say(ticket)
+
+    def _say(self, ticket: StubTicket) -> None:
+        if not ticket.alive:
+            return
+        if self.fail_after == len(ticket.said):
+            ticket.alive = False
+            ticket.on_error(self.failure)
+            return
+        word = self.words[len(ticket.said) % len(self.words)]
+        ticket.said.append(word)
+        limit = ticket.params.max_tokens or len(self.words)
+        if len(ticket.said) < limit:
+            ticket.on_piece(Piece(0, word))
+            self._schedule(ticket)
+            return
+        ticket.alive = False
+        usage = Usage(ticket.prompt_tokens, len(ticket.said), 0)
+        timings = Timings(0.0, 0.0, 0.0, 0.0)
+        ids = tuple(range(len(ticket.said)))
+        whole = Completion("".join(ticket.said), ids, None, "length", usage, timings, ticket.params.seed or 0)
+        ticket.on_piece(Piece(0, word, whole))

@@ -1,0 +1,190 @@
+"""What goes wrong is said in OpenAI's shape, with the field at fault, and nothing of the inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from server.running import ASK, CHAT, Running, error_of
+from server.stub import StubEngine
+
+JSON = {"content-type": "application/json"}
+IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+
+
+@pytest.mark.parametrize(
+    "change, param",
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 7}, "min_p"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"seed": 1 << 70}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["x"] * 100}, "stop"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, None),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 1000}}, "logit_bias"),
+        ({"stream_options": {"include_usage": True}}, None),
+        ({"max_completion_tokens": 5}, None),
+        ({"tool_choice": "required"}, None),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello!"}, "messages"),
+        ({"messages": [{"role": "nobody", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": IMAGE}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0]"),
+        ({"surprise": 1}, "surprise"),
+        ({"functions": []}, "functions"),
+        ({"modalities": ["audio"]}, "modalities[0]"),
+    ],
+    ids=lambda value: json.dumps(value)[:50],
+)
+def test_a_value_out_of_range_is_named(client: httpx.Client, change: dict[str, Any], param: str | None):
+    response = client.post(CHAT, json={**ASK, **change})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"messages": [{"role": "user", "content": "\xff"}]}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "user", "content": "Hello!"}], "temperature": NaN}',
+        b'{"messages": [{"role": "user", "content": "Hello!"}], "temperature": 1e999}',
+        b'{"messages": [{"role": "user", "content": "Hello!"}], "n": ' + b"9" * 5000 + b"}",
+        b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"messages": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}",
+    ],
+    ids=lambda body: repr(body[:40]),
+)
+def test_a_body_that_is_no_request_is_refused(client: httpx.Client, body: bytes):
+    response = client.post(CHAT, content=body, headers=JSON)
+    assert response.status_code == 400
+    error_of(response)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_what_a_form_could_send_is_no_request(client: httpx.Client, kind: str):
+    response = client.post(CHAT, content=json.dumps(ASK), headers={"content-type": kind})
+    assert response.status_code == 400
+    assert "Content-Type" in error_of(response)["message"]
+
+
+def test_an_unknown_model_path_or_method_is_said(client: httpx.Client):
+    unknown = client.post(CHAT, json={**ASK, "model": "gpt-4"})
+    assert (unknown.status_code, error_of(unknown)["code"]) == (404, "model_not_found")
+    assert client.get("/v1/models/gpt-4").status_code == 404
+    missing = client.get("/v1/nothing")
+    assert (missing.status_code, error_of(missing)["code"]) == (404, "not_found")
+    wrong = client.get(CHAT)
+    assert (wrong.status_code, error_of(wrong)["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_anything_is_computed(client: httpx.Client, nano: Running):
+    long = client.post(CHAT, json={"messages": [{"role": "user", "content": "a b c " * 3000}]})
+    assert (long.status_code, error_of(long)["code"]) == (400, "context_length_exceeded")
+    ids = client.post("/v1/completions", json={"prompt": [5] * nano.serving.model.context_length})
+    assert error_of(ids)["code"] == "context_length_exceeded"
+    text = client.post("/v1/embeddings", json={"input": "a b c " * 3000})
+    assert error_of(text)["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"prompt": ""}, {"prompt": []}, {"prompt": [[]]}, {"prompt": [-1]}, {"prompt": [1 << 40]}, {"prompt": ["a"] * 129},
+     {"prompt": "a", "suffix": "b"}, {"prompt": "a", "best_of": 3}, {"prompt": "a", "echo": True, "logprobs": 1}, {}],
+    ids=lambda body: json.dumps(body)[:40],
+)  # fmt: skip
+def test_completions_that_cannot_be_are_refused(client: httpx.Client, body: dict[str, Any]):
+    response = client.post("/v1/completions", json=body)
+    assert response.status_code == 400
+    error_of(response)
+
+
+def test_the_official_client_raises_its_own_errors(nano: Running):
+    official = openai.OpenAI(base_url=f"{nano.url}/v1", api_key="none", max_retries=0)
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        official.chat.completions.create(model="gpt-4", messages=ASK["messages"])
+    with pytest.raises(openai.BadRequestError, match="temperature") as caught:
+        official.chat.completions.create(model="nano", messages=ASK["messages"], temperature=-1)
+    assert caught.value.param == "temperature"
+
+
+def test_a_full_queue_says_when_to_come_back(start: Callable[..., Running]):
+    engine = StubEngine(delay_s=60, limit=1)
+    with start(engine).client() as client, client.stream("POST", CHAT, json={**ASK, "stream": True}) as first:
+        assert first.status_code == 200
+        refused = client.post(CHAT, json=ASK)
+        assert (refused.status_code, error_of(refused)["type"]) == (429, "rate_limit_error")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.post(CHAT, json={**ASK, "stream": True}).status_code == 429
+
+
+def test_of_several_choices_none_runs_when_not_all_fit(start: Callable[..., Running]):
+    engine = StubEngine(delay_s=60, limit=2)
+    with start(engine).client() as client:
+        assert client.post(CHAT, json={**ASK, "n": 3}).status_code == 429
+        assert engine.alive == 0
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_failure_of_the_engine_is_a_500_without_its_words(start: Callable[..., Running], after: int):
+    engine = StubEngine()
+    engine.fail_after = after
+    with start(engine).client() as client:
+        response = client.post(CHAT, json=ASK)
+        assert response.status_code == 500
+        assert error_of(response)["type"] == "server_error"
+        assert "secret" not in response.text
+        streamed = client.post(CHAT, json={**ASK, "stream": True}).text
+        last = json.loads(streamed.strip().split("\n\n")[-1].removeprefix("data: "))
+        assert last["error"]["type"] == "server_error" and "secret" not in streamed
+        engine.fail_after = None
+        assert client.post(CHAT, json=ASK).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_ended(start: Callable[..., Running]):
+    engine = StubEngine(delay_s=0.05)
+    with start(engine, total_timeout_s=0.3).client() as client:
+        response = client.post(CHAT, json={**ASK, "max_tokens": 1000})
+        assert (response.status_code, error_of(response)["code"]) == (504, "answer_timeout")
+        assert engine.alive == 0
+
+
+def test_waiting_too_long_for_a_token_is_ended(start: Callable[..., Running]):
+    engine = StubEngine(delay_s=60)
+    with start(engine, first_token_timeout_s=0.1).client() as client:
+        response = client.post(CHAT, json=ASK)
+        assert (response.status_code, error_of(response)["code"]) == (503, "first_token_timeout")
+        assert engine.alive == 0
+
+
+def test_every_response_has_a_number_and_a_given_one_is_kept(client: httpx.Client):
+    assert client.get("/health").headers["x-request-id"].startswith("req-")
+    assert client.get("/nothing", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert client.get("/health", headers={"x-request-id": "bad one"}).headers["x-request-id"].startswith("req-")

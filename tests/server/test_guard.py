@@ -1,0 +1,105 @@
+"""Who may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from minicpm.server.answers import Serving
+from minicpm.server.app import create_app
+from minicpm.server.model import ServedModel
+from minicpm.server.settings import Settings
+from server.running import ASK, CHAT, Running, error_of, running
+from server.stub import StubEngine
+
+KEYS = ("first-key", "second-key")
+
+
+@pytest.fixture(scope="module")
+def keyed(model: ServedModel) -> Iterator[Running]:
+    with running(StubEngine(), model, Settings(api_keys=KEYS)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def plain(model: ServedModel) -> Iterator[Running]:
+    with running(StubEngine(), model, Settings()) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/v1/nothing"])
+@pytest.mark.parametrize("given", [None, "Bearer", "Bearer wrong", "Bearer first-key2", "Basic first-key", "first-key"])
+def test_without_a_key_nothing_is_told(keyed: Running, path: str, given: str | None):
+    with keyed.client(headers={"authorization": given} if given else {}) as client:
+        response = client.get(path)
+        assert (response.status_code, error_of(response)["code"]) == (401, "invalid_api_key")
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens(keyed: Running, key: str):
+    with keyed.client(headers={"authorization": f"Bearer {key}"}) as client:
+        assert client.post(CHAT, json=ASK).status_code == 200
+
+
+def test_health_needs_no_key(keyed: Running):
+    with keyed.client() as client:
+        assert client.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "localhost.", "[::2]"]
+)
+def test_a_foreign_name_is_not_answered(plain: Running, host: str):
+    with plain.client(headers={"host": host}) as client:
+        response = client.get("/v1/models")
+        assert (response.status_code, error_of(response)["code"]) == (403, "host_not_allowed")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:99", "[::1]:8000", "[::1]"])
+def test_names_of_this_machine_are_answered(plain: Running, host: str):
+    with plain.client(headers={"host": host}) as client:
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_a_page_of_another_origin_may_not_ask(plain: Running):
+    with plain.client() as client:
+        for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+            response = client.post(CHAT, json=ASK, headers={"origin": origin})
+            assert (response.status_code, error_of(response)["code"]) == (403, "origin_not_allowed")
+        assert client.post(CHAT, json=ASK, headers={"origin": plain.url}).status_code == 200
+        preflight = client.options(CHAT, headers={"origin": plain.url, "access-control-request-method": "POST"})
+        assert "access-control-allow-origin" not in preflight.headers
+
+
+def test_an_allowed_origin_may_ask_and_no_other(start: Callable[..., Running]):
+    mine = "https://chat.example"
+    with start(cors_origins=(mine,), api_keys=KEYS).client() as client:
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        preflight = client.options(CHAT, headers={"origin": mine, **asked})
+        assert preflight.headers["access-control-allow-origin"] == mine
+        key = {"authorization": f"Bearer {KEYS[0]}"}
+        assert client.post(CHAT, json=ASK, headers={"origin": mine, **key}).status_code == 200
+        other = client.post(CHAT, json=ASK, headers={"origin": "https://evil.example", **key})
+        assert other.status_code == 403 and "access-control-allow-origin" not in other.headers
+
+
+def test_the_page_is_served_with_a_strict_policy_and_nothing_beside_it(tmp_path, model):
+    from fastapi.testclient import TestClient
+
+    from minicpm.server.settings import Settings
+    from server.stub import StubEngine
+
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").write_text("<!doctype html>")
+    (tmp_path / "page" / "chat.js").write_text("1")
+    (tmp_path / "secret.js").write_text("2")
+    settings = Settings(allowed_hosts=None, api_keys=KEYS)
+    client = TestClient(create_app(Serving(StubEngine(), model, settings), tmp_path / "page"))
+    index = client.get("/")
+    assert index.text == "<!doctype html>" and index.headers["content-type"].startswith("text/html")
+    assert index.headers["content-security-policy"].startswith("default-src 'none'")
+    assert client.get("/page/chat.js").text == "1"
+    for path in ("/page/../secret.js", "/page/%2e%2e/secret.js", "/page/..%2fsecret.js", "/page/", "/page/nothing.js"):
+        assert client.get(path).status_code in (401, 404)

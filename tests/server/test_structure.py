@@ -1,0 +1,229 @@
+"""Answers of a given form, over HTTP: JSON, regular expressions, grammars, choices, function calls."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+from server.running import ASK, CHAT, Running, error_of
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 10}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "now", "description": "The time."}}
+QUESTION = [{"role": "user", "content": "What is the weather in Tokyo?"}]
+
+
+@pytest.fixture(scope="module")
+def official(nano: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{nano.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_json_follows_its_schema(official: openai.OpenAI, seed: int):
+    answer = official.chat.completions.create(
+        model="nano",
+        messages=QUESTION,
+        seed=seed,
+        temperature=1.5,
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}},
+    )
+    jsonschema.validate(json.loads(answer.choices[0].message.content), PERSON)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_pydantic_class_is_parsed_by_the_official_client(official: openai.OpenAI):
+    from typing import Literal
+
+    from pydantic import BaseModel
+
+    class City(BaseModel):
+        size: Literal["small", "large"]
+        is_capital: bool
+
+    answer = official.chat.completions.parse(model="nano", messages=QUESTION, response_format=City)
+    assert isinstance(answer.choices[0].message.parsed, City)
+
+
+@pytest.mark.parametrize(
+    "wanted, pattern",
+    [
+        ({"regex": "[0-9]{3}-[0-9]{2}"}, r"[0-9]{3}-[0-9]{2}"),
+        ({"choice": ["yes", "no"]}, "yes|no"),
+        ({"grammar": 'start: "(" /[a-c]{1,4}/ ")"'}, r"\([a-c]{1,4}\)"),
+        ({"json": {"type": "boolean"}}, "true|false"),
+    ],
+    ids=["regex", "choice", "grammar", "json"],
+)
+@pytest.mark.parametrize("route", ["chat", "completion"])
+def test_structured_outputs_have_their_form(client: httpx.Client, wanted: dict[str, Any], pattern: str, route: str):
+    body = {"structured_outputs": wanted, "temperature": 1.0, "seed": 5, "max_tokens": 50}
+    if route == "chat":
+        text = client.post(CHAT, json={"messages": QUESTION, **body}).json()["choices"][0]["message"]["content"]
+    else:
+        text = client.post("/v1/completions", json={"prompt": "So", **body}).json()["choices"][0]["text"]
+    assert re.fullmatch(pattern, text)
+
+
+def test_streamed_json_joins_to_the_whole(official: openai.OpenAI):
+    asked = {"model": "nano", "messages": QUESTION, "seed": 1, "response_format": {"type": "json_object"}}
+    whole = official.chat.completions.create(**asked, max_tokens=40).choices[0].message.content
+    chunks = official.chat.completions.create(**asked, max_tokens=40, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+    assert whole.startswith("{")
+
+
+# --- Functions -----------------------------------------------------------------------------------------------
+
+
+def test_a_required_call_names_a_function_and_fits_its_schema(official: openai.OpenAI):
+    answer = official.chat.completions.create(
+        model="nano", messages=QUESTION, tools=[WEATHER, CLOCK], tool_choice="required", max_tokens=300, seed=2
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    for call in choice.message.tool_calls:
+        schema = {"get_weather": WEATHER["function"]["parameters"], "now": {"type": "object", "maxProperties": 0}}
+        jsonschema.validate(json.loads(call.function.arguments), schema[call.function.name])
+        assert call.type == "function" and call.id
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_named_call_is_of_that_function_alone(official: openai.OpenAI, stream: bool):
+    asked = {
+        "model": "nano", "messages": QUESTION, "tools": [CLOCK, WEATHER], "parallel_tool_calls": False, "seed": 1,
+        "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+    }  # fmt: skip
+    if stream:
+        name, arguments, reasons, ids = "", "", [], []
+        for chunk in official.chat.completions.create(**asked, stream=True):
+            choice = chunk.choices[0]
+            for call in choice.delta.tool_calls or ():
+                name += call.function.name or ""
+                arguments += call.function.arguments or ""
+                ids += [call.id] if call.id else []
+                assert call.index == 0
+            assert not choice.delta.content
+            reasons.append(choice.finish_reason)
+        assert reasons[-1] == "tool_calls" and len(ids) == 1
+    else:
+        (call,) = official.chat.completions.create(**asked).choices[0].message.tool_calls
+        name, arguments = call.function.name, call.function.arguments
+    assert name == "get_weather"
+    jsonschema.validate(json.loads(arguments), WEATHER["function"]["parameters"])
+
+
+def test_streamed_calls_are_those_of_the_whole(official: openai.OpenAI):
+    asked = {"model": "nano", "messages": QUESTION, "tools": [WEATHER, CLOCK], "tool_choice": "required", "seed": 4,
+             "temperature": 1.5, "max_tokens": 200}  # fmt: skip
+    calls = official.chat.completions.create(**asked).choices[0].message.tool_calls
+    streamed: dict[int, list[str]] = {}
+    for chunk in official.chat.completions.create(**asked, stream=True):
+        for call in chunk.choices[0].delta.tool_calls or ():
+            entry = streamed.setdefault(call.index, ["", ""])
+            entry[0] += call.function.name or ""
+            entry[1] += call.function.arguments or ""
+    assert list(streamed.values()) == [[call.function.name, call.function.arguments] for call in calls]
+
+
+def test_with_tools_a_model_may_answer_in_words(official: openai.OpenAI):
+    answer = official.chat.completions.create(
+        model="nano", messages=[{"role": "user", "content": "Hello!"}], tools=[WEATHER], temperature=0, max_tokens=20
+    )
+    message = answer.choices[0].message
+    assert message.content and not message.content.startswith(" ")
+    assert message.tool_calls is None
+
+
+def test_no_choice_of_tools_leaves_them_out_of_the_prompt(official: openai.OpenAI):
+    plain = official.chat.completions.create(model="nano", messages=QUESTION, temperature=0)
+    none = official.chat.completions.create(
+        model="nano", messages=QUESTION, temperature=0, tools=[WEATHER], tool_choice="none"
+    )
+    assert none.choices[0].message.content == plain.choices[0].message.content
+    assert none.usage.prompt_tokens == plain.usage.prompt_tokens
+
+
+def test_results_of_a_call_can_be_sent_back(official: openai.OpenAI):
+    asked = {"model": "nano", "tools": [WEATHER], "max_tokens": 30}
+    message = official.chat.completions.create(
+        messages=QUESTION, tool_choice="required", parallel_tool_calls=False, **asked
+    ).choices[0].message  # fmt: skip
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": '{"sky": "sunny"}'}
+    assert official.chat.completions.create(messages=[*QUESTION, message, result], tool_choice="none", **asked)
+
+
+# --- What cannot be ------------------------------------------------------------------------------------------
+
+DEEP: dict[str, Any] = {}
+for _ in range(300):
+    DEEP = {"type": "array", "items": DEEP}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"structured_outputs": {"regex": "(["}},
+        {"structured_outputs": {"regex": ""}},
+        {"structured_outputs": {"grammar": "start: nothing"}},
+        {"structured_outputs": {"grammar": "}{"}},
+        {"structured_outputs": {"choice": []}},
+        {"structured_outputs": {"choice": [""]}},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+        {"structured_outputs": {"json": {"type": "no such type"}}},
+        {"structured_outputs": {"json": {"$ref": "#/nowhere"}}},
+        {"structured_outputs": {"json": DEEP}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        {"tools": []},
+        {"tools": [WEATHER, WEATHER]},
+        {"tools": [WEATHER], "response_format": {"type": "json_object"}},
+        {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}},
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": 5}}}]},
+    ],
+    ids=lambda change: json.dumps(change)[:60],
+)
+def test_a_form_that_cannot_be_followed_is_refused(client: httpx.Client, change: dict[str, Any]):
+    response = client.post(CHAT, json={**ASK, **change})
+    assert response.status_code == 400, response.text
+    assert error_of(response)["type"] == "invalid_request_error"
+
+
+def test_a_form_that_never_ends_ends_at_the_limit(client: httpx.Client):
+    endless = {"structured_outputs": {"grammar": 'start: "a" start'}, "messages": QUESTION, "max_tokens": 25}
+    response = client.post(CHAT, json=endless)
+    if response.status_code == 200:
+        choice = response.json()["choices"][0]
+        assert choice["finish_reason"] == "length" and set(choice["message"]["content"].strip()) == {"a"}
+    else:
+        assert response.status_code == 400
+    assert client.post(CHAT, json=ASK).status_code == 200
