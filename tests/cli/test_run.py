@@ -97,7 +97,7 @@ def test_raw_continues_the_text_without_a_template(minicpm, toy):
         (("--dtype", "int7", "hi"), "", "dtype must be one of"),
         (("-f", "missing.txt"), "", "missing.txt: No such file"),
         (("-f", "-"), "\n\n", "holds no prompt"),
-        (("-f", "-", "hi"), "", "not both"),
+        (("-f", "-", "hi"), "", "not in two of these ways"),
         (("--jsonl", "hi"), "", "--jsonl tells how to read --file"),
         (("--raw", "--system", "a", "hi"), "", "--system needs the chat template"),
         (("--context", "100000", "hi"), "", "context 100000 is more than the 2048 tokens"),

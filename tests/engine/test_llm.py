@@ -455,3 +455,11 @@ class TestDynamicScaling:
         assert (
             LLM(stretched, threads=1).generate([[*prompt, *first.ids, 9, 9]], GREEDY, max_tokens=8)[0].ids == second.ids
         )
+
+
+def test_every_prompt_may_have_sampling_of_its_own(llm):
+    params = [SamplingParams(temperature=0, max_tokens=2), SamplingParams(temperature=0, max_tokens=5)]
+    first, second = llm.generate(["one", "two"], params)
+    assert [first.usage.completion_tokens, second.usage.completion_tokens] == [2, 5]
+    with pytest.raises(ValueError, match="1 SamplingParams for 2 prompts"):
+        llm.generate(["one", "two"], params[:1])

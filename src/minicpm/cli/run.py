@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +17,15 @@ from minicpm.chat import Message, validate_messages
 from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, given_sampling, load_llm
 from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim
 from minicpm.cli.text_input import read_stdin, read_text
+from minicpm.cli.vote import Vote, vote
 from minicpm.errors import FormatError
 
 if TYPE_CHECKING:
+    from minicpm.cli.showcase import Showcase
+    from minicpm.cli.showcase_page import Entry
+    from minicpm.engine.llm import LLM
     from minicpm.engine.request import Completion, Piece
+    from minicpm.sampling import SamplingParams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,20 +43,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="lines are JSON objects with 'prompt' or 'messages'; the default for .jsonl",
     )
+    parser.add_argument(
+        "--showcase", nargs="*", metavar="PATH", help="show cases of files or folders (default: examples/showcases)"
+    )
     parser.add_argument("-s", "--system", metavar="TEXT", help="system text in front of every prompt")
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text itself")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="prompts computed at once (default: 8)")
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="answers per prompt, with the seeds SEED to SEED + N - 1"
+    )
+    parser.add_argument(
+        "--vote", action="store_true", help="print of a prompt's samples one with the most frequent final answer"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
+    parser.add_argument("--html", metavar="FILE", help="also write prompts and answers as one page")
     add_engine_arguments(parser)
     add_sampling_arguments(parser)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt to complete, and the fields its JSONL record brought along."""
+    """A prompt to complete, the fields its JSONL record brought along, and what it says about itself, if anything."""
 
     messages: list[Message]
     record: dict[str, Any]
+    showcase: Showcase | None = None
 
     @property
     def prompt(self) -> str:
@@ -56,26 +75,55 @@ class Job:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.jsonl and not args.file:
-        raise ValueError("--jsonl tells how to read --file; give one (- is stdin)")
-    if args.raw and args.system:
-        raise ValueError("--system needs the chat template, which --raw leaves out")
-    sampling = given_sampling(args)
+    _check_combination(args)
+    given = given_sampling(args)
     jobs = [_with_system(job, args.system) for job in _read_jobs(args)]
     if args.raw and any(len(job.messages) > 1 for job in jobs):
         raise ValueError("--raw continues one text; records with several 'messages' need the chat template")
     llm = load_llm(args, max_batch=args.batch)
+    sampling = [params for job in jobs for params in _of_samples(job, args.samples, llm.sampling, given)]
+    start = time.perf_counter()
     if args.raw:
-        pieces = llm.stream_batch([job.prompt for job in jobs], **sampling)
+        pieces = llm.stream_batch([job.prompt for job in jobs for _ in range(args.samples)], sampling)
     else:
-        pieces = llm.stream_chats([job.messages for job in jobs], **sampling)
-    if len(jobs) == 1 and not args.json and not args.file:
+        pieces = llm.stream_chats([job.messages for job in jobs for _ in range(args.samples)], sampling)
+    if len(sampling) == 1 and not (args.json or args.html or args.file or args.showcase is not None):
         _stream_one(pieces)
         return 0
-    block = _raw_block if args.raw else _chat_block
-    for job, completion in zip(jobs, _in_order(pieces)):
-        say((_json_line(job, completion) if args.json else block(job, completion)) + "\n")
+    answered: list[tuple[Job, list[Completion], Vote | None]] = []
+    for job, completions in zip(jobs, _in_groups(_in_order(pieces), args.samples)):
+        outcome = vote([completion.text for completion in completions]) if args.vote else None
+        answered.append((job, completions, outcome))
+        for text in _shown(args, job, completions, outcome):
+            say(text + "\n")
+    if args.html:
+        facts = _facts(args, llm, replace(llm.sampling, **given), answered, time.perf_counter() - start)
+        _write_page(Path(args.html), facts, answered)
     return 0
+
+
+def _check_combination(args: argparse.Namespace) -> None:
+    if args.jsonl and not args.file:
+        raise ValueError("--jsonl tells how to read --file; give one (- is stdin)")
+    if args.raw and args.system:
+        raise ValueError("--system needs the chat template, which --raw leaves out")
+    if sum([bool(args.prompts), bool(args.file), args.showcase is not None]) > 1:
+        raise ValueError("give prompts as arguments, in --file or by --showcase, not in two of these ways")
+    if args.samples < 1:
+        raise ValueError(f"--samples must be 1 or more, got {args.samples}")
+    if args.vote and args.samples == 1:
+        raise ValueError("--vote compares the samples of a prompt; give --samples 2 or more")
+
+
+def _of_samples(job: Job, count: int, advised: SamplingParams, given: dict[str, Any]) -> list[SamplingParams]:
+    """How each sample of a job is drawn: flags go before the record's own settings, these before the model's."""
+    params = replace(advised, **{**(job.showcase.sampling if job.showcase else {}), **given})
+    if count == 1:
+        return [params]
+    if params.temperature == 0:
+        raise ValueError("with temperature 0 all --samples are the same; give a higher --temperature")
+    seed = int.from_bytes(os.urandom(4)) if params.seed is None else params.seed
+    return [replace(params, seed=seed + number) for number in range(count)]
 
 
 def _with_system(job: Job, system: str | None) -> Job:
@@ -83,13 +131,16 @@ def _with_system(job: Job, system: str | None) -> Job:
         return job
     if job.messages[0]["role"] == "system":
         raise ValueError("a record brings its own system message; leave --system out")
-    return Job([{"role": "system", "content": system}, *job.messages], job.record)
+    return replace(job, messages=[{"role": "system", "content": system}, *job.messages])
 
 
 def _read_jobs(args: argparse.Namespace) -> Iterator[Job]:
-    if args.file and args.prompts:
-        raise ValueError("give prompts as arguments or in --file, not both")
-    if args.file:
+    if args.showcase is not None:
+        from minicpm.cli.showcase import read_showcases
+
+        for case in read_showcases(args.showcase):
+            yield Job(case.messages, {"title": case.title, "prompt": case.messages[-1]["content"]}, case)
+    elif args.file:
         yield from _read_file(args.file, is_jsonl=args.jsonl or args.file.endswith(".jsonl"))
     elif args.prompts:
         yield from (_job(prompt) for prompt in args.prompts)
@@ -151,6 +202,28 @@ def _in_order(pieces: Iterator[Piece]) -> Iterator[Completion]:
             following += 1
 
 
+def _in_groups(completions: Iterator[Completion], size: int) -> Iterator[list[Completion]]:
+    """`size` at a time: the samples of one prompt."""
+    group: list[Completion] = []
+    for completion in completions:
+        group.append(completion)
+        if len(group) == size:
+            yield group
+            group = []
+
+
+def _shown(args: argparse.Namespace, job: Job, completions: list[Completion], outcome: Vote | None) -> Iterator[str]:
+    """What is printed of a job's samples: each of them, or the one that a vote was for."""
+    block = _raw_block if args.raw else _chat_block
+    if outcome is None:
+        for completion in completions:
+            yield _json_line(job, completion) if args.json else block(job, completion)
+    elif args.json:
+        yield _json_line(job, completions[outcome.winner], vote={"answer": outcome.answer, "counts": outcome.counts})
+    else:
+        yield f"{block(job, completions[outcome.winner])}\n[{outcome}]"
+
+
 def _chat_block(job: Job, completion: Completion) -> str:
     """The printed form of the 2024 inference example."""
     return f"================\n<用户>: {job.prompt}\n<AI>:\n{completion.text}"
@@ -160,8 +233,8 @@ def _raw_block(job: Job, completion: Completion) -> str:
     return f"================\n{job.prompt}{completion.text}"
 
 
-def _json_line(job: Job, completion: Completion) -> str:
-    return json.dumps({**job.record, **answer_fields(completion)}, ensure_ascii=False)
+def _json_line(job: Job, completion: Completion, **more: Any) -> str:
+    return json.dumps({**job.record, **answer_fields(completion), **more}, ensure_ascii=False)
 
 
 def answer_fields(completion: Completion) -> dict[str, Any]:
@@ -173,3 +246,64 @@ def answer_fields(completion: Completion) -> dict[str, Any]:
         "usage": asdict(completion.usage),
         "timings": asdict(completion.timings),
     }
+
+
+def _facts(
+    args: argparse.Namespace,
+    llm: LLM,
+    sampling: SamplingParams,
+    answered: Sequence[tuple[Job, list[Completion], Vote | None]],
+    total_s: float,
+) -> dict[str, str]:
+    """What a page says under its title about the run."""
+    from minicpm import __version__
+    from minicpm.cli.arguments import BUILT_IN
+
+    tokens = sum(completion.usage.completion_tokens for _, completions, _ in answered for completion in completions)
+    return {
+        "model": args.model or BUILT_IN,
+        "engine": f"minicpm {__version__}, {llm.backend.name}, {args.batch} prompts at once",
+        "sampling": _described(sampling) + (f"; {args.samples} samples a prompt" if args.samples > 1 else ""),
+        "seed": "another one for every prompt, under its answer" if sampling.seed is None else str(sampling.seed),
+        "speed": f"{tokens:,} tokens in {total_s:.1f} s, {tokens / total_s:.1f} tokens/s together",
+        "date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+    }
+
+
+def _described(sampling: SamplingParams) -> str:
+    """Temperature, top_p, and what else is set: 'temperature 0.8, top_p 0.8, max_tokens 64'."""
+    from minicpm.sampling import SamplingParams
+
+    neutral = SamplingParams(repetition_penalty=1)
+    told = [f"temperature {sampling.temperature}", f"top_p {sampling.top_p}"]
+    for name in SamplingParams.__dataclass_fields__:
+        value = getattr(sampling, name)
+        if name not in ("temperature", "top_p", "seed") and value != getattr(neutral, name):
+            told.append(f"{name} {value}")
+    return ", ".join(told)
+
+
+def _write_page(
+    file: Path, facts: dict[str, str], answered: Sequence[tuple[Job, list[Completion], Vote | None]]
+) -> None:
+    from minicpm.cli.showcase_page import page
+    from minicpm.files import write_text
+
+    write_text(
+        file,
+        page(
+            "MiniCPM show cases" if answered[0][0].showcase else "Prompts and answers",
+            facts,
+            [_entry(*one) for one in answered],
+        ),
+    )
+    talk(f"Written: {file}")
+
+
+def _entry(job: Job, completions: list[Completion], outcome: Vote | None) -> Entry:
+    from minicpm.cli.showcase_page import Entry
+
+    case = job.showcase
+    own = ", ".join(f"{name} {value}" for name, value in case.sampling.items()) if case else ""
+    named = (case.title, case.category, case.language) if case else ("", "", "")
+    return Entry(*named, job.messages, completions, outcome, own)

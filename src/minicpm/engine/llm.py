@@ -133,20 +133,23 @@ class LLM:
     def stream_chats(
         self,
         conversations: Sequence[str | Sequence[Message]],
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         constraint: Constraint | None = None,
         **overrides: Any,
     ) -> Generator[Piece, None, None]:
-        """Answer several conversations at once; pieces are told apart by `index` and come as they are ready."""
-        params = _with_overrides(sampling or self.sampling, overrides)
+        """Answer several conversations at once; pieces are told apart by `index` and come as they are ready.
+
+        `sampling` is for all of them, or a sequence with one for each.
+        """
+        params = self._sampling_of_each(conversations, sampling, overrides)
         prompts = [self.template.render(_as_messages(conversation)) for conversation in conversations]
         return self._run(prompts, params, is_chat=True, constraint=constraint)
 
     def generate(
         self,
         prompts: str | Sequence[str | Sequence[int]],
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         constraint: Constraint | None = None,
         **overrides: Any,
@@ -164,13 +167,13 @@ class LLM:
     def stream_batch(
         self,
         prompts: Sequence[str | Sequence[int]],
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         constraint: Constraint | None = None,
         **overrides: Any,
     ) -> Generator[Piece, None, None]:
         """Like `generate`, yielding every prompt's pieces (told apart by `index`) as they come."""
-        params = _with_overrides(sampling or self.sampling, overrides)
+        params = self._sampling_of_each(prompts, sampling, overrides)
         return self._run(prompts, params, is_chat=False, constraint=constraint)
 
     def prompt_length(self, messages: str | Sequence[Message]) -> int:
@@ -268,16 +271,28 @@ class LLM:
             raise ValueError(f"the continuation {continuation!r} adds no token to its prefix; score longer ones")
         return ids, border
 
+    def _sampling_of_each(
+        self,
+        prompts: Sequence[object],
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
+        overrides: dict[str, Any],
+    ) -> list[SamplingParams]:
+        if sampling is None or isinstance(sampling, SamplingParams):
+            return [_with_overrides(sampling or self.sampling, overrides)] * len(prompts)
+        if len(sampling) != len(prompts):
+            raise ValueError(f"{len(sampling)} SamplingParams for {len(prompts)} prompts; give one, or one for each")
+        return [_with_overrides(params, overrides) for params in sampling]
+
     def _run(
         self,
         prompts: Sequence[str | Sequence[int]],
-        params: SamplingParams,
+        sampling: Sequence[SamplingParams],
         *,
         is_chat: bool,
         constraint: Constraint | None,
     ) -> Generator[Piece, None, None]:
         scheduler = self.new_scheduler()
-        for index, prompt in enumerate(prompts):
+        for index, (prompt, params) in enumerate(zip(prompts, sampling)):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
             request = self.new_request(prompt, params, is_chat=is_chat, index=index, name=name, constraint=constraint)
             scheduler.add(request)
