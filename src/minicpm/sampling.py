@@ -8,7 +8,7 @@ a token depends on (seed, choice, position) only. It knows logits and ids; text 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -30,6 +30,9 @@ MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIASES = 1024
 MAX_SEED = (1 << 64) - 1
+
+# Scores (float32) that are worked on together: 4 MB, which a second-level cache holds or nearly so.
+_SCORES_AT_ONCE = 1 << 20
 
 _TOO_LARGE = "the model's logits are too large for this temperature; try a higher one"
 
@@ -100,38 +103,40 @@ class Sampler:
         self.params = params
         self._key = (_whole("seed", seed, 0, MAX_SEED), _whole("choice", choice, 0, MAX_SEED))
         self._isa = None if native.why_missing() else native.isa()
-        self._context = _TokenCounts()
-        self._answer = _TokenCounts()
-        for token_id in prompt_ids:
-            self._context.add(int(token_id))
+        self._native_draw = None if self._isa is None else native.extension().draw
+        # What nothing looks at isn't counted.
+        self._context = _TokenCounts() if params.repetition_penalty != 1.0 else None
+        self._answer = _TokenCounts() if params.presence_penalty or params.frequency_penalty else None
+        if self._context is not None:
+            for token_id in prompt_ids:
+                self._context.add(int(token_id))
         bias = params.logit_bias or {}
         self._bias_ids = np.array(list(bias), np.int64)
         self._biases = np.array(list(bias.values()), np.float32)
+        self.has_answer_penalties = self._answer is not None or len(bias) > 0
 
-    @np.errstate(over="ignore")  # scores beyond float32 become infinite, which is looked at
-    def sample(self, logits: Floats, position: int, allowed: npt.NDArray[np.bool_] | None = None) -> SampledToken:
+    def sample(self, logits: Floats, position: int) -> SampledToken:
         """Choose the token at `position` (its index in prompt + answer) from logits (V,) float32, and count it.
 
-        Only `allowed` (V,) tokens, where given, can be chosen: the others score -inf before all else. Raises
-        GenerationError when the logits hold NaN or infinity, or leave nothing to choose.
+        Raises GenerationError when the logits hold NaN or infinity, or leave nothing to choose.
         """
-        logits = _checked_logits(logits)
-        scores = self._penalized(logits if allowed is None else _masked(logits, allowed))
-        token_id = int(scores.argmax()) if self.params.temperature == 0 else self._draw(scores, position)
-        self.accept(token_id)
-        if self.params.logprobs is None:
-            return SampledToken(token_id)
-        return _with_logprobs(logits, token_id, self.params.logprobs)
+        (sampled,) = sample_together([Draw(self, logits, position)])
+        if not isinstance(sampled, SampledToken):
+            raise sampled
+        return sampled
 
     def accept(self, token_id: int) -> None:
         """Count a token of the answer that was chosen elsewhere; `sample` does this for its own."""
-        self._context.add(token_id)
-        self._answer.add(token_id)
+        if self._context is not None:
+            self._context.add(token_id)
+        if self._answer is not None:
+            self._answer.add(token_id)
 
     @np.errstate(over="ignore")
     def warped_scores(self, logits: Floats) -> Floats:
         """Scores (V,) that the next token is drawn from: after all warpers, -inf where it cannot come from."""
-        scores = self._penalized(_checked_logits(logits))
+        scores = _checked_logits(logits).copy()
+        _penalize(scores[None], [self])
         if self.params.temperature == 0:
             ids = np.array([scores.argmax()], np.int64)
         else:
@@ -141,28 +146,24 @@ class Sampler:
         warped[ids] = scores[ids]
         return warped
 
-    def _draw(self, scores: Floats, position: int) -> int:
+    def _choose(self, scores: Floats, position: int) -> int:
         """The token of penalized scores (V,), which are overwritten."""
-        if self._isa is None:
-            return draw_reference(scores, self.params, *self._key, position)
         params = self.params
-        token_id: int = native.extension().draw(
+        if params.temperature == 0:
+            return int(scores.argmax())
+        if self._native_draw is None:
+            return draw_reference(scores, params, *self._key, position)
+        token_id: int = self._native_draw(
             self._isa, scores, params.temperature, params.top_k, params.top_p, params.min_p, *self._key, position
         )
         if token_id < 0:
             raise GenerationError(_TOO_LARGE)
         return token_id
 
-    def _penalized(self, logits: Floats) -> Floats:
-        """Scores (V,) after the penalties and biases, in Hugging Face's order."""
+    def _add_answer_penalties(self, scores: Floats) -> None:
+        """Presence and frequency penalty and the biases, in place, in scores (V,)."""
         params = self.params
-        scores = logits.copy()
-        if params.repetition_penalty != 1.0:
-            ids = self._context.ids_below(len(scores))
-            seen = scores[ids]
-            penalty = np.float32(params.repetition_penalty)
-            scores[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
-        if params.presence_penalty or params.frequency_penalty:
+        if self._answer is not None:
             ids = self._answer.ids_below(len(scores))
             per_occurrence = self._answer.counts * np.float32(params.frequency_penalty)
             scores[ids] -= per_occurrence + np.float32(params.presence_penalty)
@@ -172,7 +173,87 @@ class Sampler:
                     f"logit_bias names token {self._bias_ids.max()}, the vocabulary has {len(scores):,} tokens"
                 )
             scores[self._bias_ids] += self._biases
-        return scores
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One token to be chosen: at `position` of prompt + answer, from logits (V,) float32.
+
+    Only tokens that `allowed`, where given, returns (V,) can be chosen: the others score -inf before all else.
+    """
+
+    sampler: Sampler
+    logits: Floats
+    position: int
+    allowed: Callable[[], npt.NDArray[np.bool_]] | None = None
+
+
+def sample_together(draws: Sequence[Draw]) -> list[SampledToken | GenerationError]:
+    """Choose the tokens of several requests at once: each the one, or the error, that it gives alone."""
+    results: list[SampledToken | GenerationError] = []
+    # Copies of all logits of a step would be as large again as those.
+    together = max(1, _SCORES_AT_ONCE // max(1, len(draws[0].logits))) if draws else 1
+    for start in range(0, len(draws), together):
+        results += _sample_few(draws[start : start + together])
+    return results
+
+
+@np.errstate(over="ignore", invalid="ignore")  # scores beyond float32 become infinite, which is looked at
+def _sample_few(draws: Sequence[Draw]) -> list[SampledToken | GenerationError]:
+    scores = np.array([draw.logits for draw in draws], np.float32)  # (B, V), to be overwritten
+    is_sound = np.isfinite(scores.max(axis=1, initial=-np.inf)).tolist() if scores.ndim == 2 else [False] * len(draws)
+    results: list[SampledToken | GenerationError | None] = [None] * len(draws)
+    for index, draw in enumerate(draws):
+        try:
+            if not is_sound[index]:
+                _checked_logits(draw.logits)
+            if draw.allowed is not None:
+                _mask(scores[index], draw.allowed())
+        except GenerationError as error:
+            results[index] = error
+    _penalize(scores, [draw.sampler for draw in draws])
+    for index, draw in enumerate(draws):
+        if results[index] is None:
+            results[index] = _sampled(draw, scores[index])
+    return [result for result in results if result is not None]
+
+
+def _sampled(draw: Draw, scores: Floats) -> SampledToken | GenerationError:
+    """Choose from penalized scores (V,), and count what was chosen."""
+    sampler = draw.sampler
+    try:
+        token_id = sampler._choose(scores, draw.position)
+    except GenerationError as error:
+        return error
+    sampler.accept(token_id)
+    if sampler.params.logprobs is None:
+        return SampledToken(token_id)
+    return _with_logprobs(_checked_logits(draw.logits), token_id, sampler.params.logprobs)
+
+
+def _mask(scores: Floats, allowed: npt.NDArray[np.bool_]) -> None:
+    scores[~allowed] = -np.inf
+    if scores.max() == -np.inf:
+        raise GenerationError("the model gives no chance to any token that may come next; loosen the answer's form")
+
+
+def _penalize(scores: Floats, samplers: Sequence[Sampler]) -> None:
+    """Penalties and biases, in place and in Hugging Face's order, in scores (B, V) of as many samplers."""
+    vocab_size = scores.shape[1]
+    places, penalties = [], []
+    for index, sampler in enumerate(samplers):
+        if sampler._context is not None:
+            ids = sampler._context.ids_below(vocab_size)
+            places.append(ids + index * vocab_size)
+            penalties.append(np.full(len(ids), sampler.params.repetition_penalty, np.float32))
+    if places:
+        where, penalty = np.concatenate(places), np.concatenate(penalties)
+        flat = scores.reshape(-1)
+        seen = flat[where]
+        flat[where] = np.where(seen < 0, seen * penalty, seen / penalty)
+    for index, sampler in enumerate(samplers):
+        if sampler.has_answer_penalties:
+            sampler._add_answer_penalties(scores[index])
 
 
 def draw_reference(scores: Floats, params: SamplingParams, seed: int, choice: int, position: int) -> int:
@@ -390,13 +471,6 @@ def _checked_logits(logits: Floats) -> Floats:
         what = "infinity for a logit" if best > 0 else "-inf for every logit, so there is no token to choose"
         raise GenerationError(f"the model computed {what}; its weights are damaged or its number format overflowed")
     return logits
-
-
-def _masked(logits: Floats, allowed: npt.NDArray[np.bool_]) -> Floats:
-    masked = np.where(allowed, logits, np.float32(-np.inf))
-    if masked.max() == -np.inf:
-        raise GenerationError("the model gives no chance to any token that may come next; loosen the answer's form")
-    return masked
 
 
 def _with_logprobs(logits: Floats, token_id: int, num_top: int) -> SampledToken:

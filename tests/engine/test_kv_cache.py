@@ -139,6 +139,16 @@ class TestBlockCache:
         cache.close(first)
         compute(second, [1])
 
+    def test_a_plan_grows_while_there_is_room_and_stays_as_it_is_otherwise(self):
+        cache = BlockCache(TokenPool(4), rope_key)
+        first, second = self.opened(cache, [1], 16), self.opened(cache, [2], 32)
+        assert cache.grow(first, 32)
+        assert not cache.grow(first, 33) and not cache.grow(second, 48)
+        compute(second, [*range(50, 82)])
+        compute(first, [*range(32)])
+        cache.close(second)
+        assert cache.grow(first, 64) and not cache.grow(first, 65)
+
     def test_idle_blocks_that_a_text_begins_with_are_no_room_for_the_rest_of_it(self):
         cache, text = BlockCache(TokenPool(3), rope_key), [*range(32)]
         sequence = self.opened(cache, text, 32)
@@ -233,6 +243,16 @@ class Machine(RuleBasedStateMachine):
                 assert sequence in self.was_cut
                 return
             self.texts.append([*sequence.token_ids])
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), more=st.integers(1, 40))
+    def plan_more(self, data: st.DataObject, more: int) -> None:
+        """What is granted is there, even for a text that gave something away before."""
+        index = data.draw(st.integers(0, len(self.open) - 1))
+        sequence, plan = self.open[index]
+        if self.cache.grow(sequence, plan + more):
+            self.open[index] = (sequence, plan + more)
+            self.was_cut.discard(sequence)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -346,5 +366,12 @@ class TestSequenceCache:
                 running.append((sequence, plan))
             if running and data.draw(st.booleans()):
                 cache.close(running.pop()[0])
+            if running and data.draw(st.booleans()):
+                sequence, plan = running[-1]
+                larger = plan + data.draw(st.integers(0, 40))
+                others = sum(plan for _, plan in running[:-1])
+                assert cache.grow(sequence, larger) == (others + larger <= 100 or larger == plan)
+                if others + larger <= 100:
+                    running[-1] = (sequence, larger)
             idle = sum(sequence.length for sequence in cache._idle.values())
             assert sum(plan for _, plan in running) + idle <= 100

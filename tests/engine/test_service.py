@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import queue
+import random
 import threading
 from collections.abc import Iterator
 
+import jsonschema
 import numpy as np
 import pytest
 
-from minicpm import LLM, SamplingParams
+from minicpm import LLM, Constraint, SamplingParams
 from minicpm.engine.request import Completion, Piece
 from minicpm.engine.service import Service, Ticket
 from minicpm.errors import GenerationError, QueueFull
@@ -22,12 +25,14 @@ class Answer:
 
     def __init__(self, service: Service, prompt: str | list[int], params: SamplingParams = PARAMS, **options):
         self.pieces: list[Piece] = []
+        self.started = threading.Event()
         self._end: queue.Queue[Completion | Exception] = queue.Queue()
         options = {"is_chat": True, **options}
         self.ticket: Ticket = service.submit(prompt, params, on_piece=self._take, on_error=self._end.put, **options)
 
     def _take(self, piece: Piece) -> None:
         self.pieces.append(piece)
+        self.started.set()
         if piece.completion is not None:
             self._end.put(piece.completion)
 
@@ -36,10 +41,6 @@ class Answer:
         if isinstance(end, Exception):
             raise end
         return end
-
-    @property
-    def is_silent(self) -> bool:
-        return self._end.empty()
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,61 @@ def test_tokens_of_all_pieces_are_those_of_the_completion(llm: LLM, service: Ser
     answer = Answer(service, rendered(llm, "什么是人工智能?"), params)
     completion = answer.result()
     assert [token for piece in answer.pieces for token in piece.tokens] == list(completion.logprobs)
+
+
+def test_threads_that_submit_and_cancel_at_random_get_what_each_gets_alone(llm: LLM):
+    """Little memory, so that requests give way; some prompts begin alike, some answers have a form."""
+    crowded = LLM(llm.folder, threads=1, max_batch=16, kv_cache_bytes=1500 * llm.backend.cache_bytes_per_token)
+    digits = Constraint.regex("[0-9]{4,40}")
+    cases = [
+        (
+            [5, 6, 7] * (number % 5 * 9 + 1) + [300 + number],
+            SamplingParams(seed=number, max_tokens=number % 70 + 1, temperature=number % 3 / 2, logprobs=1),
+            digits if number % 4 == 0 else None,
+        )
+        for number in range(48)
+    ]
+    found: dict[int, Completion] = {}
+
+    def use(service: Service, first: int) -> None:
+        dice = random.Random(first)
+        answers = []
+        for number in range(first, len(cases), 6):
+            prompt, params, constraint = cases[number]
+            answers.append((number, Answer(service, prompt, params, is_chat=False, constraint=constraint)))
+            if dice.random() < 0.5:
+                victim = Answer(service, prompt, SamplingParams(ignore_eos=True), is_chat=False)
+                if dice.random() < 0.5:
+                    victim.started.wait(60)
+                victim.ticket.cancel()
+        for number, answer in answers:
+            found[number] = answer.result()
+
+    with Service(crowded) as service:
+        threads = [threading.Thread(target=use, args=(service, first)) for first in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                usage = service.statistics()
+                assert 0 <= usage.cache_held_tokens + usage.cache_idle_tokens <= usage.cache_tokens
+                thread.join(0.02)
+        statistics = service.statistics()
+    assert sorted(found) == list(range(len(cases)))
+    assert (statistics.cache_held_tokens, statistics.running, statistics.waiting) == (0, 0, 0)
+    for number, (prompt, params, constraint) in enumerate(cases):
+        alone = llm.generate([prompt], params, constraint=constraint)[0]
+        assert (found[number].ids, found[number].logprobs) == (alone.ids, alone.logprobs)
+
+
+def test_an_answer_of_a_given_form_comes_through_the_service(llm: LLM, service: Service):
+    properties = {"n": {"enum": [1, 22]}}
+    schema = {"type": "object", "properties": properties, "required": ["n"], "additionalProperties": False}
+    form = Constraint.json_schema(schema)
+    answer = Answer(service, rendered(llm, "A number, please."), SamplingParams(max_tokens=60), constraint=form)
+    jsonschema.validate(json.loads(answer.result().text), schema)
+    with pytest.raises(GenerationError, match="cannot be followed"):
+        Answer(service, "x", constraint=Constraint.regex("("))
 
 
 def test_a_prompt_that_can_never_fit_is_refused_by_submit(llm: LLM, service: Service):

@@ -62,11 +62,14 @@ class KVCache(Protocol):
     tokens: int  # the budget
 
     def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> KVSequence | None:
-        """A sequence that may grow to `planned_tokens`, and already holds what is cached of the prompt.
+        """A sequence that may reach `planned_tokens`, and already holds what is cached of the prompt.
 
         None while open sequences leave too little of the budget. At least the prompt's last token is left to compute,
         since its logits are needed. Only texts of the same rotary base share anything.
         """
+
+    def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
+        """Let an open sequence reach `planned_tokens`; False, and nothing changes, where others leave too little."""
 
     def close(self, sequence: KVSequence) -> None:
         """Give a sequence back; what it holds stays as long as there is room. Closing twice changes nothing."""

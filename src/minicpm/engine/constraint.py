@@ -22,10 +22,16 @@ from minicpm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 # Far beyond what people write, and compiled in a fraction of a second.
 MAX_CONSTRAINT_CHARACTERS = 1 << 16
 MAX_CHOICES = 1024
+# JSON on one line, with a blank behind commas and colons or none: where it may be indented at will, a small model goes
+# on writing line feeds for ever. The separators are regular expressions.
+_JSON_STYLE: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# A character that has no piece, only its byte, so nothing merges with it.
+_BORDER = "\x02"
 # Compiled forms that are kept: the choices of one request and the requests of one program use the same.
 _KEPT_FORMS = 32
 
@@ -110,9 +116,9 @@ class Constraints:
             self._vocabulary = llguidance.LLTokenizer(
                 wrapper, n_vocab=self._vocab_size, eos_token=sorted(self._eos_token_ids)
             )
-        to_grammar = getattr(llguidance.LLMatcher, f"grammar_from_{constraint.kind}")
         try:
-            matcher = llguidance.LLMatcher(self._vocabulary, to_grammar(constraint.source), log_level=0)
+            grammar = _grammar(llguidance.LLMatcher, constraint)
+            matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
             problem = matcher.get_error()
         except (ValueError, RuntimeError) as error:
             problem = str(error)
@@ -120,6 +126,16 @@ class Constraints:
             kind = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}[constraint.kind]
             raise GenerationError(f"the {kind} cannot be followed: {one_line(problem)}")
         return matcher
+
+
+def _grammar(compiler: type[LLMatcher], constraint: Constraint) -> str:
+    if constraint.kind == "json_schema":
+        return compiler.grammar_from_json_schema(constraint.source, overrides=_JSON_STYLE)
+    return (
+        compiler.grammar_from_regex(constraint.source)
+        if constraint.kind == "regex"
+        else (compiler.grammar_from_lark(constraint.source))
+    )
 
 
 class Matcher:
@@ -157,7 +173,11 @@ class Matcher:
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance asks for one: all its tokens as bytes."""
+    """A tokenizer as llguidance asks for one: the bytes of all tokens, and how the model's own tokenizer cuts a text.
+
+    The latter is asked for the middle of an answer, so neither may a blank stand in front of it, nor is a special token
+    that is written in it one.
+    """
 
     def __init__(self, tokenizer: Tokenizer, eos_token_id: int):
         self._tokenizer = tokenizer
@@ -165,7 +185,24 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_token_id
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
         self.special_token_ids = sorted(tokenizer.special_token_ids | {eos_token_id})
+        self._special_tokens = [
+            token for i in self.special_token_ids if len(token := tokenizer.id_to_token(i) or "") > 1
+        ]
+        self._ids_of_bytes = {bytes([b]): tokenizer.token_to_id(f"<0x{b:02X}>") for b in range(256)}
+        self._border_id = self._ids_of_bytes[_BORDER.encode()]
 
-    def __call__(self, text: str | bytes) -> list[int]:
-        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode(text, add_bos=False)
+    def __call__(self, data: str | bytes) -> list[int]:
+        data = data.encode() if isinstance(data, str) else data
+        ids = self._cut(data.decode("utf-8", "replace"))
+        if b"".join(self.tokens[token_id] for token_id in ids) == data:
+            return ids
+        spelt = [self._ids_of_bytes[data[i : i + 1]] for i in range(len(data))]
+        return [token_id for token_id in spelt if token_id is not None]
+
+    def _cut(self, text: str) -> list[int]:
+        """The text's ids as they are behind a character that no piece has in it."""
+        for token in self._special_tokens:
+            text = text.replace(token, token[0] + _BORDER + token[1:])
+        ids = self._tokenizer.encode(_BORDER + text, add_bos=False)
+        start = ids.index(self._border_id) if self._border_id in ids else -1
+        return [token_id for token_id in ids[start + 1 :] if token_id != self._border_id]

@@ -194,6 +194,19 @@ class BlockCache:
             self._take_partial(sequence, prompt_ids[held:-1])
             return sequence
 
+    def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
+        assert isinstance(sequence, BlockSequence)
+        with self._lock:
+            # A last block that must not be written as it is may have to be copied.
+            wanted = blocks_of(planned_tokens) + sequence.is_last_cached
+            wanted -= len(sequence.blocks) + sequence.promised_blocks
+            if wanted > 0:
+                if self._available < self._promised + wanted:
+                    return False
+                sequence.promised_blocks += wanted
+                self._promised += wanted
+            return True
+
     def close(self, sequence: KVSequence) -> None:
         assert isinstance(sequence, BlockSequence)
         with self._lock:
@@ -413,10 +426,18 @@ class SequenceCache:
         if running > self.tokens:
             return None
         sequence = self._take_similar(prompt_ids[:-1], rope_length) or self._new_sequence(rope_length)
-        while self._idle and running + sum(idle.length for idle in self._idle.values()) > self.tokens:
-            self._idle.popitem(last=False)
         self._planned[id(sequence)] = planned_tokens
+        self._drop_beyond_budget()
         return sequence
+
+    def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
+        more = planned_tokens - self._planned[id(sequence)]
+        if more > 0:
+            if sum(self._planned.values()) + more > self.tokens:
+                return False
+            self._planned[id(sequence)] = planned_tokens
+            self._drop_beyond_budget()
+        return True
 
     def close(self, sequence: KVSequence) -> None:
         if self._planned.pop(id(sequence), None) is not None and sequence.length:
@@ -428,6 +449,11 @@ class SequenceCache:
 
     def drop_idle(self) -> None:
         self._idle.clear()
+
+    def _drop_beyond_budget(self) -> None:
+        running = sum(self._planned.values())
+        while self._idle and running + sum(idle.length for idle in self._idle.values()) > self.tokens:
+            self._idle.popitem(last=False)
 
     def _take_similar(self, token_ids: Sequence[int], rope_length: int) -> KVSequence | None:
         """The idle sequence with the longest common prefix, cut to it; None where it is worth more to its own text.

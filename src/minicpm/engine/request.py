@@ -12,8 +12,9 @@ import numpy.typing as npt
 from minicpm.chat import StopMatcher
 from minicpm.engine.backend import KVSequence
 from minicpm.engine.constraint import Matcher
+from minicpm.engine.kv_cache import BLOCK_TOKENS
 from minicpm.engine.lookup import MOST_STEP_TOKENS, Chance, Guesses
-from minicpm.sampling import SampledToken, Sampler, SamplingParams
+from minicpm.sampling import Draw, SampledToken, Sampler, SamplingParams, sample_together
 from minicpm.tokenizer import Detokenizer, Tokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -92,6 +93,8 @@ class Request:
         matcher: Matcher | None = None,
     ):
         self.index = index
+        self.number = 0  # which request of its scheduler this is
+        self.overtaken = 0  # requests that came later and were admitted before
         self.prompt_ids = prompt_ids
         self.params = params
         self.seed = seed
@@ -119,24 +122,53 @@ class Request:
         self._clock = _Clock()
 
     @property
-    def tokens_to_compute(self) -> list[int]:
-        """Prompt and answer tokens whose keys and values are not in the sequence yet."""
+    def length(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.prompt_ids) + len(self.new_ids)
+
+    @property
+    def known_ids(self) -> list[int]:
+        return self.prompt_ids + self.new_ids
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens whose keys and values are not in the sequence yet, at least the newest one."""
         assert self.sequence is not None
-        held = self.sequence.length
-        if held >= len(self.prompt_ids):
-            return self.new_ids[held - len(self.prompt_ids) :]
-        return self.prompt_ids[held:] + self.new_ids
+        return self.length - self.sequence.length
 
     @property
     def planned_tokens(self) -> int:
         """Prompt and the longest answer."""
         return len(self.prompt_ids) + self.max_new_tokens
 
-    def admit(self, sequence: KVSequence) -> None:
-        """Take a sequence that may already hold the first tokens of the prompt."""
+    def next_tokens(self, count: int) -> list[int]:
+        """The first `count` of the pending tokens."""
+        assert self.sequence is not None
+        start = self.sequence.length - len(self.prompt_ids)
+        if start >= 0:
+            return self.new_ids[start : start + count]
+        # Of a prompt that is computed again, its answer's tokens may stand in the same chunk.
+        ids = self.prompt_ids[start:][:count]
+        return ids + self.new_ids[: count - len(ids)]
+
+    def shares_next_block(self, other: Request) -> bool:
+        """Whether another prompt goes on like this one up to the end of the block that is computed next."""
+        assert self.sequence is not None
+        end = (self.sequence.length // BLOCK_TOKENS + 1) * BLOCK_TOKENS
+        return (
+            end < min(len(self.prompt_ids), len(other.prompt_ids))
+            and other.rope_length == self.rope_length
+            and self.prompt_ids[:end] == other.prompt_ids[:end]
+        )
+
+    def admit(self, sequence: KVSequence) -> bool:
+        """Take a sequence that may already hold the first tokens; whether it is the request's first one."""
+        is_first = self.sequence is None
         self.sequence = sequence
-        self.cached_tokens = sequence.length
-        self._clock.admitted()
+        if is_first:
+            self.cached_tokens = sequence.length
+            self._clock.admitted()
+        return is_first
 
     def guess(self) -> Chance:
         """Look up what may come next: how much of it could be drafted, and how likely it is right."""
@@ -152,30 +184,37 @@ class Request:
         self._draft = self._proposed[:count]
         return self._draft
 
-    def take(self, logits: npt.NDArray[np.float32]) -> list[Piece]:
-        """Sample after the next token and each drafted one (n, vocab), as long as the drafted ones are sampled.
+    def draw(self, logits: npt.NDArray[np.float32]) -> Draw:
+        """The drawing of the next token from `logits` (vocab,) float32."""
+        return Draw(self._sampler, logits, self.length, None if self._matcher is None else self._allowed_tokens)
 
-        Keys and values of the others are dropped, so nothing is left of a wrong guess.
+    def take(self, logits: npt.NDArray[np.float32], first: SampledToken) -> list[Piece]:
+        """Go on with a sampled token, and with each drafted one as long as the drafted ones are sampled.
+
+        `logits` (n, vocab) follow the token before `first`, then each drafted one. Keys and values of the others are
+        dropped, so nothing is left of a wrong guess.
         """
         assert self.sequence is not None
         held, known = self.sequence.length - len(logits), len(self.new_ids)
         self._drafted_tokens += len(self._draft)
-        pieces: list[Piece] = []
-        for row, guess in zip(logits, [*self._draft, None]):
-            self._accepted_tokens += bool(pieces)
-            pieces.append(self._accept(row))
+        pieces: list[Piece] = [self._accept(first)]
+        for row, guess in zip(logits[1:], self._draft):
             if self.finish_reason is not None or self.new_ids[-1] != guess:
                 break
+            self._accepted_tokens += 1
+            (sampled,) = sample_together([self.draw(row)])
+            if not isinstance(sampled, SampledToken):
+                raise sampled
+            pieces.append(self._accept(sampled))
         if self._draft:
             self.sequence.truncate(held + len(pieces))
-        self._guesses.learn(self._proposed, self.new_ids[known:])
-        self._proposed, self._draft = [], []
+        if self._proposed:
+            self._guesses.learn(self._proposed, self.new_ids[known:])
+            self._proposed, self._draft = [], []
         return pieces
 
-    def _accept(self, logits: npt.NDArray[np.float32]) -> Piece:
-        """Sample the next token from `logits` (vocab,) float32 and return the text it made final."""
-        allowed = self._allowed_tokens()
-        sampled = self._sampler.sample(logits, len(self.prompt_ids) + len(self.new_ids), allowed)
+    def _accept(self, sampled: SampledToken) -> Piece:
+        """Add a sampled token to the answer and return the text it made final."""
         self._clock.sampled()
         token_id = sampled.token_id
         if token_id in self._ending_ids or token_id in self._stop_ids:
@@ -193,10 +232,9 @@ class Request:
             return self._finish("length", said=text)
         return Piece(self.index, text, tokens=self._tokens_to_stream() if text else ())
 
-    def _allowed_tokens(self) -> npt.NDArray[np.bool_] | None:
-        """Tokens (vocab,) that the answer's form lets come next; None where all may."""
-        if self._matcher is None:
-            return None
+    def _allowed_tokens(self) -> npt.NDArray[np.bool_]:
+        """Tokens (vocab,) that the answer's form lets come next."""
+        assert self._matcher is not None
         allowed = self._matcher.allowed()
         if self.params.ignore_eos:
             allowed[list(self._eos_token_ids)] = False

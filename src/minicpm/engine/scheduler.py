@@ -1,42 +1,81 @@
 """Which tokens go into the next forward pass: running answers first, then prompts in chunks.
 
-Requests join and leave between any two steps. A long prompt is computed in chunks beside the running
-answers, so it delays each of their tokens by one chunk at most. The scheduler never touches text.
+Requests join and leave between any two steps. A prompt is computed in chunks beside the running answers, each no larger
+than what delays them by STALL_S. Memory for keys and values is taken as answers grow; where it runs out the request
+that came last gives its own back and is computed again later, to the same bits. The scheduler never touches text.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from minicpm.engine.backend import Backend, CacheUsage, KVCache, Row
-from minicpm.engine.lookup import StepTimes, draft_lengths
+from minicpm.engine.lookup import MOST_STEP_TOKENS, StepTimes, draft_lengths
 from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError
+from minicpm.sampling import SampledToken, sample_together
 
 PREFILL_CHUNK_TOKENS = 512  # bounds activation memory: 512 x 5760 x 4 B is 12 MB per MLP tensor of MiniCPM-2B
+SMALLEST_CHUNK_TOKENS = 16
+# How much longer a step may take for a prompt's sake while answers are streamed (docs/native.md has the measurements).
+STALL_S = 0.25
+# Of what a step computes of prompts, the one that has waited longest gets this part, and the shortest ones the rest.
+OLDEST_PART = 0.25
+# Tokens that an answer's memory grows by.
+GROWTH_TOKENS = 64
+# So many requests may be admitted past one that needs more memory than there is; then all wait for it.
+MOST_OVERTAKING = 64
+# Waiting requests that are looked at for one that fits.
+_LOOKAHEAD = 16
+_COST_WEIGHT = 0.5  # how fast the measured cost of a prompt's token replaces what was known
+
+Outcome = tuple[Request, Piece | GenerationError]
+
+
+@dataclass
+class Work:
+    """Sums over all steps: tokens of prompts and answers, and requests that were put back to wait again."""
+
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
 
 
 class Scheduler:
     """Runs requests on a backend, at most `max_batch` at a time, first come first served.
 
-    A request waits until the cache has room for its prompt and its longest answer, so none ever stops half-way. With
-    `step_times` answers are guessed ahead by prompt lookup where that pays.
+    The first in line always gets the memory of its longest answer, so that something always goes on. With `step_times`
+    answers are guessed ahead by prompt lookup where that pays.
     """
 
     def __init__(self, backend: Backend, cache: KVCache, max_batch: int, step_times: StepTimes | None = None):
+        self.work = Work()
         self._backend = backend
         self._step_times = step_times
         self._cache = cache
         self._max_batch = max_batch
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self._waiting: list[Request] = []  # in the order they came
+        self._running: list[Request] = []  # in the order they came, too
+        self._planned: dict[Request, int] = {}  # tokens that a running request's memory is there for
+        self._may_admit = False  # something changed since the last look at who waits
+        self._pace = _Pace()
+        self._count = 0
 
     def add(self, request: Request) -> None:
+        request.number = self._count
+        self._count += 1
         self._waiting.append(request)
+        self._may_admit = True
 
     @property
     def waiting(self) -> int:
@@ -50,88 +89,220 @@ class Scheduler:
     def is_busy(self) -> bool:
         return bool(self._waiting or self._running)
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens beside the running answers that delay them no more than a prompt's chunk does."""
+        return self._pace.chunk_tokens if self._running else PREFILL_CHUNK_TOKENS
+
     def cache_usage(self) -> CacheUsage:
         return self._cache.usage()
 
     def cancel(self, request: Request) -> None:
         """Leave a request out of all steps to come; one that is not here any more changes nothing."""
-        if request in self._running:
+        if request in self._planned:
             self._running.remove(request)
-            self._retire(request)
+            self._give_back(request)
         elif request in self._waiting:
             self._waiting.remove(request)
+            self._may_admit = True
 
     def close(self) -> None:
         """Cancel every request."""
         for request in self._running:
-            self._retire(request)
+            self._give_back(request)
         self._running.clear()
         self._waiting.clear()
 
-    def step(self) -> list[tuple[Request, Piece | GenerationError]]:
+    def step(self) -> list[Outcome]:
         """Compute once; what became of the requests that got a token, in their order.
 
         An error ends its request. One of the whole step is raised, and every request is then still here.
         """
-        self._admit()
+        start = time.perf_counter()
+        outcomes = self._admit() if self._may_admit else []
+        outcomes += self._make_room()
         rows, requests = self._next_batch()
-        events: list[tuple[Request, Piece | GenerationError]] = []
-        for request, logits in zip(requests, self._forward(rows, requests)):
-            if not len(logits):
-                continue
-            try:
-                events += [(request, piece) for piece in request.take(logits)]
-            except GenerationError as error:
-                self.cancel(request)
-                events.append((request, error))
+        if rows:
+            outcomes += self._sample(requests, self._forward(rows, requests))
         for request in [r for r in self._running if r.finish_reason is not None]:
             self._running.remove(request)
-            self._retire(request)
-        return events
+            self._give_back(request)
+        self.work.steps += 1
+        self.work.step_seconds += time.perf_counter() - start
+        return outcomes
 
-    def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._max_batch:
-            request = self._waiting[0]
-            sequence = self._cache.open(request.prompt_ids, request.planned_tokens, request.rope_length)
-            if sequence is None:
-                if self._running:
-                    return
+    # --- who runs ------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> list[Outcome]:
+        """Let waiting requests run as long as there is room, the longest waiting ones first."""
+        self._may_admit = False
+        failed: list[Outcome] = []
+        misfits: list[Request] = []
+        admitted: list[Request] = []
+        for request in self._waiting:
+            if len(self._running) == self._max_batch or len(misfits) == _LOOKAHEAD:
+                break
+            if self._is_being_computed(request):
+                self._may_admit = True
+                continue
+            if self._open(request):
+                admitted.append(request)
+                for misfit in misfits:
+                    misfit.overtaken += 1
+            elif not self._running:
                 # What holds the cache are requests of others, which need not move while this one waits.
-                raise no_room(self._backend, self._cache, request.planned_tokens)
-            self._waiting.popleft()
-            request.admit(sequence)
-            self._running.append(request)
+                failed.append((request, no_room(self._backend, self._cache, request.planned_tokens)))
+            else:
+                misfits.append(request)
+                if request.overtaken >= MOST_OVERTAKING:
+                    break
+        gone = {*admitted, *(request for request, _ in failed)}
+        self._waiting = [request for request in self._waiting if request not in gone]
+        return failed
+
+    def _open(self, request: Request) -> bool:
+        """Have memory for what is known of a request and for some more; for all of its plan if nobody else runs."""
+        plan = request.planned_tokens if not self._running else self._next_plan(request)
+        sequence = self._cache.open(request.known_ids, plan, request.rope_length)
+        if sequence is None:
+            return False
+        if request.admit(sequence):
+            self.work.prompt_tokens += len(request.prompt_ids)
+            self.work.cached_prompt_tokens += request.cached_tokens
+        self._planned[request] = plan
+        self._running.append(request)
+        self._running.sort(key=_number)
+        return True
+
+    def _is_being_computed(self, request: Request) -> bool:
+        """Whether a running request is about to compute the block that this one would begin with.
+
+        It shares that block if it waits: copies of one prompt are computed once.
+        """
+        return any(other.pending_tokens > 1 and other.shares_next_block(request) for other in self._running)
+
+    def _make_room(self) -> list[Outcome]:
+        """Let the memory of answers grow, in the order they came; the one that came last gives way."""
+        failed: list[Outcome] = []
+        for request in [r for r in self._running if r.length > self._planned[r]]:
+            while request in self._planned and not self._grow(request, self._next_plan(request)):
+                last = self._running[-1]
+                if last is not self._running[0]:
+                    self._put_back(last)
+                elif not self._grow(request, request.length):
+                    self.cancel(request)
+                    failed.append((request, no_room(self._backend, self._cache, request.planned_tokens)))
+        return failed
+
+    def _grow(self, request: Request, plan: int) -> bool:
+        if plan > self._planned[request]:
+            assert request.sequence is not None
+            if not self._cache.grow(request.sequence, plan):
+                return False
+            self._planned[request] = plan
+        return True
+
+    def _next_plan(self, request: Request) -> int:
+        return min(request.planned_tokens, request.length + GROWTH_TOKENS)
+
+    def _put_back(self, request: Request) -> None:
+        """A running request waits again, before those that came later; what it said stays said."""
+        self._running.remove(request)
+        self._give_back(request)
+        place = next((i for i, r in enumerate(self._waiting) if r.number > request.number), len(self._waiting))
+        self._waiting.insert(place, request)
+        self.work.preemptions += 1
+
+    def _give_back(self, request: Request) -> None:
+        assert request.sequence is not None
+        self._cache.close(request.sequence)
+        del self._planned[request]
+        self._may_admit = True
+
+    # --- what is computed ----------------------------------------------------------------------------------------
 
     def _next_batch(self) -> tuple[list[Row], list[Request]]:
         rows: list[Row] = []
         requests: list[Request] = []
-        budget = PREFILL_CHUNK_TOKENS
-        for request in sorted(self._running, key=lambda r: len(r.tokens_to_compute) > 1):
-            assert request.sequence is not None
-            tokens = request.tokens_to_compute
-            chunk = tokens if len(tokens) == 1 else tokens[:budget]
-            if not chunk:
-                continue
-            budget -= len(chunk) if len(tokens) > 1 else 0
-            is_last_chunk = len(chunk) == len(tokens)
-            rows.append(Row(request.sequence, chunk, "last" if is_last_chunk else "none"))
-            requests.append(request)
+        prompts: list[Request] = []
+        for request in self._running:
+            if request.pending_tokens > 1:
+                prompts.append(request)
+            else:
+                assert request.sequence is not None
+                rows.append(Row(request.sequence, request.next_tokens(1)))
+                requests.append(request)
+        if prompts:
+            budget = self._pace.chunk_tokens if rows else PREFILL_CHUNK_TOKENS
+            for request, count in _shares(prompts, budget):
+                assert request.sequence is not None
+                is_last_chunk = count == request.pending_tokens
+                rows.append(Row(request.sequence, request.next_tokens(count), "last" if is_last_chunk else "none"))
+                requests.append(request)
         return rows, requests
 
     def _forward(self, rows: list[Row], requests: list[Request]) -> list[npt.NDArray[np.float32]]:
-        """Compute a step; one of running answers alone goes on with their drafts, and its time is remembered."""
-        is_decoding = all(row.logits == "last" and len(row.token_ids) == 1 for row in rows)
-        if self._step_times is None or not is_decoding:
-            return self._backend.forward(rows)
-        rows = _with_drafts(rows, requests, self._step_times)
+        """Compute a step, and learn from the time it takes; answers alone may go on with their drafts."""
+        prompt_tokens = sum(len(row.token_ids) for row in rows if len(row.token_ids) > 1)
+        if not prompt_tokens and self._step_times is not None and len(rows) < MOST_STEP_TOKENS:
+            rows = self._with_drafts(rows, requests, self._step_times)
+        tokens = sum(len(row.token_ids) for row in rows)
         start = time.perf_counter()
         logits = self._backend.forward(rows)
-        self._step_times.learn(sum(len(row.token_ids) for row in rows), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        if prompt_tokens:
+            self._pace.learn(prompt_tokens, seconds)
+        elif self._step_times is not None and tokens <= MOST_STEP_TOKENS:
+            self._step_times.learn(tokens, seconds)
         return logits
 
-    def _retire(self, request: Request) -> None:
-        assert request.sequence is not None
-        self._cache.close(request.sequence)
+    def _with_drafts(self, rows: list[Row], requests: list[Request], step_times: StepTimes) -> list[Row]:
+        """The same step with what may come next behind each answer's token, as far as verifying it seems to pay."""
+        counts = draft_lengths(step_times, [request.guess() for request in requests])
+        return [
+            Row(row.sequence, [*row.token_ids, *request.draft(count)], "all")
+            if count and self._grow(request, request.length + count)
+            else row
+            for row, request, count in zip(rows, requests, counts)
+        ]
+
+    def _sample(self, requests: Sequence[Request], logits: Sequence[npt.NDArray[np.float32]]) -> list[Outcome]:
+        """Sample for all requests that have logits, and hand each its own."""
+        sampling = [(request, rows) for request, rows in zip(requests, logits) if len(rows)]
+        firsts = sample_together([request.draw(rows[0]) for request, rows in sampling])
+        outcomes: list[Outcome] = []
+        for (request, rows), first in zip(sampling, firsts):
+            try:
+                if not isinstance(first, SampledToken):
+                    raise first
+                pieces = request.take(rows, first)
+            except GenerationError as error:
+                self.cancel(request)
+                outcomes.append((request, error))
+                continue
+            self.work.generated_tokens += len(pieces)
+            self.work.drafted_tokens += len(rows) - 1
+            self.work.accepted_tokens += len(pieces) - 1
+            outcomes += [(request, piece) for piece in pieces]
+        return outcomes
+
+
+class _Pace:
+    """How many tokens of prompts a step may compute beside answers, learnt from the steps before."""
+
+    def __init__(self) -> None:
+        self._token_s: float | None = None
+
+    @property
+    def chunk_tokens(self) -> int:
+        if self._token_s is None:
+            return min(PREFILL_CHUNK_TOKENS, 4 * SMALLEST_CHUNK_TOKENS)
+        chunk = int(STALL_S / self._token_s) // SMALLEST_CHUNK_TOKENS * SMALLEST_CHUNK_TOKENS
+        return min(PREFILL_CHUNK_TOKENS, max(SMALLEST_CHUNK_TOKENS, chunk))
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        known = seconds / tokens if self._token_s is None else self._token_s
+        self._token_s = known + _COST_WEIGHT * (seconds / tokens - known)
 
 
 def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
@@ -144,10 +315,19 @@ def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
     )
 
 
-def _with_drafts(rows: list[Row], requests: list[Request], step_times: StepTimes) -> list[Row]:
-    """The same step with what may come next behind each answer's token, as far as verifying it is expected to pay."""
-    counts = draft_lengths(step_times, [request.guess() for request in requests])
-    return [
-        Row(row.sequence, [*row.token_ids, *request.draft(count)], "all") if count else row
-        for row, request, count in zip(rows, requests, counts)
-    ]
+def _shares(prompts: list[Request], budget: int) -> list[tuple[Request, int]]:
+    """How many tokens of each prompt a step computes: a part for the one that came first, the rest for the shortest."""
+    oldest = prompts[0]
+    shares = {oldest: min(oldest.pending_tokens, max(SMALLEST_CHUNK_TOKENS, int(OLDEST_PART * budget)), budget)}
+    left = budget - shares[oldest]
+    for request in sorted(prompts, key=lambda r: (r.pending_tokens, r.number)):
+        if not left:
+            break
+        more = min(left, request.pending_tokens - shares.get(request, 0))
+        shares[request] = shares.get(request, 0) + more
+        left -= more
+    return [(request, count) for request, count in shares.items() if count]
+
+
+def _number(request: Request) -> int:
+    return request.number

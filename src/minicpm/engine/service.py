@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from minicpm.engine.constraint import Constraint
 from minicpm.engine.llm import LLM
-from minicpm.engine.request import Completion, Piece, Request
+from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError, QueueFull
 from minicpm.sampling import SamplingParams
 
@@ -47,9 +47,10 @@ class ServiceStatistics:
     outcomes: dict[str, int] = field(default_factory=dict)  # requests by OUTCOMES
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0  # of those, not computed again
-    generated_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
+    generated_tokens: int = 0  # sampled, those that end an answer too
+    drafted_tokens: int = 0  # guessed by prompt lookup
+    accepted_tokens: int = 0  # of those, right
+    preemptions: int = 0  # times that a running request gave its memory back and waited again
     steps: int = 0
     step_seconds: float = 0.0
 
@@ -161,21 +162,14 @@ class Service:
         """Counts of this moment."""
         cache = self._scheduler.cache_usage()
         with self._changed:
-            counts = self._counts
             return ServiceStatistics(
                 waiting=self._scheduler.waiting + len(self._arrived),
                 running=self._scheduler.running,
                 cache_tokens=cache.tokens,
                 cache_held_tokens=cache.held_tokens,
                 cache_idle_tokens=cache.idle_tokens,
-                outcomes=dict(counts.outcomes),
-                prompt_tokens=counts.prompt_tokens,
-                cached_prompt_tokens=counts.cached_prompt_tokens,
-                generated_tokens=counts.generated_tokens,
-                drafted_tokens=counts.drafted_tokens,
-                accepted_tokens=counts.accepted_tokens,
-                steps=counts.steps,
-                step_seconds=counts.step_seconds,
+                outcomes=dict(self._counts.outcomes),
+                **asdict(self._scheduler.work),
             )
 
     @property
@@ -236,14 +230,12 @@ class Service:
             return not self._is_aborted
 
     def _step(self) -> None:
-        start = time.perf_counter()
         try:
             events = self._scheduler.step()
         except Exception as error:
             _LOGGER.exception("a step failed; its requests end with this error")
             self._fail_all(error)
             return
-        self._counts.stepped(time.perf_counter() - start)
         for request, event in events:
             ticket = self._tickets.get(request)
             if ticket is not None:
@@ -256,7 +248,7 @@ class Service:
             if ticket.is_over:
                 return
             if completion is not None:
-                self._counts.finished(completion)
+                self._counts.finished()
                 self._end(ticket, completion.finish_reason)
             elif isinstance(event, Exception):
                 self._end(ticket, "failed")
@@ -301,17 +293,10 @@ class Service:
 
 
 class _Counts:
-    """Sums over everything a service did."""
+    """Requests by what became of them, and how fast they end."""
 
     def __init__(self) -> None:
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
-        self.prompt_tokens = 0
-        self.cached_prompt_tokens = 0
-        self.generated_tokens = 0
-        self.drafted_tokens = 0
-        self.accepted_tokens = 0
-        self.steps = 0
-        self.step_seconds = 0.0
         self._interval_s = 0.0
         self._last_finish: float | None = None
 
@@ -320,17 +305,7 @@ class _Counts:
         """When a place in the queue may be free: about what two requests' ends lie apart."""
         return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, self._interval_s))
 
-    def stepped(self, seconds: float) -> None:
-        self.steps += 1
-        self.step_seconds += seconds
-
-    def finished(self, completion: Completion) -> None:
-        usage = completion.usage
-        self.prompt_tokens += usage.prompt_tokens
-        self.cached_prompt_tokens += usage.cached_tokens
-        self.generated_tokens += usage.completion_tokens
-        self.drafted_tokens += usage.drafted_tokens
-        self.accepted_tokens += usage.accepted_tokens
+    def finished(self) -> None:
         now = time.monotonic()
         if self._last_finish is not None:
             self._interval_s += _INTERVAL_WEIGHT * (now - self._last_finish - self._interval_s)
