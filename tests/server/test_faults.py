@@ -7,9 +7,10 @@ import socket
 import time
 from collections.abc import Callable
 
+import httpx
 import pytest
 
-from server.running import ASK, CHAT, Running
+from server.running import ASK, CHAT, Running, error_of
 from server.stub import StubEngine
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -181,3 +182,69 @@ def test_silence_is_filled_with_comments(start: Callable[..., Running]):
         text = client.post(CHAT, json={**ASK, "max_tokens": 1, "stream": True}).text
         assert text.count(": still here") >= 2
         assert text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("secret")], ids=["out of memory", "a bug"])
+def test_a_step_that_fails_ends_its_answers_and_no_others(
+    nano: Running, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, failure: Exception
+):
+    backend = nano.serving.engine.llm.backend
+    forward = backend.forward
+    calls = iter(range(1000))
+
+    def failing(rows):
+        if next(calls) == 2:
+            raise failure
+        return forward(rows)
+
+    monkeypatch.setattr(backend, "forward", failing)
+    response = client.post(CHAT, json={**ASK, "max_tokens": 20, "ignore_eos": True})
+    assert response.status_code == 500 and "secret" not in response.text
+    assert error_of(response)["type"] == "server_error"
+    assert client.post(CHAT, json=ASK).status_code == 200
+    wait_until(lambda: nano.serving.engine.statistics().running == 0)
+    assert nano.serving.engine.statistics().cache_held_tokens == 0
+
+
+def test_health_says_when_the_engine_has_ended(start: Callable[..., Running]):
+    engine = StubEngine()
+    with start(engine).client() as client:
+        engine.is_alive = False
+        response = client.get("/health")
+        assert (response.status_code, error_of(response)["code"]) == (503, "engine_dead")
+
+
+def test_clients_that_drop_leave_nothing_in_the_cache(nano: Running):
+    body = json.dumps({**ASK, "max_tokens": 500, "stream": True, "ignore_eos": True}).encode()
+    connections = [connected(nano) for _ in range(40)]
+    for number, connection in enumerate(connections):
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        if number % 2:
+            connection.recv(100)
+    for connection in connections:
+        connection.close()
+    engine = nano.serving.engine
+    wait_until(lambda: engine.statistics().running == engine.statistics().waiting == 0)
+    assert engine.statistics().cache_held_tokens == 0
+    assert_serves(nano)
+
+
+@pytest.mark.slow
+def test_ten_thousand_dropped_streams_take_no_memory(start: Callable[..., Running]):
+    engine = StubEngine(delay_s=0.001)
+    server = start(engine)
+    body = json.dumps({**ASK, "max_tokens": 1_000_000, "stream": True}).encode()
+
+    def drop(count: int) -> None:
+        for _ in range(count):
+            with connected(server) as connection:
+                connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                connection.recv(100)
+        wait_until(lambda: engine.alive == 0)
+        engine.tickets.clear()
+
+    drop(1000)
+    before = _rss_bytes()
+    for _ in range(10):
+        drop(1000)
+    assert _rss_bytes() - before < 20 << 20

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -130,7 +130,7 @@ class Answers:
 
     def hear(self, index: int, piece: Piece) -> None:
         self._measure(index, piece)
-        self._heard.append(replace(piece, index=index))
+        self._heard.append(Piece(index, piece.text, piece.completion, piece.tokens))
         self._something.set()
 
     def hear_error(self, error: Exception) -> None:

@@ -16,6 +16,7 @@ from minicpm.server.errors import APIError
 
 Chunk = dict[str, Any]
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _PING = b": still here\n\n"
 _DONE = b"data: [DONE]\n\n"
 
@@ -62,4 +63,4 @@ async def _events(answers: Answers, writer: ChunkWriter, ping_s: float) -> Async
 
 
 def _event(chunk: Chunk) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _ENCODER.encode(chunk).encode() + b"\n\n"
