@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -103,3 +104,11 @@ def test_the_page_is_served_with_a_strict_policy_and_nothing_beside_it(tmp_path,
     assert client.get("/page/chat.js").text == "1"
     for path in ("/page/../secret.js", "/page/%2e%2e/secret.js", "/page/..%2fsecret.js", "/page/", "/page/nothing.js"):
         assert client.get(path).status_code in (401, 404)
+
+
+def test_the_page_of_the_package_is_there(nano: Running):
+    with nano.client() as client:
+        index = client.get("/")
+        assert index.status_code == 200 and "script-src 'self'" in index.headers["content-security-policy"]
+        for name in re.findall(r'(?:src|href)="(page/[^"]+)"', index.text):
+            assert client.get(f"/{name}").status_code == 200

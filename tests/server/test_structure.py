@@ -218,12 +218,17 @@ def test_a_form_that_cannot_be_followed_is_refused(client: httpx.Client, change:
     assert error_of(response)["type"] == "invalid_request_error"
 
 
-def test_a_form_that_never_ends_ends_at_the_limit(client: httpx.Client):
-    endless = {"structured_outputs": {"grammar": 'start: "a" start'}, "messages": QUESTION, "max_tokens": 25}
+def test_a_form_that_need_not_end_ends_at_the_limit(client: httpx.Client):
+    endless = {"structured_outputs": {"regex": "a+"}, "ignore_eos": True, "messages": QUESTION}
+    response = client.post(CHAT, json={**endless, "max_tokens": 25, "temperature": 0})
+    choice = response.json()["choices"][0]
+    assert choice["finish_reason"] == "length" and set(choice["message"]["content"]) == {"a"}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_grammar_that_can_never_end_is_an_error(client: httpx.Client, stream: bool):
+    endless = {"structured_outputs": {"grammar": 'start: "a" start'}, "messages": QUESTION, "stream": stream}
     response = client.post(CHAT, json=endless)
-    if response.status_code == 200:
-        choice = response.json()["choices"][0]
-        assert choice["finish_reason"] == "length" and set(choice["message"]["content"].strip()) == {"a"}
-    else:
-        assert response.status_code == 400
+    assert "cannot be brought into its form" in response.text
+    assert response.status_code == (200 if stream else 400)
     assert client.post(CHAT, json=ASK).status_code == 200
