@@ -27,9 +27,10 @@ static MINICPM_INLINE void write_rows(const Output& to, int token, int n, typena
   }
 }
 
-// Weights stream through once: they are asked for so far ahead, since with several tokens a line of them keeps the
-// multipliers busy for longer than the processor looks ahead by itself.
-constexpr int kPrefetchBytes = 8192;
+// Weights stream through once: a line is asked for so far ahead, first into the L2 cache, which waits for more lines at
+// a time than the L1 does, and then from there. The processor alone looks ahead too little: a core of an Emerald Rapids
+// Xeon reads 10 GB/s so, 13.5 with the nearer request alone, and 16 with both, which is what reading alone reaches.
+constexpr int kFarPrefetchBytes = 16384, kNearPrefetchBytes = 4096;
 
 // A block of 16 rows times a tile of M tokens, straight from the packed weights. Few tokens leave the multipliers
 // waiting for their own sums, so a token then has several of them.
@@ -58,7 +59,8 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
       unroll<2>([&](auto which) MINICPM_INLINE_LAMBDA {
         constexpr int i = which;
         const typename V::Bytes bytes = V::load_bytes(block + (u + i) * 64);
-        __builtin_prefetch(block + (u + i) * 64 + kPrefetchBytes);
+        __builtin_prefetch(block + (u + i) * 64 + kFarPrefetchBytes, 0, 2);
+        __builtin_prefetch(block + (u + i) * 64 + kNearPrefetchBytes);
         if constexpr (is_int4) {
           // One half after the other: AVX2 has no registers for both beside its sums.
           constexpr int kLow = 2 * i % kChains, kHigh = (2 * i + 1) % kChains;
