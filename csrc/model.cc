@@ -50,10 +50,12 @@ class Buffer {
 
 // Everything a step writes but the cache and the logits, for up to `tokens` tokens. What lies behind a row's numbers
 // is zero and stays zero: norms and groups read whole vectors. Of a single token every thread has a row of x, mlp and
-// the activations (compute).
+// the activations (compute); where only codes of mlp are needed it has one row of it in any case.
 struct Model::Workspace {
-  Workspace(const ModelShape& shape, const Kernels& kernels, std::vector<int> groups, int most_tokens, int threads)
+  Workspace(const ModelShape& shape, const Kernels& kernels, std::vector<int> groups, bool with_mlp, int most_tokens,
+            int threads)
       : tokens(larger(most_tokens, threads)),
+        keeps_mlp(with_mlp),
         hidden_stride(round_up(shape.hidden, kLargestGroup)),
         mlp_stride(round_up(shape.intermediate, kLargestGroup)),
         qkv_stride(round_up((shape.heads + 2 * shape.kv_heads) * shape.head_dim, kLanes)),
@@ -61,7 +63,7 @@ struct Model::Workspace {
         widest(larger(hidden_stride, mlp_stride)),
         h(count(hidden_stride)),
         x(count(hidden_stride)),
-        mlp(count(mlp_stride)),
+        mlp(static_cast<size_t>(with_mlp ? tokens : threads) * static_cast<size_t>(mlp_stride)),
         y(count(larger(qkv_stride, gate_up_stride))),
         padded_tokens(static_cast<size_t>(tokens + larger(kernels.direct_width, kernels.gemm_width))),
         group_sizes(std::move(groups)),
@@ -78,6 +80,7 @@ struct Model::Workspace {
   size_t count(int stride) const { return static_cast<size_t>(tokens) * stride; }
 
   const int tokens;
+  const bool keeps_mlp;  // or only its codes
   const int hidden_stride, mlp_stride, qkv_stride, gate_up_stride, widest;
   Buffer<float> h;             // hidden states (T, hidden)
   Buffer<float> x;             // input of qkv, o, gate_up and the head
@@ -105,7 +108,8 @@ void Model::forward(const Batch& batch) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (workspace_ == nullptr || workspace_->tokens < batch.tokens) {
     // In steps of 64, so that a batch that grows a token at a time allocates seldom.
-    workspace_ = std::make_unique<Workspace>(shape_, kernels_, group_sizes(), round_up(batch.tokens, 64), pool_.size());
+    workspace_ = std::make_unique<Workspace>(shape_, kernels_, group_sizes(), reads_mlp(), round_up(batch.tokens, 64),
+                                             pool_.size());
   }
   auto body = [&](int thread) { compute(batch, thread); };
   pool_.run(body);
@@ -128,6 +132,13 @@ std::vector<int> Model::group_sizes() const {
     if (is_used(G)) used.push_back(G);
   }
   return used;
+}
+
+// Whether any layer's down projection multiplies the numbers themselves instead of their codes.
+bool Model::reads_mlp() const {
+  return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) {
+    return std::any_of(layer.down.begin(), layer.down.end(), [](const Weight& w) { return !w.is_integer(); });
+  });
 }
 
 // All threads run this; between two barriers a thread writes only what no other touches. A batch's inputs of a linear
@@ -204,9 +215,10 @@ void Model::quantize_rows(const Linear& next, const float* x, size_t stride, int
 
 void Model::silu_and_quantize(const Linear& down, int tokens, int thread) {
   Workspace& w = *workspace_;
+  float* rows = own_row(w.mlp.data(), w.mlp_stride, w.keeps_mlp ? tokens : 1, thread);
   for_slices(shape_.intermediate, tokens, thread, [&](int t, int first, int last) {
     const float* gate = w.y.data() + static_cast<size_t>(t) * w.gate_up_stride;
-    float* x = own_row(w.mlp.data(), w.mlp_stride, tokens, thread) + static_cast<size_t>(t) * w.mlp_stride;
+    float* x = rows + static_cast<size_t>(w.keeps_mlp ? t : 0) * w.mlp_stride;
     kernels_.silu_multiply(gate + first, gate + shape_.intermediate + first, last - first, x + first);
     quantize_slice(down, x, tokens, t, first, last, thread);
   });

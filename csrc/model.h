@@ -78,6 +78,7 @@ class Model {
   struct Workspace;
 
   std::vector<int> group_sizes() const;
+  bool reads_mlp() const;
   void compute(const Batch& batch, int thread);
   void norm_and_quantize(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
                          int thread);
