@@ -1,4 +1,4 @@
-"""results/versus_peers.svg from results/versus_peers.json: one panel a point, one bar a program, drawn in plain SVG."""
+"""results/versus_peers*.svg from results/versus_peers*.json: a panel a point, a bar a program, drawn in plain SVG."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ PANEL_WIDTH, BAR, GAP, LABEL_WIDTH, TOP = 420, 18, 6, 170, 34
 COLUMNS = 2
 
 
-def write_plot() -> None:
-    """Draw it where there are results; whole or not at all."""
-    source = RESULTS / "versus_peers.json"
-    if not source.exists():
-        return
-    target = RESULTS / "versus_peers.svg"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(drawing(json.loads(source.read_text(encoding="utf-8"))["rows"]), encoding="utf-8")
-    temporary.replace(target)
+def write_plots() -> None:
+    """Draw every machine's results; each whole or not at all."""
+    for source in RESULTS.glob("versus_peers*.json"):
+        target = source.with_suffix(".svg")
+        temporary = target.with_suffix(".tmp")
+        temporary.write_text(drawing(json.loads(source.read_text(encoding="utf-8"))["rows"]), encoding="utf-8")
+        temporary.replace(target)
 
 
 def drawing(rows: list[dict[str, object]]) -> str:

@@ -7,7 +7,7 @@
 Models are made where they are missing (10 GB in runs/). Every program loads once
 and is stopped (SIGSTOP) while another measures; memory's read bandwidth and the processor's integer peak are measured
 between the windows. What does not fit into memory together runs in groups, this package in each. 15 minutes in all.
-Writes benchmarks/results/versus_peers.json, versus_peers.svg and RESULTS.md.
+Writes benchmarks/results/versus_peers.json, versus_peers.svg, RESULTS.md and the README's tables.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main() -> None:
         f"the windows. KL: of MiniCPM-nano in that preset against float32, nats per token. "
         f"{max_depth(args.points)} tokens are held at the peak of memory."
     )
-    print("wrote", write_results("versus_peers", rows, note, measurements=windows))
+    print("wrote", write_results(args.result, rows, note, measurements=windows))
     write_report()
 
 
@@ -160,6 +160,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(repr(e.name) for e in ENTRANTS))
     parser.add_argument("--points", default=",".join(POINTS), help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--result",
+        default="versus_peers",
+        metavar="NAME",
+        help="in benchmarks/results, versus_peers_MACHINE for another's",
+    )
     parser.add_argument("--threads", type=int, default=native.physical_cores())
     args = parser.parse_args()
     args.points = [" ".join(point.split()) for point in args.points.split(",")]
@@ -170,6 +176,8 @@ def parsed() -> argparse.Namespace:
     unknown = set(args.only or ()) - {entrant.name for entrant in ENTRANTS}
     if unknown:
         parser.error(f"--only: unknown {', '.join(map(repr, sorted(unknown)))}")
+    if not args.result.startswith("versus_peers"):
+        parser.error(f"--result {args.result!r}: expected versus_peers or versus_peers_MACHINE")
     args.peers = {}
     for peer in args.peer:
         name, separator, path = peer.partition("=")

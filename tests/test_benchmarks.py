@@ -119,13 +119,14 @@ def test_the_plot_is_svg_with_a_panel_a_point_and_a_bar_a_program():
     assert "a<b" in "".join(root.itertext())
 
 
-def test_the_readme_quotes_the_table_of_the_peers_and_nothing_else():
+def test_the_readme_quotes_the_tables_of_the_peers_and_nothing_else():
     import report
 
     readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
-    result = json.loads((BENCHMARKS / "results" / "versus_peers.json").read_text(encoding="utf-8"))
-    assert report.with_peers(readme, result) == readme
+    results = report.peer_results()
+    assert report.with_peers(readme, results) == readme
     shown = readme.split(report.README_BORDERS[0])[1].split(report.README_BORDERS[1])[0]
-    assert all(str(value) in shown for row in result["rows"] for key, value in row.items() if "fastest peer" in key)
+    rows = [row for result in results for row in result["rows"]]
+    assert all(str(value) in shown for row in rows for key, value in row.items() if "fastest peer" in key)
     with pytest.raises(ValueError, match="no lines"):
-        report.with_peers("# A README without borders", result)
+        report.with_peers("# A README without borders", results)
