@@ -187,6 +187,12 @@ def test_a_cache_too_small_for_an_answer_refuses_it_and_serves_others(serve: Cal
     assert httpx.post(command.url + CHAT, json={**LONG, "max_tokens": 8}).status_code == 200
 
 
+def test_a_missing_library_is_said_with_what_installs_it():
+    program = "import sys; sys.modules['fastapi'] = None; from minicpm.cli.main import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'minicpm[serve]'" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [(["--kv-cache-size", "much"], "no size"), (["--port", "70000"], "port"), (["--api-key", "a b"], "API key"),

@@ -126,7 +126,6 @@ class Answers:
         self._something = asyncio.Event()
         self._start_s = time.perf_counter()
         self._last_s: list[float | None] = [None] * count
-        self._tokens = [0] * count
 
     def hear(self, index: int, piece: Piece) -> None:
         self._measure(index, piece)
@@ -193,10 +192,6 @@ class Answers:
             self._metrics.first_token_s.observe(now_s - self._start_s)
         else:
             self._metrics.between_tokens_s.observe(now_s - last_s)
-        # The piece that ends an answer has a token or not: the completion knows.
-        tokens = 1 if piece.completion is None else piece.completion.usage.completion_tokens - self._tokens[index]
-        self._tokens[index] += tokens
-        self._metrics.completion_tokens.inc(max(0, tokens))
         if piece.completion is not None:
             self._metrics.answer_s.observe(now_s - self._start_s)
 

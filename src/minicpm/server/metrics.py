@@ -32,7 +32,6 @@ class Metrics:
             return Histogram(f"minicpm_{name}", text, buckets=buckets, registry=registry)
 
         self._responses = counter("http_responses", "Responses by route and status.", "path", "status")
-        self.completion_tokens = counter("completion_tokens", "Tokens written.")
         self.first_token_s = histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first token.", _FIRST_TOKEN_S
         )
@@ -81,10 +80,12 @@ class _EngineCollector(Collector):
             answers.add_metric([outcome], count)
         yield answers
         for name, text, value in (
-            ("prompt_tokens", "Tokens of the prompts of finished answers.", now.prompt_tokens),
+            ("completion_tokens", "Tokens written.", now.generated_tokens),
+            ("prompt_tokens", "Tokens of prompts.", now.prompt_tokens),
             ("cached_prompt_tokens", "Those of them that were not computed again.", now.cached_prompt_tokens),
             ("drafted_tokens", "Tokens guessed ahead by prompt lookup.", now.drafted_tokens),
             ("accepted_tokens", "Guessed tokens that were right.", now.accepted_tokens),
+            ("preemptions", "Answers that gave their memory back and waited again.", now.preemptions),
             ("steps", "Steps of the engine.", now.steps),
             ("step_seconds", "Time it computed.", now.step_seconds),
         ):

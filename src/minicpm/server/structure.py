@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from minicpm.engine.constraint import Constraint
 from minicpm.server import tools
@@ -25,23 +25,19 @@ def constraint_of(request: ChatRequest | CompletionRequest, functions: Sequence[
                 tools.grammar(functions, is_required=is_required, is_parallel=request.parallel_tool_calls)
             )
         if isinstance(request.response_format, JSONFormat):
-            return _of_schema({"type": "object"})
+            return Constraint.json_object()
         if isinstance(request.response_format, JSONSchemaFormat):
-            return _of_schema(request.response_format.json_schema.schema_)
+            return Constraint.json_schema(request.response_format.json_schema.schema_)
     return None if request.structured_outputs is None else _of_outputs(request.structured_outputs)
 
 
 def _of_outputs(wanted: StructuredOutputs) -> Constraint:
     if wanted.json_ is not None:
-        return _of_schema(wanted.json_)
+        return Constraint.json_schema(wanted.json_)
     if wanted.regex is not None:
         return Constraint.regex(wanted.regex)
     if wanted.choice is not None:
         return Constraint.choice(wanted.choice)
     if wanted.grammar is not None:
         return Constraint.lark(wanted.grammar)
-    return _of_schema({"type": "object"})
-
-
-def _of_schema(schema: Mapping[str, object]) -> Constraint:
-    return Constraint.json_schema({**schema, "x-guidance": tools.LAYOUT})
+    return Constraint.json_object()

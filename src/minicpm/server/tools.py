@@ -20,9 +20,9 @@ from minicpm.chat import Message
 from minicpm.server.errors import APIError
 from minicpm.server.requests import ChatRequest, Function, NamedTool, ToolCall
 
-# How llguidance writes JSON here. Where JSON lets blanks be, a small model may write blanks for ever; so there is one
-# behind a comma and a colon, as Python's json has it, and none elsewhere.
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Of arguments inside the grammar, as engine/constraint.py has it for JSON alone: on one line, or a small model may go
+# on writing blanks for ever.
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _NAME, _ARGUMENTS = '{"name": "', '", "arguments": '
@@ -97,7 +97,7 @@ def grammar(functions: Sequence[Function], *, is_required: bool, is_parallel: bo
 def argument_schema(function: Function) -> dict[str, object]:
     """The schema of a function's arguments, which are always one object."""
     schema = function.parameters or {"properties": {}, "additionalProperties": False}
-    return {"type": "object", **schema, "x-guidance": LAYOUT}
+    return {"type": "object", **schema, "x-guidance": _LAYOUT}
 
 
 # --- Reading -------------------------------------------------------------------------------------------------
