@@ -209,6 +209,31 @@ def test_embeddings_beside_streams_are_those_without(llm: LLM, service: Service)
     assert np.array_equal(vectors, service.call(lambda: llm.embed(texts)))
 
 
+def test_embeddings_of_long_and_many_texts_beside_streams_are_those_without(llm: LLM, service: Service):
+    dice = random.Random(1)
+    texts = [[dice.randrange(300, 6000) for _ in range(length)] for length in (1500, 3, 700, *[9] * 120)]
+    answers = [Answer(service, rendered(llm, f"Count to {n}"), SamplingParams(seed=n, max_tokens=60)) for n in range(4)]
+    vectors = service.embed(texts)
+    for number, answer in enumerate(answers):
+        alone = service.call(
+            lambda n=number: llm.chat(f"Count to {n}", SamplingParams(seed=n, max_tokens=60))  # type: ignore[misc]
+        )
+        assert answer.result().ids == alone.ids
+    assert np.array_equal(vectors, service.call(lambda: llm.embed(texts)))
+
+
+def test_embeddings_wait_for_the_memory_that_streams_hold(llm: LLM):
+    crowded = LLM(llm.folder, threads=1, kv_cache_bytes=256 * llm.backend.cache_bytes_per_token)
+    with Service(crowded) as service:
+        streams = [Answer(service, [5, 6, 7], SamplingParams(seed=n, ignore_eos=True, max_tokens=200)) for n in (1, 2)]
+        assert streams[0].started.wait(60)
+        vectors = service.embed([[9] * 250])
+        assert [len(stream.result().ids) for stream in streams] == [200, 200]
+    assert np.array_equal(vectors, llm.embed([[9] * 250]))
+    with pytest.raises(GenerationError, match="text 1 may take 257 tokens"):
+        crowded.embed([[9] * 257])
+
+
 def test_an_error_inside_a_call_is_the_callers(service: Service):
     with pytest.raises(ZeroDivisionError):
         service.call(lambda: 1 // 0)

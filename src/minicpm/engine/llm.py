@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,16 +203,64 @@ class LLM:
         These are the states behind the model's last norm, before the logit scale and the head; `<s>` is one of the
         tokens, where the tokenizer puts it in front. The mean is taken in float64. Vectors are not normalised.
         """
+        work = self.embed_in_steps(texts, lambda: PREFILL_CHUNK_TOKENS)
+        while True:
+            try:
+                missing_tokens = next(work)
+            except StopIteration as done:
+                vectors: npt.NDArray[np.float32] = done.value
+                return vectors
+            if missing_tokens:
+                raise no_room(self.backend, self._cache, missing_tokens)
+
+    def embed_in_steps(
+        self, texts: str | Sequence[str | Sequence[int]], most_tokens: Callable[[], int]
+    ) -> Generator[int, None, npt.NDArray[np.float32]]:
+        """`embed` for one who has other work to do in between; each step computes about `most_tokens()`.
+
+        Yields 0 after a step, and the tokens that there is no room for where it has to be tried again. What cannot be
+        embedded is refused at once.
+        """
         prompts = [texts] if isinstance(texts, str) else texts
         if not prompts:
             raise ValueError("there are no texts; give at least one")
-        ids = [self._as_ids(prompt, add_bos=True) for prompt in prompts]
-        for number, one in enumerate(ids, start=1):
-            if len(one) > self.context_length:
+        waiting = [self._as_ids(prompt, add_bos=True) for prompt in prompts]
+        for number, ids in enumerate(waiting, start=1):
+            if len(ids) > self.context_length:
                 raise GenerationError(
-                    f"text {number} has {len(one)} tokens, more than the context's {self.context_length}; split it"
+                    f"text {number} has {len(ids)} tokens, more than the context's {self.context_length}; split it"
                 )
-        vectors = [_mean_of(states) for batch in _batches(ids) for states in _hidden_states(self.backend, batch)]
+            if len(ids) > self._cache.tokens:
+                raise self._beyond_budget(f"text {number}", len(ids))
+        return self._embed(waiting, most_tokens)
+
+    def _embed(
+        self, waiting: list[list[int]], most_tokens: Callable[[], int]
+    ) -> Generator[int, None, npt.NDArray[np.float32]]:
+        vectors: list[npt.NDArray[np.float64]] = []
+        while waiting:
+            batch = _first_batch(waiting, most_tokens())
+            sequences = [self._cache.open((), len(ids), len(ids)) for ids in batch]
+            try:
+                if None in sequences:
+                    yield sum(map(len, batch))
+                    continue
+                means = [_Mean() for _ in batch]
+                longest = max(map(len, batch))
+                start = 0
+                while start < longest:
+                    end = longest if len(batch) > 1 else start + most_tokens()
+                    rows = [Row(sequence, ids[start:end]) for sequence, ids in zip(sequences, batch) if sequence]
+                    for mean, states in zip(means, self.backend.hidden_states(rows)):
+                        mean.add(states)
+                    start = end
+                    yield 0
+                vectors += [mean.value for mean in means]
+            finally:
+                for sequence in sequences:
+                    if sequence is not None:
+                        self._cache.close(sequence)
+            del waiting[: len(batch)]
         return np.stack(vectors).astype(np.float32)
 
     def loglikelihood(
@@ -482,35 +530,33 @@ def _forward_in_chunks(
     return np.concatenate(results)
 
 
-def _batches(texts: list[list[int]]) -> Generator[list[list[int]], None, None]:
-    """Texts in their order, as many together as one step computes; a longer one alone."""
-    batch: list[list[int]] = []
-    for ids in texts:
-        if batch and sum(map(len, batch)) + len(ids) > PREFILL_CHUNK_TOKENS:
-            yield batch
-            batch = []
-        batch.append(ids)
-    yield batch
+def _first_batch(texts: list[list[int]], most_tokens: int) -> list[list[int]]:
+    """The first texts, as many as have at most so many tokens together, but one at least."""
+    count, tokens = 1, len(texts[0])
+    while count < len(texts) and tokens + len(texts[count]) <= most_tokens:
+        tokens += len(texts[count])
+        count += 1
+    return texts[:count]
 
 
-def _hidden_states(backend: Backend, texts: list[list[int]]) -> list[list[npt.NDArray[np.float32]]]:
-    """Hidden states (T, hidden) of each of the texts, in chunks; several texts are one chunk each."""
-    sequences = [backend.new_sequence(len(ids)) for ids in texts]
-    if len(texts) > 1:
-        rows = [Row(sequence, ids) for sequence, ids in zip(sequences, texts)]
-        return [[states] for states in backend.hidden_states(rows)]
-    (sequence,), (ids,) = sequences, texts
-    starts = range(0, len(ids), PREFILL_CHUNK_TOKENS)
-    return [[backend.hidden_states([Row(sequence, ids[i : i + PREFILL_CHUNK_TOKENS])])[0] for i in starts]]
+class _Mean:
+    """Mean over the tokens of all chunks (T, hidden) that are added: (hidden,) float64."""
 
+    def __init__(self) -> None:
+        self._sum: npt.NDArray[np.float64] | None = None
+        self._count = 0
 
-def _mean_of(chunks: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
-    """Mean over the tokens of all chunks (T, hidden): (hidden,) float64."""
-    total = np.zeros(chunks[0].shape[1])
-    for states in chunks:
-        total += states.sum(axis=0, dtype=np.float64)
-    mean: npt.NDArray[np.float64] = total / sum(map(len, chunks))
-    return mean
+    def add(self, states: npt.NDArray[np.float32]) -> None:
+        # The sum so far is the first of the rows, which numpy adds one by one: chunks don't change its bits.
+        rows = states.astype(np.float64) if self._sum is None else np.vstack([self._sum, states])
+        self._sum = rows.sum(axis=0)
+        self._count += len(states)
+
+    @property
+    def value(self) -> npt.NDArray[np.float64]:
+        assert self._sum is not None
+        mean: npt.NDArray[np.float64] = self._sum / self._count
+        return mean
 
 
 def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: list[int]) -> Loglikelihood:

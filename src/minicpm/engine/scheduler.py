@@ -67,6 +67,8 @@ class Scheduler:
         self._waiting: list[Request] = []  # in the order they came
         self._running: list[Request] = []  # in the order they came, too
         self._planned: dict[Request, int] = {}  # tokens that a running request's memory is there for
+        self.admits = True  # False: who waits goes on waiting
+        self.others_go_on = False  # somebody else's use of the cache ends without this scheduler's doing
         self._may_admit = False  # something changed since the last look at who waits
         self._pace = _Pace()
         self._count = 0
@@ -97,6 +99,10 @@ class Scheduler:
     def cache_usage(self) -> CacheUsage:
         return self._cache.usage()
 
+    def no_room(self, tokens: int) -> GenerationError:
+        """The error of a plan of so many tokens while others hold the cache."""
+        return no_room(self._backend, self._cache, tokens)
+
     def cancel(self, request: Request) -> None:
         """Leave a request out of all steps to come; one that is not here any more changes nothing."""
         if request in self._planned:
@@ -119,7 +125,7 @@ class Scheduler:
         An error ends its request. One of the whole step is raised, and every request is then still here.
         """
         start = time.perf_counter()
-        outcomes = self._admit() if self._may_admit else []
+        outcomes = self._admit() if self._may_admit and self.admits else []
         outcomes += self._make_room()
         rows, requests = self._next_batch()
         if rows:
@@ -149,10 +155,11 @@ class Scheduler:
                 admitted.append(request)
                 for misfit in misfits:
                     misfit.overtaken += 1
-            elif not self._running:
+            elif not self._running and not self.others_go_on:
                 # What holds the cache are requests of others, which need not move while this one waits.
-                failed.append((request, no_room(self._backend, self._cache, request.planned_tokens)))
+                failed.append((request, self.no_room(request.planned_tokens)))
             else:
+                self._may_admit |= self.others_go_on
                 misfits.append(request)
                 if request.overtaken >= MOST_OVERTAKING:
                     break
@@ -191,7 +198,7 @@ class Scheduler:
                     self._put_back(last)
                 elif not self._grow(request, request.length):
                     self.cancel(request)
-                    failed.append((request, no_room(self._backend, self._cache, request.planned_tokens)))
+                    failed.append((request, self.no_room(request.planned_tokens)))
         return failed
 
     def _grow(self, request: Request, plan: int) -> bool:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -94,7 +94,7 @@ class Service:
         self._tickets: dict[Request, Ticket] = {}  # of everything submitted that isn't over
         self._arrived: deque[Ticket] = deque()
         self._cancelled: deque[Ticket] = deque()
-        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._works: deque[tuple[Generator[int, None, Any], Future[Any]]] = deque()
         self._is_closing = False
         self._is_aborted = False
         self._counts = _Counts()
@@ -148,15 +148,11 @@ class Service:
         Streams stand still meanwhile, so it should be short. One call is made per step. Not for callbacks, which are on
         the very thread that would have to make the call.
         """
-        assert threading.current_thread() is not self._thread, "a callback waits for its own thread"
-        return self._begin(function).result()
+        return self._result(_in_one_step(function))
 
     def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
-        """LLM.embed, one text per step of the streams beside it."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise ValueError("there are no texts; give at least one")
-        return np.concatenate([self.call(lambda one=text: self.llm.embed([one])) for text in texts])  # type: ignore[misc]
+        """LLM.embed, in steps between those of the streams; it waits for memory as a stream does."""
+        return self._result(self.llm.embed_in_steps(texts, lambda: self._scheduler.chunk_tokens))
 
     def statistics(self) -> ServiceStatistics:
         """Counts of this moment."""
@@ -188,13 +184,15 @@ class Service:
             self._changed.notify_all()
         self._thread.join()
 
-    def _begin(self, function: Callable[[], T]) -> Future[T]:
+    def _result(self, work: Generator[int, None, T]) -> T:
+        """What work returns, of which the service's thread does a step whenever it has done one of the scheduler's."""
+        assert threading.current_thread() is not self._thread, "a callback waits for its own thread"
         future: Future[T] = Future()
         with self._changed:
             self._require_open()
-            self._calls.append((function, future))
+            self._works.append((work, future))
             self._changed.notify_all()
-        return future
+        return future.result()
 
     def _cancel(self, ticket: Ticket) -> None:
         with self._changed:
@@ -213,13 +211,13 @@ class Service:
         while self._take_in():
             if self._scheduler.is_busy:
                 self._step()
-            self._call_one()
+            self._work()
         self._abort()
 
     def _take_in(self) -> bool:
         """Wait for something to do and hand it to the scheduler; False at the end."""
         with self._changed:
-            while not (self._is_aborted or self._arrived or self._cancelled or self._calls or self._scheduler.is_busy):
+            while not (self._is_aborted or self._arrived or self._cancelled or self._works or self._scheduler.is_busy):
                 if self._is_closing:
                     return False
                 self._changed.wait()
@@ -263,16 +261,27 @@ class Service:
         self._counts.outcomes[outcome] += 1
         self._tickets.pop(ticket.request, None)
 
-    def _call_one(self) -> None:
+    def _work(self) -> None:
+        """A step of the work that has waited longest. Nothing new is admitted while it waits for memory."""
         with self._changed:
-            if not self._calls:
+            if not self._works:
                 return
-            function, future = self._calls.popleft()
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+            work, future = self._works.popleft()
+        try:
+            missing_tokens = next(work)
+            if missing_tokens and not self._scheduler.running:
+                work.throw(self._scheduler.no_room(missing_tokens))
+        except StopIteration as done:
+            self._scheduler.admits = True
+            future.set_result(done.value)
+        except BaseException as error:
+            self._scheduler.admits = True
+            future.set_exception(error)
+        else:
+            self._scheduler.admits = not missing_tokens
+            with self._changed:
+                self._works.appendleft((work, future)) if missing_tokens else self._works.append((work, future))
+        self._scheduler.others_go_on = bool(self._works)
 
     def _fail_all(self, error: Exception) -> None:
         self._scheduler.close()
@@ -286,10 +295,16 @@ class Service:
         error = GenerationError("the service was closed before this was done")
         self._fail_all(error)
         with self._changed:
-            calls = list(self._calls)
-            self._calls.clear()
-        for _, future in calls:
+            works = list(self._works)
+            self._works.clear()
+        for work, future in works:
+            work.close()
             future.set_exception(error)
+
+
+def _in_one_step(function: Callable[[], T]) -> Generator[int, None, T]:
+    return function()
+    yield
 
 
 class _Counts:
