@@ -1,0 +1,331 @@
+"""This package's server and its peers' on the same weights, in turns: many streams of an OpenAI-compatible API at once.
+
+    make peers && python benchmarks/versus_servers.py     # MiniCPM-nano and the true MiniCPM-2B shapes
+    python benchmarks/versus_servers.py --models nano --streams 1,8,64 --repeats 5
+
+Every server is started once and stopped (SIGSTOP) while another answers. A stream is a text of its own, so no prompt is
+another's prefix; answers are as long as asked for, or end where the model ends them. Tokens are counted by the server's
+own usage where it tells it in a stream, else by its events. Writes results/versus_servers.json and RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from costs import write_results
+from report import write_report
+from versus_peers import LLAMA, MINICPM, ROOT, VLLM, models, talk
+
+from minicpm import native
+from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.safetensors import SafetensorsWriter
+from minicpm.formats.tensor import TensorInfo
+from minicpm.hub import embedded
+from minicpm.quant.format import IntWeight, read_weight
+
+CONTEXT = 1024
+START_TIMEOUT_S, ANSWER_TIMEOUT_S = 300, 900
+SUBJECTS = ("rabbit", "mouse", "kite", "river", "lantern", "bear", "garden", "boat")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the servers of a model."""
+
+    streams: tuple[int, ...]
+    tokens: int  # of an answer
+    context_streams: int  # at most at once
+
+
+LOADS = {"nano": Load((1, 8, 64), 128, 64), "2b": Load((1, 8), 32, 8)}
+
+
+@dataclass
+class Server:
+    """A server's process, stopped but while it is asked something."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    windows: dict[int, list[Window]] = field(default_factory=dict)
+
+    def resume(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Seconds from the request to each event with text, and the tokens of them all."""
+
+    times: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Window:
+    tokens_per_s: float
+    first_token_s: tuple[float, ...]
+    between_tokens_s: tuple[float, ...]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/2b"), help="the 2B model in bf16, made if missing")
+    parser.add_argument("--models", default="nano,2b")
+    parser.add_argument("--streams", help="instead of the model's own: 1,8,64")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=native.physical_cores())
+    args = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for name in args.models.split(","):
+        load = LOADS[name]
+        if args.streams:
+            streams = tuple(int(part) for part in args.streams.split(","))
+            load = Load(streams, load.tokens, max(streams))
+        rows += measured(name, load, args)
+    note = (
+        f"Streams of /v1/completions at once on one machine, {args.threads} threads, {args.repeats} windows in turns, "
+        "medians; the client runs on the same cores. The same weights: INT4 codes here and in llama.cpp, their values "
+        "in float32 (nano) or the bf16 model they were rounded from (2B) in vLLM. llama-cpp-python's server answers "
+        "one request after the other."
+    )
+    print("wrote", write_results("versus_servers", rows, note))
+    write_report()
+
+
+def measured(name: str, load: Load, args: argparse.Namespace) -> list[dict[str, object]]:
+    with ExitStack() as stack:
+        servers = []
+        for program, command, environment in commands(name, load, args):
+            if not Path(command[0]).exists():
+                talk(f"{program} is left out: {command[0]} is not there (make peers)")
+                continue
+            servers.append(stack.enter_context(started(program, command, environment)))
+            servers[-1].stop()
+        for server in servers:  # what is made at the first request is not measured
+            window(server, 1, 4)
+        for repeat in range(args.repeats):
+            for streams in load.streams:
+                turn = repeat % len(servers)
+                for server in [*servers[turn:], *servers[:turn]]:
+                    server.windows.setdefault(streams, []).append(window(server, streams, load.tokens))
+        return [point_row(name, streams, load.tokens, servers) for streams in load.streams]
+
+
+def commands(name: str, load: Load, args: argparse.Namespace) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Every program's server of a model, without its port."""
+    if name == "nano":
+        work = args.folder.with_name("nano")
+        ours, gguf, floats, dtype = embedded.folder(), work.with_name("nano.gguf"), nano_granite(work), "float32"
+        if not gguf.exists():
+            run_minicpm("convert", str(ours), str(gguf), "--to", "gguf")
+    else:
+        paths = models(args.folder, ["int4-small", "int4-small.gguf", "granite"])
+        ours, gguf, floats, dtype = paths["int4-small"], paths["int4-small.gguf"], paths["granite"], "bfloat16"
+    streams, threads = load.context_streams, str(args.threads)
+    serve = ["serve", "-m", str(ours), "--context", str(CONTEXT), "--max-batch", str(streams), "--threads", threads]
+    yield "minicpm", [*MINICPM, *serve, "--no-lookup"], {}
+    llama = ["llama_cpp.server", "--model", str(gguf), "--n_ctx", str(CONTEXT), "--n_threads", threads]
+    llama += ["--n_threads_batch", threads, "--flash_attn", "true", "--interrupt_requests", "false"]
+    yield "llama-cpp-python", [str(LLAMA), "-m", *llama], {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+    vllm = ["vllm.entrypoints.openai.api_server", "--model", str(floats), "--dtype", dtype, "--enforce-eager"]
+    vllm += ["--max-model-len", str(CONTEXT), "--max-num-seqs", str(streams)]
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "3",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": threads,
+    }
+    openmp = VLLM.parents[1] / "lib" / "libiomp5.so"
+    if openmp.exists():
+        environment["LD_PRELOAD"] = str(openmp)
+    yield "vllm", [str(VLLM), "-m", *vllm], environment
+
+
+def nano_granite(work: Path) -> Path:
+    """MiniCPM-nano's INT4 weights as float32 numbers, in the form that vLLM knows without our code."""
+    target = work.with_name("nano-granite")
+    if target.exists():
+        return target
+    source = embedded.folder()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    with open_checkpoint(source, allow_quantized=True) as checkpoint:
+        infos = [TensorInfo(name, "float32", shape) for name, shape in checkpoint.config.parameter_shapes().items()]
+        writer = SafetensorsWriter(work / "model.safetensors", infos)
+        for info in infos:
+            weight = read_weight(checkpoint, info.name)
+            values = weight.dequantize() if isinstance(weight, IntWeight) else weight.float32()
+            writer.write(info.name, [memoryview(values.tobytes())])
+        writer.close()
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    (work / "config.json").write_text(json.dumps({**config, "torch_dtype": "float32"}), encoding="utf-8")
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(source / name, work / name)
+    run_minicpm("convert", str(work), str(target), "--to", "granite")
+    return target
+
+
+def run_minicpm(*words: str) -> None:
+    subprocess.run([*MINICPM, *words], check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def started(program: str, command: Sequence[str], environment: dict[str, str]) -> Iterator[Server]:
+    """The server once it lists its model."""
+    port = free_port()
+    log = (ROOT / "runs" / f"server-{program}.log").open("w")
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    log.close()
+    server = Server(program, port, process)
+    begin = time.monotonic()
+    try:
+        while not is_ready(port):
+            if process.poll() is not None or time.monotonic() - begin > START_TIMEOUT_S:
+                raise RuntimeError(f"{program} did not start; its last words are in {log.name}")
+            time.sleep(0.2)
+        talk(f"{program} is there after {time.monotonic() - begin:.1f} s")
+        yield server
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def is_ready(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return b" 200 " in connection.recv(64)
+    except OSError:
+        return False
+
+
+def window(server: Server, streams: int, tokens: int) -> Window:
+    """So many streams, all begun together; the server is stopped again when all have ended."""
+    server.resume()
+    try:
+        begin = time.perf_counter()
+        found = asyncio.run(all_streams(server, streams, tokens))
+        wall = time.perf_counter() - begin
+    finally:
+        server.stop()
+    gaps = [late - early for one in found for early, late in pairwise(one.times)]
+    speed = sum(one.tokens for one in found) / wall
+    if tokens > 4:
+        talk(f"  {streams:3} streams  {server.name:18} {speed:9.1f} tokens/s")
+    return Window(speed, tuple(one.times[0] for one in found), tuple(gaps))
+
+
+async def all_streams(server: Server, count: int, tokens: int) -> list[Stream]:
+    tasks = [one_stream(server, index, tokens) for index in range(count)]
+    return list(await asyncio.wait_for(asyncio.gather(*tasks), ANSWER_TIMEOUT_S))
+
+
+async def one_stream(server: Server, index: int, tokens: int) -> Stream:
+    subject = SUBJECTS[index % len(SUBJECTS)]
+    request: dict[str, Any] = {
+        "prompt": f"{index}. This is the story of a brave {subject} that went out and found {index} friends.",
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+    }
+    if server.name != "llama-cpp-python":
+        request |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+    if server.name == "vllm":
+        request["model"] = await model_name(server.port)
+    body = json.dumps(request).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    begin = time.perf_counter()
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    times: list[float] = []
+    usage = None
+    first = b""
+    while line := await reader.readline():
+        first = first or line
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        if event.get("usage"):
+            usage = event["usage"]["completion_tokens"]
+        if event.get("choices") and event["choices"][0].get("text"):
+            times.append(time.perf_counter() - begin)
+    writer.close()
+    if not times:
+        raise RuntimeError(f"{server.name} answered without text: {first.decode(errors='replace').strip()}")
+    return Stream(tuple(times), usage or len(times))
+
+
+async def model_name(port: int) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    name: str = json.loads(answer[answer.index(b"\r\n\r\n") + 4 :])["data"][0]["id"]
+    return name
+
+
+def point_row(name: str, streams: int, tokens: int, servers: Sequence[Server]) -> dict[str, object]:
+    row: dict[str, object] = {"model": name, "streams": streams, "tokens of an answer": tokens}
+    speeds = {server.name: statistics.median(w.tokens_per_s for w in server.windows[streams]) for server in servers}
+    for server in servers:
+        windows = server.windows[streams]
+        first = [seconds for w in windows for seconds in w.first_token_s]
+        gaps = [seconds for w in windows for seconds in w.between_tokens_s]
+        row[f"{server.name} tokens/s"] = float(f"{speeds[server.name]:.4g}")
+        row[f"{server.name} first token, median / p99 (ms)"] = spread(first)
+        row[f"{server.name} between tokens, median / p99 (ms)"] = spread(gaps)
+    peers = [speed for program, speed in speeds.items() if program != "minicpm"]
+    row["minicpm / fastest peer"] = round(speeds["minicpm"] / max(peers), 2) if peers else "-"
+    return row
+
+
+def spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "-"
+    ordered = sorted(seconds)
+    return (
+        f"{1e3 * statistics.median(ordered):.3g} / {1e3 * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]:.3g}"
+    )
+
+
+if __name__ == "__main__":
+    main()
