@@ -67,7 +67,7 @@ class Answer:
 class ScriptedServer:
     """Serves the page and `answers`, in their order; `requests` are the bodies that came, with their key."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.answers: queue.Queue[Answer] = queue.Queue()
         self.requests: list[dict[str, Any]] = []
         self.key = ""
@@ -75,11 +75,15 @@ class ScriptedServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.path == "/v1/models":
+                path = self.path.partition("?")[0]
+                if path == "/health":
+                    self._send_json(200, {})
+                    return
+                if path == "/v1/models":
                     if self._is_allowed():
                         self._send_json(200, {"object": "list", "data": [{"id": "scripted"}]})
                     return
-                name = "index.html" if self.path == "/" else self.path.removeprefix("/page/")
+                name = "index.html" if path == "/" else path.removeprefix("/page/")
                 file = PAGE / name
                 if "/" in name or not file.is_file():
                     self._send_json(404, {"error": {"message": "there is no such file"}})
@@ -145,7 +149,7 @@ class ScriptedServer:
                 self.end_headers()
                 self.wfile.write(body)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"

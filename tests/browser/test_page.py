@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
-from scripted_server import PAGE
+
+from browser.screens import PHONE
+from browser.scripted_server import PAGE
 
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+ON_PHONE = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
 
 
 def ask(page, question: str) -> None:
@@ -310,7 +312,7 @@ def test_colours_follow_the_system_and_can_be_chosen(open_page, server):
 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(open_page, server):
-    page = open_page(server.url, **PHONE)
+    page = open_page(server.url, **ON_PHONE)
     server.will_say("```\n" + "wide " * 100 + "\n```\n" + "x" * 500)
     page.get_by_label("Your question").fill("Well?")
     page.get_by_role("button", name="Send").tap()

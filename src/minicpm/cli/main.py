@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "talk with a model"),
     "run": ("run", "complete prompts from arguments, a file or stdin"),
     "serve": ("serve", "answer over HTTP as OpenAI's API does"),
+    "demo": ("demo", "talk with a model in the browser"),
     "pull": ("pull", "download a model"),
     "list": ("list", "list the models on this machine"),
     "rm": ("rm", "remove a downloaded model"),

@@ -1,0 +1,99 @@
+"""`minicpm demo`: a page in the browser to talk with a model, on this machine or behind a server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minicpm.cli.arguments import add_engine_arguments, load_llm
+from minicpm.cli.output import talk
+from minicpm.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from minicpm.demo.source import Source
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LIBRARIES = ("gradio", "fastapi", "uvicorn", "httpx", "starlette")
+# Options of the engines in this process, and what they are where they are not given.
+_ENGINE = {"device": "auto", "threads": None, "no_lookup": False}
+_LOADING = {"backend": "auto", "dtype": "auto", "context": None, "offline": None}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Talk with a model in the browser, many people at once. The model runs in this process, with --backend vllm in "
+        "a vLLM that is started for it, or behind --url on any server that speaks OpenAI's protocol."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port; 0 takes a free one (default: 7860)")
+    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="answers at once (default: 4)")
+    parser.add_argument("--url", help="a running server, e.g. http://127.0.0.1:8000/v1; -m is a name of its models")
+    parser.add_argument("--api-key", metavar="KEY", help="of that server (default: $OPENAI_API_KEY)")
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_combination(args)
+    try:
+        from minicpm.demo.serving import bind, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _LIBRARIES:
+            raise
+        raise MissingExtra("the web demo", "demo") from error
+    with bind(args.host, args.port) as listener, ExitStack() as stack:
+        source = _source(args, stack)
+        host, port = listener.getsockname()[:2]
+        if args.host not in LOOPBACK:
+            talk(f"Everybody who can reach {args.host} can use this page; it asks for no password.")
+        shown = f"[{host}]" if ":" in host else host
+        serve(source, listener, is_local=args.host in LOOPBACK, on_ready=lambda: talk(f"http://{shown}:{port}/"))
+    return 0
+
+
+def _check_combination(args: argparse.Namespace) -> None:
+    if args.url is None and args.api_key is not None:
+        raise ValueError("--api-key is for the server at --url; give that, too")
+    if args.url is None and args.backend != "vllm":
+        return
+    unknown = {**_ENGINE, **_LOADING} if args.url is not None else _ENGINE
+    for name, default in unknown.items():
+        if getattr(args, name) != default:
+            whose = "the server at --url" if args.url is not None else "vLLM"
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for a model in this process, not for {whose}; leave it out"
+            )
+
+
+def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
+    if args.url is not None:
+        from minicpm.demo.remote import RemoteSource
+
+        return RemoteSource(args.url, args.api_key or os.environ.get("OPENAI_API_KEY"), args.model)
+    if args.backend == "vllm":
+        return _vllm_source(args, stack)
+    from minicpm.demo.local import LocalSource
+    from minicpm.engine.service import Service
+
+    llm = load_llm(args, max_batch=args.parallel)
+    service = Service(llm)
+    stack.callback(service.close, 0.0)
+    return LocalSource(llm, service, _name(args.model, llm.folder))
+
+
+def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
+    from minicpm import hub
+    from minicpm.cli.progress import TerminalProgress
+    from minicpm.demo.vllm import VllmOptions, running_vllm
+
+    folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    talk("Starting vLLM, which takes a minute or more ...")
+    options = VllmOptions(args.parallel, args.context, args.dtype)
+    return stack.enter_context(running_vllm(folder, _name(args.model, folder), options))
+
+
+def _name(model: str | None, folder: Path) -> str:
+    """Whoever sees the page need not know where on the disk the model is."""
+    return folder.name if model is None or Path(model).exists() else model

@@ -1,0 +1,59 @@
+"""What of Gradio's server a browser may reach: the page and its queue, nothing that touches files or other hosts."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+# No uploads, no /file=, no /proxy=, no calls by name, no descriptions of them, no monitoring.
+_OPEN_PATHS = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(/.*)?)|/(assets|static|svelte)/.*"
+    r"|/gradio_api/(queue/(join|data)|heartbeat/[^/]+|cancel|reset|startup-events|info)"
+)
+# Gradio's page has scripts and styles of its own inside; an answer must not make the browser ask anybody else.
+_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Gate:
+    """Answers 403 or 404 before a request reaches Gradio. `hosts` are the names it is asked by, None: any."""
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] | None = LOOPBACK_NAMES):
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        await (refusal or self._app)(scope, receive, send_with_policy)
+
+    def _refusal(self, path: str, headers: Headers) -> PlainTextResponse | None:
+        host = headers.get("host", "").lower()
+        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+        if self._hosts is not None and name not in self._hosts:
+            return PlainTextResponse("the demo does not answer to this name; start it with --host\n", 403)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host:
+            return PlainTextResponse("pages of other origins may not ask\n", 403)
+        if not _OPEN_PATHS.fullmatch(path):
+            return PlainTextResponse("there is nothing here\n", 404)
+        return None

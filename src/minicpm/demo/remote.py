@@ -1,0 +1,133 @@
+"""A server that speaks OpenAI's protocol: `minicpm serve`, vLLM, llama.cpp's and others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from minicpm.chat import Message
+from minicpm.demo.source import Meter, Progress, SourceError
+from minicpm.errors import one_line
+from minicpm.sampling import SamplingParams
+
+_CONNECT_TIMEOUT_S = 10.0
+_SILENCE_TIMEOUT_S = 600.0  # a long prompt on a small machine says nothing for minutes
+
+
+class RemoteSource:
+    """Answers of the server at `url`, such as http://127.0.0.1:8000/v1, by its model of that name or its first.
+
+    Raises ValueError for what is no address, SourceError where the server does not answer or has no such model.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, model: str | None = None):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"a server's address is written like http://127.0.0.1:8000/v1, got {url!r:.100}")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("an API key has printable ASCII characters only")
+        self._url = url.rstrip("/")
+        self._options: dict[str, Any] = {
+            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+            "timeout": httpx.Timeout(_SILENCE_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            # A proxy for the world outside knows nothing of this machine.
+            "trust_env": parts.hostname not in ("localhost", "127.0.0.1", "::1"),
+        }
+        self.sampling = SamplingParams()
+        self.engine = self._url
+        self.model = self._chosen_model(model)
+
+    async def answer(self, messages: Sequence[Message], sampling: SamplingParams) -> AsyncGenerator[Progress, None]:
+        """As Source.answer."""
+        meter, finish_reason, tokens = Meter(), None, None
+        try:
+            async with (
+                httpx.AsyncClient(**self._options) as client,
+                client.stream(
+                    "POST", f"{self._url}/chat/completions", json=self._request(messages, sampling)
+                ) as response,
+            ):
+                if response.is_error:
+                    await response.aread()
+                    raise SourceError(self._said(response))
+                async for event in self._events(response):
+                    if event.get("usage"):
+                        tokens = int(event["usage"]["completion_tokens"])
+                    for choice in event.get("choices") or ():
+                        finish_reason = choice.get("finish_reason") or finish_reason
+                        if piece := choice["delta"].get("content"):
+                            yield meter.hear(piece)
+        except httpx.HTTPError as error:
+            raise SourceError(self._unreachable() if not meter.tokens else self._broke_off()) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SourceError(f"{self._url} does not speak OpenAI's protocol") from error
+        if finish_reason is None:
+            raise SourceError(self._broke_off())
+        yield meter.progress(finish_reason, tokens=tokens)
+
+    async def _events(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+        async for line in response.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            data = line.removeprefix("data:").strip()
+            if data == "[DONE]":
+                return
+            event = json.loads(data)
+            if "error" in event:
+                raise SourceError(self._says(event["error"]["message"]))
+            yield event
+
+    def _request(self, messages: Sequence[Message], sampling: SamplingParams) -> dict[str, Any]:
+        request = {
+            "model": self.model,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+        }
+        # OpenAI's own service knows no such field: where it would change nothing it is not sent.
+        return (
+            request
+            if sampling.repetition_penalty == 1
+            else request | {"repetition_penalty": sampling.repetition_penalty}
+        )
+
+    def _chosen_model(self, wanted: str | None) -> str:
+        try:
+            with httpx.Client(**self._options) as client:
+                response = client.get(f"{self._url}/models")
+            if response.is_error:
+                raise SourceError(self._said(response))
+            names = [str(model["id"]) for model in response.json()["data"]]
+        except httpx.HTTPError as error:
+            raise SourceError(self._unreachable()) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise SourceError(
+                f"{self._url}/models is no list of models; is it the address of an OpenAI-compatible server, with /v1?"
+            ) from error
+        if not names or wanted not in (None, *names):
+            there = one_line(", ".join(names)) or "none"
+            raise SourceError(f"{self._url} serves no model {wanted or ''}; there is: {there}")
+        return wanted or names[0]
+
+    def _said(self, response: httpx.Response) -> str:
+        try:
+            message = response.json()["error"]["message"]
+        except (ValueError, TypeError, KeyError):
+            message = f"status {response.status_code} and no explanation"
+        return self._says(message)
+
+    def _says(self, message: object) -> str:
+        return f"{self._url} says: {one_line(str(message), 500)}"
+
+    def _unreachable(self) -> str:
+        return f"{self._url} does not answer; is the server running, and is this its address?"
+
+    def _broke_off(self) -> str:
+        return f"{self._url} broke off before the answer was complete"

@@ -1,0 +1,48 @@
+"""Running the demo on a socket until it is interrupted."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from minicpm.demo.app import create_app
+from minicpm.demo.gate import LOOPBACK_NAMES
+from minicpm.demo.source import Source
+from minicpm.errors import MiniCPMError
+
+_GRACE_S = 3  # what a running answer is waited for at the end
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises MiniCPMError where the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise MiniCPMError(
+                f"port {port} of {host} is taken; stop what listens there, or give another --port"
+            ) from None
+        raise MiniCPMError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
+
+
+def serve(source: Source, listener: socket.socket, *, is_local: bool, on_ready: Callable[[], None]) -> None:
+    """Serve until Ctrl-C or a signal; `is_local` answers only to the names of this machine."""
+    app = create_app(source, LOOPBACK_NAMES if is_local else None)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_S, ws="none"
+    )
+    _Server(config, on_ready).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]):
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
