@@ -92,6 +92,7 @@ bench: setup
 	$(BIN)/python benchmarks/true_shapes.py
 	$(BIN)/python benchmarks/versus_peers.py
 	$(BIN)/python benchmarks/verification.py
+	$(BIN)/python benchmarks/versus_servers.py
 
 # The peers of the benchmarks and of test-peers, as pinned in benchmarks/peers. llama.cpp is compiled for this machine.
 peers: .venv-llamacpp/.ready .venv-vllm/.ready
