@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -38,6 +41,18 @@ def test_an_option_that_would_change_nothing_is_refused(minicpm, option):
     done = minicpm("demo", "--url", "http://127.0.0.1:1/v1", *option)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert f"{option[0]} is for a model in this process, not for the server at --url" in done.err
+
+
+def test_it_says_its_address_answers_there_and_ends_on_a_signal():
+    command = [sys.executable, "-m", "minicpm", "demo", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = next(line.strip() for line in process.stderr if line.startswith("http://127.0.0.1:"))
+            with urllib.request.urlopen(address) as response:
+                assert "MiniCPM" in response.read().decode()
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def test_without_gradio_the_extra_is_named(minicpm, monkeypatch: pytest.MonkeyPatch):

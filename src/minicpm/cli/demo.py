@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +91,8 @@ def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
     from minicpm.demo.vllm import VllmOptions, running_vllm
 
     folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    # While vLLM starts, too, it must not outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     talk("Starting vLLM, which takes a minute or more ...")
     options = VllmOptions(args.parallel, args.context, args.dtype)
     return stack.enter_context(running_vllm(folder, _name(args.model, folder), options))
