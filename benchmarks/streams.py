@@ -11,6 +11,7 @@ the program can do. Answers ignore the end token; guessing ahead is off, since i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -136,7 +137,7 @@ def gaps(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> tuple[li
         if is_last and (len(prompts) != STREAMS_BESIDE or piece.completion is not None):
             break
     stream.close()
-    return [b - a for a, b in zip(times, times[1:])] or [0.0], time.perf_counter() - start
+    return [b - a for a, b in itertools.pairwise(times)] or [0.0], time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -306,6 +306,7 @@ class Machine(RuleBasedStateMachine):
             assert key.parent == -1 or key.parent in self.cache._keys
             assert self.cache._children[key.rope_base, key.parent][key.token_ids] == block
         assert sum(map(len, self.cache._children.values())) == len(self.cache._keys)
+        assert self.cache._ordered == {parent: sorted(ids) for parent, ids in self.cache._children.items()}
 
     def teardown(self) -> None:
         for sequence, _ in self.open:
@@ -314,7 +315,7 @@ class Machine(RuleBasedStateMachine):
         assert self.cache._promised == 0
         self.cache.drop_idle()
         assert self.cache.free_blocks == self.pool.blocks
-        assert not self.cache._keys and not self.cache._children
+        assert not self.cache._keys and not self.cache._children and not self.cache._ordered
 
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

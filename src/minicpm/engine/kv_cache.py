@@ -8,6 +8,7 @@ sequences have memory of their own: there an idle text goes as a whole to the ne
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,8 @@ class BlockCache:
         self._users = [0] * pool.blocks
         self._keys: dict[int, _Key] = {}
         self._children: dict[tuple[float, int], dict[tuple[int, ...], int]] = {}
+        # Their ids in order: what has most in common with a text stands beside the text's own place.
+        self._ordered: dict[tuple[float, int], list[tuple[int, ...]]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._promised = 0
 
@@ -295,13 +298,10 @@ class BlockCache:
         The end of an earlier text is taken over as it is, nobody else needs it; of a full block a copy is made.
         """
         parent = sequence.blocks[-1] if sequence.blocks else _ROOT
-        best, best_length = None, 0
-        for ids, block in self._children.get((sequence.rope_base, parent), {}).items():
-            length = common_prefix_length(ids, token_ids)
-            if length > best_length:
-                best, best_length = block, length
-        if best is None:
+        best_ids, best_length = self._most_similar((sequence.rope_base, parent), tuple(token_ids[:BLOCK_TOKENS]))
+        if not best_length:
             return
+        best = self._children[sequence.rope_base, parent][best_ids]
         self._use(best)
         if len(self._keys[best].token_ids) < BLOCK_TOKENS:
             self._forget(best)
@@ -317,6 +317,15 @@ class BlockCache:
             return
         sequence.token_ids += token_ids[:best_length]
 
+    def _most_similar(self, parent: tuple[float, int], ids: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """Ids of the child that has most in common with these, and how many."""
+        ordered = self._ordered.get(parent, [])
+        place = bisect_left(ordered, ids)
+        beside = ordered[max(0, place - 1) : place + 1]
+        lengths = [common_prefix_length(known, ids) for known in beside]
+        longest = max(lengths, default=0)
+        return (beside[lengths.index(longest)], longest) if longest else ((), 0)
+
     # --- keeping -------------------------------------------------------------------------------------------------
 
     def _keep(self, block: int, key: _Key) -> None:
@@ -328,23 +337,25 @@ class BlockCache:
                 self._drop(beginning)
         # Dropping the last child took the dictionary away.
         self._children.setdefault((key.rope_base, key.parent), {})[key.token_ids] = block
+        insort(self._ordered.setdefault((key.rope_base, key.parent), []), key.token_ids)
         self._keys[block] = key
 
     def _keep_partial(self, sequence: BlockSequence) -> None:
         """Cache the block that a text ends in, unless a cached one begins with the same tokens."""
         index = sequence.length // BLOCK_TOKENS
         block, key = sequence.blocks[index], self._key(sequence, index)
-        siblings = self._children.get((key.rope_base, key.parent), {})
-        if block not in self._keys and not any(ids[: len(key.token_ids)] == key.token_ids for ids in siblings):
+        _, length = self._most_similar((key.rope_base, key.parent), key.token_ids)
+        if block not in self._keys and length < len(key.token_ids):
             self._keep(block, key)
 
     def _forget(self, block: int) -> None:
         """A cached block with one user becomes that user's own: whatever stands behind it is idle, and dropped."""
         key = self._keys.pop(block)
-        siblings = self._children[key.rope_base, key.parent]
+        siblings, ordered = self._children[key.rope_base, key.parent], self._ordered[key.rope_base, key.parent]
         del siblings[key.token_ids]
+        del ordered[bisect_left(ordered, key.token_ids)]
         if not siblings:
-            del self._children[key.rope_base, key.parent]
+            del self._children[key.rope_base, key.parent], self._ordered[key.rope_base, key.parent]
         for child in [*self._children.get((key.rope_base, block), {}).values()]:
             self._drop(child)
 
