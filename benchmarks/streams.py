@@ -76,7 +76,9 @@ def run_round(source: Path) -> dict[str, float]:
 
 def shown(point: str, values: list[float]) -> str:
     best = max(values) if point.endswith("tokens/s)") else min(values)
-    return f"{best:,.4g} / {statistics.median(values):,.4g}"
+    return " / ".join(
+        f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in (best, statistics.median(values))
+    )
 
 
 def one_round(args: argparse.Namespace) -> dict[str, float]:

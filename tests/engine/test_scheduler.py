@@ -76,7 +76,7 @@ def test_streams_that_may_take_a_whole_context_each_share_a_budget_of_two(llm: L
 
 
 def test_running_streams_get_a_token_in_every_step_of_a_long_prompt(llm: LLM, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scheduling, "STALL_S", 0.0)  # the smallest chunks
+    monkeypatch.setattr(scheduling, "STEP_S", 0.0)  # the smallest chunks
     scheduler = llm.new_scheduler()
     params = SamplingParams(seed=3, ignore_eos=True, max_tokens=200)
     streams = added(llm, scheduler, prompts_of(4, 5, 6), params)
@@ -86,7 +86,7 @@ def test_running_streams_get_a_token_in_every_step_of_a_long_prompt(llm: LLM, mo
     while not long.new_ids:
         assert {request for request, _ in scheduler.step()} >= set(streams)
         steps += 1
-    assert steps >= 1500 // scheduling.SMALLEST_CHUNK_TOKENS
+    assert steps >= 1500 // scheduling.CHUNKS[-1]
     scheduler.close()
 
 
@@ -96,7 +96,7 @@ def test_a_prompt_in_small_chunks_beside_streams_gives_the_text_of_one_in_large_
     prompts = prompts_of(4, 700, 30)
     params = SamplingParams(seed=3, ignore_eos=True, max_tokens=50)
     large = [completion.ids for completion in small(llm, 4096).generate(prompts, params)]
-    monkeypatch.setattr(scheduling, "STALL_S", 0.0)
+    monkeypatch.setattr(scheduling, "STEP_S", 0.0)
     assert [completion.ids for completion in small(llm, 4096).generate(prompts, params)] == large
 
 
@@ -114,7 +114,7 @@ def test_short_prompts_that_keep_coming_do_not_hold_a_long_one_up(llm: LLM, monk
     scheduler = llm.new_scheduler()
     params = SamplingParams(seed=3, max_tokens=1)
     (long,) = added(llm, scheduler, prompts_of(400, seed=4), params)
-    for number in range(400 // scheduling.SMALLEST_CHUNK_TOKENS + 1):
+    for number in range(400 // scheduling.CHUNKS[-1] + 1):
         added(llm, scheduler, prompts_of(64, 64, seed=100 + number), params)
         scheduler.step()
     assert long.finish_reason is not None

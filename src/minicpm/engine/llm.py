@@ -27,7 +27,7 @@ from minicpm.engine.constraint import Constraint, Constraints
 from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
 from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
-from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Scheduler, no_room
+from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Pace, Scheduler, no_room
 from minicpm.errors import GenerationError, MissingExtra, ModelError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
@@ -99,6 +99,7 @@ class LLM:
         # A verified token is the plain one only where its logits are.
         self._step_times = StepTimes() if lookup == "auto" and self.backend.is_exact else None
         self._eos_token_ids = frozenset(checkpoint.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
+        self._pace = Pace()
         self._constraints = Constraints(self.tokenizer, self.backend.vocab_size, self._eos_token_ids)
         self._cache = self.backend.new_cache(
             budget_tokens(self.backend, self.context_length, max_batch, kv_cache_bytes)
@@ -348,7 +349,7 @@ class LLM:
 
     def new_scheduler(self) -> Scheduler:
         """What runs this model's requests; engine/service.py keeps one, and every call here has its own."""
-        return Scheduler(self.backend, self._cache, self._max_batch, self._step_times)
+        return Scheduler(self.backend, self._cache, self._max_batch, self._pace, self._step_times)
 
     def new_request(
         self,

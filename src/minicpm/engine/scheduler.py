@@ -1,7 +1,7 @@
 """Which tokens go into the next forward pass: running answers first, then prompts in chunks.
 
 Requests join and leave between any two steps. A prompt is computed in chunks beside the running answers, each no larger
-than what delays them by STALL_S. Memory for keys and values is taken as answers grow; where it runs out the request
+than what a step of STEP_S holds. Memory for keys and values is taken as answers grow; where it runs out the request
 that came last gives its own back and is computed again later, to the same bits. The scheduler never touches text.
 """
 
@@ -21,9 +21,11 @@ from minicpm.errors import GenerationError
 from minicpm.sampling import SampledToken, sample_together
 
 PREFILL_CHUNK_TOKENS = 512  # bounds activation memory: 512 x 5760 x 4 B is 12 MB per MLP tensor of MiniCPM-2B
-SMALLEST_CHUNK_TOKENS = 16
-# How much longer a step may take for a prompt's sake while answers are streamed (docs/native.md has the measurements).
-STALL_S = 0.25
+# What a step computes of prompts while answers are streamed: the first of these with which it takes no longer than
+# STEP_S. A quarter of a second would suit readers better, but the native engine unpacks its weights for every step of
+# more than 16 tokens: with MiniCPM-2B on two cores that alone takes most of it, and prompts would take for ever.
+CHUNKS = (512, 384, 256, 192, 128, 96, 64, 48, 32, 16)
+STEP_S = 0.4
 # Of what a step computes of prompts, the one that has waited longest gets this part, and the shortest ones the rest.
 OLDEST_PART = 0.25
 # Tokens that an answer's memory grows by.
@@ -32,7 +34,6 @@ GROWTH_TOKENS = 64
 MOST_OVERTAKING = 64
 # Waiting requests that are looked at for one that fits.
 _LOOKAHEAD = 16
-_COST_WEIGHT = 0.5  # how fast the measured cost of a prompt's token replaces what was known
 
 Outcome = tuple[Request, Piece | GenerationError]
 
@@ -55,10 +56,12 @@ class Scheduler:
     """Runs requests on a backend, at most `max_batch` at a time, first come first served.
 
     The first in line always gets the memory of its longest answer, so that something always goes on. With `step_times`
-    answers are guessed ahead by prompt lookup where that pays.
+    answers are guessed ahead by prompt lookup where that pays. What `pace` has learnt outlives a scheduler.
     """
 
-    def __init__(self, backend: Backend, cache: KVCache, max_batch: int, step_times: StepTimes | None = None):
+    def __init__(
+        self, backend: Backend, cache: KVCache, max_batch: int, pace: Pace, step_times: StepTimes | None = None
+    ):
         self.work = Work()
         self._backend = backend
         self._step_times = step_times
@@ -70,7 +73,7 @@ class Scheduler:
         self.admits = True  # False: who waits goes on waiting
         self.others_go_on = False  # somebody else's use of the cache ends without this scheduler's doing
         self._may_admit = False  # something changed since the last look at who waits
-        self._pace = _Pace()
+        self._pace = pace
         self._count = 0
 
     def add(self, request: Request) -> None:
@@ -94,7 +97,7 @@ class Scheduler:
     @property
     def chunk_tokens(self) -> int:
         """Tokens beside the running answers that delay them no more than a prompt's chunk does."""
-        return self._pace.chunk_tokens if self._running else PREFILL_CHUNK_TOKENS
+        return self._pace.chunk_tokens(len(self._running)) if self._running else PREFILL_CHUNK_TOKENS
 
     def cache_usage(self) -> CacheUsage:
         return self._cache.usage()
@@ -240,7 +243,7 @@ class Scheduler:
                 rows.append(Row(request.sequence, request.next_tokens(1)))
                 requests.append(request)
         if prompts:
-            budget = self._pace.chunk_tokens if rows else PREFILL_CHUNK_TOKENS
+            budget = self._pace.chunk_tokens(len(rows)) if rows else PREFILL_CHUNK_TOKENS
             for request, count in _shares(prompts, budget):
                 assert request.sequence is not None
                 is_last_chunk = count == request.pending_tokens
@@ -257,9 +260,8 @@ class Scheduler:
         start = time.perf_counter()
         logits = self._backend.forward(rows)
         seconds = time.perf_counter() - start
-        if prompt_tokens:
-            self._pace.learn(prompt_tokens, seconds)
-        elif self._step_times is not None and tokens <= MOST_STEP_TOKENS:
+        self._pace.learn(tokens, seconds, has_prompts=prompt_tokens > 0)
+        if not prompt_tokens and self._step_times is not None and tokens <= MOST_STEP_TOKENS:
             self._step_times.learn(tokens, seconds)
         return logits
 
@@ -294,22 +296,24 @@ class Scheduler:
         return outcomes
 
 
-class _Pace:
-    """How many tokens of prompts a step may compute beside answers, learnt from the steps before."""
+class Pace:
+    """How many tokens of prompts a step may compute beside answers, learnt from what steps of all sizes took."""
 
     def __init__(self) -> None:
-        self._token_s: float | None = None
+        self._times = StepTimes()
 
-    @property
-    def chunk_tokens(self) -> int:
-        if self._token_s is None:
-            return min(PREFILL_CHUNK_TOKENS, 4 * SMALLEST_CHUNK_TOKENS)
-        chunk = int(STALL_S / self._token_s) // SMALLEST_CHUNK_TOKENS * SMALLEST_CHUNK_TOKENS
-        return min(PREFILL_CHUNK_TOKENS, max(SMALLEST_CHUNK_TOKENS, chunk))
+    def chunk_tokens(self, answers: int) -> int:
+        """The largest chunk with which a step of so many answers is expected to take no longer than STEP_S."""
+        for chunk in CHUNKS:
+            seconds = self._times.seconds(answers + chunk)
+            if seconds is not None and seconds <= STEP_S:
+                return min(chunk, PREFILL_CHUNK_TOKENS)
+        return CHUNKS[-1]
 
-    def learn(self, tokens: int, seconds: float) -> None:
-        known = seconds / tokens if self._token_s is None else self._token_s
-        self._token_s = known + _COST_WEIGHT * (seconds / tokens - known)
+    def learn(self, tokens: int, seconds: float, *, has_prompts: bool) -> None:
+        # What was measured fades with every lesson, so the many steps without prompts are no lessons but for the first.
+        if has_prompts or self._times.seconds(tokens) is None:
+            self._times.learn(tokens, seconds)
 
 
 def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
@@ -325,7 +329,7 @@ def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
 def _shares(prompts: list[Request], budget: int) -> list[tuple[Request, int]]:
     """How many tokens of each prompt a step computes: a part for the one that came first, the rest for the shortest."""
     oldest = prompts[0]
-    shares = {oldest: min(oldest.pending_tokens, max(SMALLEST_CHUNK_TOKENS, int(OLDEST_PART * budget)), budget)}
+    shares = {oldest: min(oldest.pending_tokens, max(CHUNKS[-1], int(OLDEST_PART * budget)), budget)}
     left = budget - shares[oldest]
     for request in sorted(prompts, key=lambda r: (r.pending_tokens, r.number)):
         if not left:
