@@ -240,15 +240,14 @@ def _mask(scores: Floats, allowed: npt.NDArray[np.bool_]) -> None:
 def _penalize(scores: Floats, samplers: Sequence[Sampler]) -> None:
     """Penalties and biases, in place and in Hugging Face's order, in scores (B, V) of as many samplers."""
     vocab_size = scores.shape[1]
-    places, penalties = [], []
+    flat = scores.reshape(-1)
+    places: dict[float, list[Integers]] = {}  # requests mostly have the same penalty
     for index, sampler in enumerate(samplers):
         if sampler._context is not None:
             ids = sampler._context.ids_below(vocab_size)
-            places.append(ids + index * vocab_size)
-            penalties.append(np.full(len(ids), sampler.params.repetition_penalty, np.float32))
-    if places:
-        where, penalty = np.concatenate(places), np.concatenate(penalties)
-        flat = scores.reshape(-1)
+            places.setdefault(sampler.params.repetition_penalty, []).append(ids + index * vocab_size if index else ids)
+    for value, parts in places.items():
+        where, penalty = np.concatenate(parts) if len(parts) > 1 else parts[0], np.float32(value)
         seen = flat[where]
         flat[where] = np.where(seen < 0, seen * penalty, seen / penalty)
     for index, sampler in enumerate(samplers):
