@@ -81,7 +81,7 @@ class ScriptedServer:
                     return
                 if path == "/v1/models":
                     if self._is_allowed():
-                        self._send_json(200, {"object": "list", "data": [{"id": "scripted"}]})
+                        self._send_json(200, {"object": "list", "data": [{"id": "scripted", "max_model_len": 256}]})
                     return
                 name = "index.html" if path == "/" else path.removeprefix("/page/")
                 file = PAGE / name

@@ -37,6 +37,13 @@ def url(source: ScriptedSource) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def url_of_256(source: ScriptedSource) -> Iterator[str]:
+    source.context_length = 256
+    with serving(source) as address:
+        yield address
+
+
 @contextmanager
 def serving(source: Source) -> Iterator[str]:
     """The demo over a source; its address."""
@@ -82,6 +89,14 @@ def test_an_answer_streams_and_tells_its_speed(open_page, source, url):
     expect(page.locator("#submit")).to_be_visible()
     sampling = source.params[0]
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.3, 0.9, 1024)
+
+
+def test_the_longest_answer_leaves_half_of_a_small_context(open_page, source, url_of_256):
+    page = open_page(url_of_256)
+    source.pieces = ["x"]
+    ask(page, "Well?")
+    expect(bot(page)).to_have_text("x")
+    assert source.params[0].max_tokens == 128
 
 
 def test_stop_ends_the_work_and_keeps_what_was_said(open_page, source, url):

@@ -29,6 +29,7 @@ class ScriptedSource:
 
     model = "scripted"
     engine = "by hand"
+    context_length: int | None = None
     sampling = SamplingParams(temperature=0.3, top_p=0.9)
 
     async def answer(self, messages: Sequence[Message], sampling: SamplingParams) -> AsyncGenerator[Progress, None]:

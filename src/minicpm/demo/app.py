@@ -66,6 +66,8 @@ _TRANSLATED = gr.I18n(**WORDS, **{"zh-CN": WORDS["zh"]})
 def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a with statement
     word = _TRANSLATED
     start = source.sampling
+    # vLLM refuses an answer longer than what the context leaves: half of it is left for the prompt.
+    longest = max(1, min(MOST_NEW_TOKENS, (source.context_length or 2 * MOST_NEW_TOKENS) // 2))
     with gr.Blocks(title="MiniCPM", analytics_enabled=False, fill_width=True) as page:
         conversation = gr.State(Conversation)
         gr.Markdown(f"## MiniCPM\n{_plain(source.model)} · {_plain(source.engine)}", elem_id="head")
@@ -106,7 +108,7 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
                     _slider("temperature", 0, 2, start.temperature, 0.05),
                     _slider("top_p", 0, 1, start.top_p, 0.05),
                     _slider("repetition_penalty", 0.5, 2, start.repetition_penalty, 0.01),
-                    gr.Slider(1, MOST_NEW_TOKENS, MOST_NEW_TOKENS, step=1, label=word("max_dec_len")),
+                    gr.Slider(1, longest, longest, step=1, label=word("max_dec_len")),
                 ]
 
         shown = [chatbot, note, question, submit, stop]

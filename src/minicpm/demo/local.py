@@ -44,6 +44,7 @@ class LocalSource:
         isa = f", {native.isa()}" if llm.backend.name == "native" else ""
         self.engine = f"{llm.backend.name}{isa}"
         self.sampling = llm.sampling
+        self.context_length = llm.context_length
 
     async def answer(self, messages: Sequence[Message], sampling: SamplingParams) -> AsyncGenerator[Progress, None]:
         """As Source.answer; the oldest rounds are left out where the context does not hold all."""

@@ -39,7 +39,7 @@ class RemoteSource:
         }
         self.sampling = SamplingParams()
         self.engine = self._url
-        self.model = self._chosen_model(model)
+        self.model, self.context_length = self._chosen_model(model)
 
     async def answer(self, messages: Sequence[Message], sampling: SamplingParams) -> AsyncGenerator[Progress, None]:
         """As Source.answer."""
@@ -98,23 +98,26 @@ class RemoteSource:
             else request | {"repetition_penalty": sampling.repetition_penalty}
         )
 
-    def _chosen_model(self, wanted: str | None) -> str:
+    def _chosen_model(self, wanted: str | None) -> tuple[str, int | None]:
+        """Its name, and its context where the server tells: this package's and vLLM do, in `max_model_len`."""
         try:
             with httpx.Client(**self._options) as client:
                 response = client.get(f"{self._url}/models")
             if response.is_error:
                 raise SourceError(self._said(response))
-            names = [str(model["id"]) for model in response.json()["data"]]
+            models = {str(model["id"]): model.get("max_model_len") for model in response.json()["data"]}
         except httpx.HTTPError as error:
             raise SourceError(self._unreachable()) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SourceError(
                 f"{self._url}/models is no list of models; is it the address of an OpenAI-compatible server, with /v1?"
             ) from error
-        if not names or wanted not in (None, *names):
-            there = one_line(", ".join(names)) or "none"
+        if not models or wanted not in (None, *models):
+            there = one_line(", ".join(models)) or "none"
             raise SourceError(f"{self._url} serves no model {wanted or ''}; there is: {there}")
-        return wanted or names[0]
+        name = wanted or next(iter(models))
+        context = models[name]
+        return name, context if isinstance(context, int) and context > 0 else None
 
     def _said(self, response: httpx.Response) -> str:
         try:

@@ -41,6 +41,10 @@ class Source(Protocol):
     def sampling(self) -> SamplingParams:
         """What the controls of the page begin with."""
 
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and answer may have together; None where it is not known."""
+
     def answer(self, messages: Sequence[Message], sampling: SamplingParams) -> AsyncGenerator[Progress, None]:
         """An answer as it grows, the last one whole; closing it ends the work. Raises SourceError with a sentence."""
 
