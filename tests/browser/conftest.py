@@ -18,7 +18,7 @@ def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("there is no chromium on this machine (apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
-        sync_api.expect.set_options(timeout=30_000)
+        sync_api.expect.set_options(timeout=120_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -50,7 +50,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.on("console", note)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         page.goto(url)
         return page
 
