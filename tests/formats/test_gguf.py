@@ -24,7 +24,6 @@ Spoil = Callable[[Parts], object]
 GGUF_TYPES = {
     Q4_0.id: gguf.GGMLQuantizationType.Q4_0,
     Q8_0.id: gguf.GGMLQuantizationType.Q8_0,
-    Q6_K.id: gguf.GGMLQuantizationType.Q6_K,
 }
 
 
@@ -64,14 +63,6 @@ def test_blocks_to_codes_and_back_is_identity(kind: BlockType):
     blocks = np.random.default_rng(0).integers(0, 256, (5, 3 * kind.nbytes), dtype=np.uint8)
     packed, scales = gguf_blocks.packed_codes(blocks, kind), gguf_blocks.scales_of(blocks, kind)
     assert np.array_equal(gguf_blocks.from_packed(packed, scales, kind), blocks)
-
-
-def test_q6_k_widens_to_the_numbers_of_ggml():
-    random = np.random.default_rng(0)
-    blocks = random.integers(0, 256, (20, 2 * Q6_K.nbytes), dtype=np.uint8)
-    blocks.reshape(20, 2, -1)[:, :, 208:] = random.standard_normal((20, 2, 1)).astype("<f2").view(np.uint8)
-    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q6_K)
-    assert np.array_equal(gguf_blocks.dequantize_q6_k(blocks), expected)
 
 
 # --- damage and malice -------------------------------------------------------------------------------------------
@@ -170,7 +161,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "an_unknown_tensor": (extra("blk.0.attn_q.bias"), "attn_q.bias.*no tensor of a MiniCPM"),
     "a_quantized_norm": (stored_as("output_norm.weight", Q8_0, 32), "Q8_0, but it is no matrix"),
     "a_cube": (stored_as("blk.0.ffn_up.weight", Q4_0, 2, 32, 32), "Q4_0, but it is no matrix"),
-    "q6_k_inside": (stored_as("blk.0.attn_v.weight", Q6_K, 16, 256), "Q6_K, which this version reads for the emb"),
+    "a_wider_matrix": (stored_as("blk.0.attn_v.weight", Q6_K, 16, 256), "v_proj.weight is stored as|v_proj.weight has"),
     "alignment_of_three": (add("general.alignment", ValueType.UINT32, 3), "general.alignment is 3"),
     "alignment_of_zero": (add("general.alignment", ValueType.UINT32, 0), "general.alignment is 0"),
     "alignment_as_text": (add("general.alignment", ValueType.STRING, "32"), "general.alignment is '32'"),
@@ -262,7 +253,8 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "truncated",
     ),
     "an_unknown_tensor_type": (replaced(NORM_ENTRY, NORM + struct.pack("<IQI", 1, 32, 200)), "unknown type 200"),
-    "a_k_quant": (replaced(NORM_ENTRY, NORM + struct.pack("<IQI", 1, 32, 12)), "output_norm.weight' is Q4_K; this"),
+    "an_unread_type": (replaced(NORM_ENTRY, NORM + struct.pack("<IQI", 1, 32, 21)), "weight' is IQ3_S; this"),
+    "no_whole_k_blocks": (replaced(NORM_ENTRY, NORM + struct.pack("<IQI", 1, 32, 12)), "32 are no whole Q4_K blocks"),
     "no_whole_blocks": (replaced(NORM_ENTRY, NORM + struct.pack("<IQI", 1, 33, 2)), "no whole Q4_0 blocks"),
     "an_offset_beyond": (replaced(NORM_ENTRY, NORM_ENTRY + struct.pack("<Q", 1 << 62)), "starts at"),
     "half_the_data": (lambda data: data[: len(data) // 2], "truncated"),

@@ -104,14 +104,21 @@ class BlockType:
 
 
 F32, F16, BF16 = BlockType("F32", 0, 1, 4), BlockType("F16", 1, 1, 2), BlockType("BF16", 30, 1, 2)
-Q4_0, Q8_0, Q6_K = BlockType("Q4_0", 2, 32, 18), BlockType("Q8_0", 8, 32, 34), BlockType("Q6_K", 14, 256, 210)
-BLOCK_TYPES = {kind.id: kind for kind in (F32, F16, BF16, Q8_0, Q4_0, Q6_K)}
+Q4_0, Q4_1, Q8_0 = BlockType("Q4_0", 2, 32, 18), BlockType("Q4_1", 3, 32, 20), BlockType("Q8_0", 8, 32, 34)
+Q5_0, Q5_1, IQ4_NL = BlockType("Q5_0", 6, 32, 22), BlockType("Q5_1", 7, 32, 24), BlockType("IQ4_NL", 20, 32, 18)
+Q2_K, Q3_K, Q4_K = BlockType("Q2_K", 10, 256, 84), BlockType("Q3_K", 11, 256, 110), BlockType("Q4_K", 12, 256, 144)
+Q5_K, Q6_K, IQ4_XS = BlockType("Q5_K", 13, 256, 176), BlockType("Q6_K", 14, 256, 210), BlockType("IQ4_XS", 23, 256, 136)
+BLOCK_TYPES = {
+    kind.id: kind
+    for kind in (
+        *(F32, F16, BF16),
+        *(Q8_0, Q6_K, Q5_0, Q5_1, Q5_K, Q4_0, Q4_1, Q4_K, IQ4_NL, IQ4_XS, Q3_K, Q2_K),
+    )
+}
 # Types of other files, for the message that refuses them.
 _OTHER_TYPES = {
-    3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 15: "Q8_K",
-    16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",
-    24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-    40: "NVFP4",
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
+    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
 
 
@@ -148,9 +155,16 @@ class GgufFile:
         try:
             header = _Header(path, self._file.view(0, min(self._file.size, MAX_HEADER_BYTES)), self._file.size)
             self.metadata, self.tensors = _parse(header, self._file.size)
+            self._kinds = header.kinds
         except BaseException:
             self._file.close()
             raise
+
+    def fields(self) -> dict[str, Field]:
+        """The metadata as a writer takes them."""
+        values = {key: value.items if isinstance(value, Array) else value for key, value in self.metadata.items()}
+        plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
+        return {key: Field(key, kind, plain[key], item) for key, (kind, item) in self._kinds.items()}
 
     def view(self, name: str) -> memoryview:
         """The tensor's bytes, over the file's pages."""
@@ -221,6 +235,7 @@ class _Header:
     def __init__(self, path: Path, data: memoryview, file_size: int):
         self.path = path
         self.at = 0
+        self.kinds: dict[str, tuple[ValueType, ValueType | None]] = {}  # of the values read, and of their items
         self._data = data
         self._is_whole_file = len(data) == file_size
         self._strings_left = MAX_STRINGS
@@ -265,6 +280,7 @@ class _Header:
 
     def value(self, key: str) -> Value:
         kind = self.value_type(key)
+        self.kinds[key] = kind, None
         if kind == ValueType.STRING:
             return self.string(brief(key))
         if kind == ValueType.ARRAY:
@@ -281,6 +297,7 @@ class _Header:
         item = self.value_type(key)
         if item == ValueType.ARRAY:
             raise FormatError(self.path, f"{brief(key)} is an array of arrays, which no key of a model is")
+        self.kinds[key] = ValueType.ARRAY, item
         count = self.count(f"values of {brief(key)}", MAX_HEADER_BYTES)
         if item != ValueType.STRING:
             return Array(np.frombuffer(self.take(count * _NUMBERS[item].itemsize), _NUMBERS[item]).copy())

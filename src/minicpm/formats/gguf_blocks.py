@@ -1,9 +1,9 @@
-"""Blocks of GGUF's quantized types as arrays: Q4_0 and Q8_0 both ways, Q6_K read.
+"""Blocks of the two GGUF types that this package's engines run as they are, both ways: Q4_0 and Q8_0.
 
-Q4_0 and Q8_0 hold 32 numbers of a row: a float16 scale, then 16 bytes (number j in the low nibble of byte j, number
+They hold 32 numbers of a row: a float16 scale, then 16 bytes (number j in the low nibble of byte j, number
 16 + j in the high one, code + 8) or 32 signed codes. They are exactly this package's INT4 and INT8 in groups of 32, in
 another order of bytes, so nothing is requantized between the two. Scales may be negative: ggml gives the largest
-number of a Q4_0 block the side with 8 steps.
+number of a Q4_0 block the side with 8 steps. The other types are gguf_widening.py's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from minicpm.errors import ModelError
 from minicpm.formats.compressed_tensors import Packing
-from minicpm.formats.gguf import Q4_0, Q6_K, Q8_0, BlockType
+from minicpm.formats.gguf import Q4_0, Q8_0, BlockType
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -111,25 +111,7 @@ def from_packed(packed: Bytes, scales: Halves, kind: BlockType) -> Bytes:
     return np.concatenate([scale_bytes, codes], axis=2).reshape(N, -1)
 
 
-# --- Q6_K --------------------------------------------------------------------------------------------------------
-
-
-def dequantize_q6_k(blocks: Bytes) -> Floats:
-    """Blocks (N, bytes) to float32 (N, K), exactly: 11 bits of a scale times 7 of a sub-scale times 5 of a code.
-
-    A block of 256: the codes' low 4 bits, their high 2 bits, 16 int8 sub-scales, the float16 scale.
-    """
-    rows = blocks.reshape(-1, Q6_K.nbytes)
-    low, high, sub_scales, scale = np.split(rows, (128, 192, 208), axis=1)
-    halves = low.reshape(-1, 2, 64)
-    low_bits = np.stack([halves & np.uint8(15), halves >> np.uint8(4)], axis=2).reshape(-1, 8, 32)
-    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    high_bits = (high.reshape(-1, 2, 1, 32) >> shifts & np.uint8(3)).reshape(-1, 8, 32)
-    codes = (low_bits | high_bits << np.uint8(4)).astype(np.int8) - np.int8(32)
-    with np.errstate(invalid="ignore"):  # of a damaged scale; what comes out says so
-        steps = np.ascontiguousarray(scale).view("<f2").astype(np.float32) * sub_scales.view(np.int8)
-        values = codes.reshape(-1, 16, 16) * steps[:, :, None]
-    return np.ascontiguousarray(values.reshape(len(blocks), -1), np.float32)
+# --- some rows at a time --------------------------------------------------------------------------------------------
 
 
 def by_rows(

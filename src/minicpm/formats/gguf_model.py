@@ -8,7 +8,7 @@ halves, so the rows of q and k are stored in another order. And the muP constant
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from minicpm.formats.compressed_tensors import SCALE, SHAPE, Packing
 from minicpm.formats.config import DecoderConfig, RopeScaling
 from minicpm.formats.generation import GGUF_KEYS
 from minicpm.formats.gguf import BF16, F16, F32, Q6_K, Array, Field, GgufFile, GgufTensor, Value, ValueType
-from minicpm.formats.gguf_blocks import PACKINGS, by_rows, dequantize_q6_k, packed_codes, scales_of
+from minicpm.formats.gguf_blocks import PACKINGS, by_rows, packed_codes, scales_of
+from minicpm.formats.gguf_widening import INT8_PACKING, int8_of, widen
 from minicpm.formats.granite import scale_depth_of, simple
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.mapped import aligned_view
 from minicpm.formats.tensor import TensorInfo, TensorView
 from minicpm.tokenizer import Tokenizer
+
+_Int8 = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]
 
 ARCHITECTURE, LLAMA = "minicpm", "llama"
 FLOAT_TYPES = {"float32": F32, "float16": F16, "bfloat16": BF16}
@@ -84,8 +87,9 @@ def _rotated_heads(config: DecoderConfig, name: str) -> int | None:
 class GgufModel:
     """An opened GGUF file as a file of published tensors, a `TensorFile`.
 
-    Q4_0 and Q8_0 weights appear as the stored tensors of a compressed-tensors folder, unpacked when read; Q6_K, which
-    llama.cpp gives to the embedding of its 4-bit files, as float16.
+    Quantized weights appear as the stored tensors of a compressed-tensors folder, made when read: Q4_0 and Q8_0 are
+    unpacked, the other types widened and rounded to INT8. Embedding and head in Q6_K, which llama.cpp gives them in its
+    4-bit files, appear as float16.
     """
 
     path: Path
@@ -100,9 +104,16 @@ class GgufModel:
             _require_whole_model(path, self._file.metadata)
             self.config = read_config(self._file)
             self._sources: dict[str, str] = {}  # name in `tensors` -> published name
-            self.tensors = {info.name: info for info in self._infos()}
-            kinds = {tensor.type.id for tensor in self._file.tensors.values()}
-            self.packings = frozenset(packing for kind, packing in PACKINGS.items() if kind in kinds)
+            self.tensors = {}
+            packings = set()
+            for name, tensor in self._published():
+                infos, packing = self._infos_of(name, tensor)
+                self._sources.update({info.name: name for info in infos})
+                self.tensors.update({info.name: info for info in infos})
+                if packing is not None:
+                    packings.add(packing)
+            self.packings = frozenset(packings)
+            self._rounded: tuple[str, _Int8] | None = None  # the last weight that was rounded, by stored name
         except BaseException:
             self._file.close()
             raise
@@ -145,38 +156,31 @@ class GgufModel:
         return TensorView(name, info.dtype, info.shape, values.reshape(-1).view(np.uint8).data)
 
     def release(self, name: str) -> None:
+        self._rounded = None
         self._file.release(stored_name(self._sources[name]))
 
     def close(self) -> None:
         self._file.close()
 
-    def _infos(self) -> list[TensorInfo]:
-        """What every tensor of the file is here; FormatError for one that no MiniCPM has."""
+    def _published(self) -> Iterator[tuple[str, GgufTensor]]:
+        """Every tensor of the file and its published name; FormatError for one that no MiniCPM has."""
         published = {stored_name(name): name for name in self.config.parameter_shapes()}
-        infos: list[TensorInfo] = []
         for tensor in self._file.tensors.values():
             name = published.get(tensor.name)
             if name is None:
                 raise FormatError(self.path, f"{brief(tensor.name)} is no tensor of a MiniCPM of its metadata")
-            made = self._infos_of(name, tensor)
-            self._sources.update({info.name: name for info in made})
-            infos += made
-        return infos
+            yield name, tensor
 
-    def _infos_of(self, name: str, tensor: GgufTensor) -> Sequence[TensorInfo]:
+    def _infos_of(self, name: str, tensor: GgufTensor) -> tuple[Sequence[TensorInfo], Packing | None]:
+        """What a tensor of the file is here, and how it is packed."""
         if (dtype := FLOAT_DTYPES.get(tensor.type.id)) is not None:
-            return [TensorInfo(name, dtype, tensor.shape)]
+            return [TensorInfo(name, dtype, tensor.shape)], None
         if len(tensor.shape) != 2:
             raise FormatError(self.path, f"{tensor.name} is {tensor.type.name}, but it is no matrix")
-        if tensor.type is not Q6_K:
-            return PACKINGS[tensor.type.id].stored(name, tensor.shape)
-        if name not in (EMBEDDING, HEAD):
-            raise FormatError(
-                self.path,
-                f"{tensor.name} is Q6_K, which this version reads for the embedding and the head only; convert the "
-                "model again from its folder: minicpm convert SRC DST.gguf --to gguf --dtype q4_0",
-            )
-        return [TensorInfo(name, "float16", tensor.shape)]
+        if tensor.type is Q6_K and name in (EMBEDDING, HEAD):
+            return [TensorInfo(name, "float16", tensor.shape)], None
+        packing = PACKINGS.get(tensor.type.id, INT8_PACKING)
+        return packing.stored(name, tensor.shape), packing
 
     def _rows(self, tensor: GgufTensor, info: TensorInfo, name: str) -> npt.NDArray[np.generic]:
         """(N, ...) numbers of a tensor in the order of the file, converted to what `info` says; a copy."""
@@ -184,12 +188,15 @@ class GgufModel:
         if tensor.type.id in FLOAT_DTYPES:
             return blocks
         made: npt.NDArray[np.generic]
-        if tensor.type is Q6_K:
-            made = by_rows(blocks, np.empty(tensor.shape, "<f2"), self._halves_of_q6_k)
+        if info.dtype == "float16" and not name.endswith(SCALE):
+            made = by_rows(blocks, np.empty(tensor.shape, "<f2"), lambda part: self._halves(part, tensor))
             if not np.isfinite(made).all():
                 raise FormatError(
                     self.path, f"{tensor.name} holds numbers that are not finite or too large for float16"
                 )
+        elif tensor.type.id not in PACKINGS:
+            codes, scales = self._int8(tensor, blocks)
+            made = scales if name.endswith(SCALE) else codes
         elif name.endswith(SCALE):
             made = scales_of(blocks, tensor.type)
         else:
@@ -200,10 +207,19 @@ class GgufModel:
         self._file.release(tensor.name)
         return made
 
+    def _int8(self, tensor: GgufTensor, blocks: npt.NDArray[np.uint8]) -> _Int8:
+        """Codes and scales of a weight of another type; kept, since who reads the ones reads the others next."""
+        if self._rounded is None or self._rounded[0] != tensor.name:
+            try:
+                self._rounded = tensor.name, int8_of(blocks, tensor.type)
+            except ModelError as error:
+                raise FormatError(self.path, f"{tensor.name}: {error}") from error
+        return self._rounded[1]
+
     @staticmethod
-    def _halves_of_q6_k(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+    def _halves(blocks: npt.NDArray[np.uint8], tensor: GgufTensor) -> npt.NDArray[np.float16]:
         with np.errstate(over="ignore"):
-            return dequantize_q6_k(blocks).astype("<f2")
+            return widen(blocks, tensor.type).astype("<f2")
 
 
 # --- configuration -----------------------------------------------------------------------------------------------
