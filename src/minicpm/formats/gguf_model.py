@@ -334,8 +334,8 @@ def _scaled(keys: _Keys, plain: DecoderConfig) -> DecoderConfig:
     if missing:
         raise ModelError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in files of early 2024; the "
-            "model cannot be computed without, so convert it again from its folder: "
-            "minicpm convert SRC DST.gguf --to gguf"
+            "model cannot be computed without, so repair it with minicpm doctor FILE --fix OUT.gguf, or convert it "
+            "again from its folder"
         )
     scales = {key: keys.get(key) for key in SCALE_KEYS}
     for key, value in scales.items():

@@ -207,7 +207,8 @@ def _check_pieces(path: Path, pieces: _Pieces) -> None:
         raise FormatError(
             path,
             f"all scores of its tokenizer are {normal[0]:g}, so texts would be split otherwise than the model learned "
-            f"(files of 2024 made from tokenizer.json have this fault); {_ADVICE}",
+            "(files of 2024 made from tokenizer.json have this fault); repair it with minicpm doctor FILE --fix "
+            "OUT.gguf, or convert the model again from its folder",
         )
 
 
