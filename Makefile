@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-browser test-wheel check format bench peers clients native native-sanitize \
+.PHONY: help setup chat test test-slow test-peers test-browser test-arm test-wheel check format bench peers clients native native-sanitize \
 	native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make native                    build the C++ engine into src/minicpm, warnings being errors"
 	@echo "make native-sanitize           its tests under the address and undefined sanitizers"
 	@echo "make native-thread-sanitize    its tests under the thread sanitizer"
+	@echo "make test-arm                  its ARM kernels, cross-compiled and emulated by qemu"
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
@@ -65,7 +66,7 @@ chat: $(VENV)/.$(if $(MODEL),torch,core) $(VENV)/.native
 	@$(BIN)/minicpm chat $(if $(MODEL),--model '$(MODEL)')
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser and not arm"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -76,17 +77,19 @@ test-peers: setup
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
 
+CXX_SOURCES := $(wildcard csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h tests/arm/*.cc)
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h
+	$(BIN)/clang-format --style=file:csrc/.clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/python -m pytest -q -n 2
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h
+	$(BIN)/clang-format --style=file:csrc/.clang-format -i $(CXX_SOURCES)
 
 bench: setup
 	$(BIN)/python benchmarks/true_shapes.py
@@ -152,6 +155,14 @@ native-thread-sanitize: setup
 # The AVX-VNNI kernels with AVX-512's encoding of the same instruction, for machines that have only that one.
 native-avxvnni-check: setup
 	$(call native_checked,avxvnni,-DMINICPM_AVXVNNI_AS_AVX512=ON,,$(NATIVE_TESTS))
+
+# The ARM kernels on an x86 machine: what the tests of the native engine ask is asked again of emulated processors.
+ARM_TOOLS := aarch64-linux-gnu-g++ qemu-aarch64-static
+
+test-arm: setup
+	@for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || { \
+	  echo "make test-arm needs $$tool; on Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2; exit 1; }; done
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m arm tests/arm
 
 # Damaged model files: docs/formats.md says what is promised, tests/fuzz/run.py how a finding is repeated.
 fuzz: setup

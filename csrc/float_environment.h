@@ -19,10 +19,11 @@ class FloatEnvironment {
 class FloatEnvironment {
  public:
   FloatEnvironment() {
+    // 0: to nearest, subnormal numbers kept, binary16 as IEEE 754 has it. Memory, so that no load or store passes it.
     __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    __asm__ volatile("msr fpcr, %0" ::"r"(uint64_t{0}));
+    __asm__ volatile("msr fpcr, %0" ::"r"(uint64_t{0}) : "memory");
   }
-  ~FloatEnvironment() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_)); }
+  ~FloatEnvironment() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_) : "memory"); }
 
  private:
   uint64_t saved_;

@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace {
@@ -37,6 +41,21 @@ bool runs_avxvnni() {
 #endif
 }
 
+#elif defined(__aarch64__)
+
+bool runs_neondot() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
+  return getauxval(AT_HWCAP) & kDotProduct;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+
 #endif
 
 bool runs_anywhere() { return true; }
@@ -46,6 +65,8 @@ constexpr Choice kChoices[] = {
     {"avx512vnni", kernels_avx512vnni, runs_avx512vnni},
     {"avxvnni", kernels_avxvnni, runs_avxvnni},
     {"avx2", kernels_avx2, runs_avx2},
+#elif defined(__aarch64__)
+    {"neondot", kernels_neondot, runs_neondot},
 #endif
     {"generic", kernels_generic, runs_anywhere},
 };

@@ -1,0 +1,91 @@
+"""The ARM kernels give the bits of this machine's: what the engine's tests ask and get here, asked again of an emulated
+processor. `make test-arm` runs this; it needs a cross compiler and qemu's user emulation.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minicpm import native
+
+ROOT = Path(__file__).parents[2]
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+MISSING = [tool for tool in (COMPILER, EMULATOR, "cmake", "ninja") if shutil.which(tool) is None]
+
+pytestmark = [
+    pytest.mark.arm,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+    pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}"),
+]
+
+# What compares with the numpy engine, a chat with nano, and draws: all that the kernels do, and nothing that spoils it.
+RECORDED_FILES = ("tests/engine/test_native.py", "tests/test_sampling_native.py")
+RECORDED_TESTS = (
+    "numpys_bits or extreme_codes or without_any_weight or not_finite or reaches_no_token or change_nothing"
+    " or next_turn_of_a_chat or draws_are_those_of_the_reference"
+)
+
+
+@pytest.fixture(scope="module")
+def replay() -> Path:
+    """The program, for ARM, linked so that it needs no ARM libraries; built again only where something changed."""
+    build = ROOT / "build" / "arm"
+    options = {
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_CXX_COMPILER": COMPILER,
+        "CMAKE_EXE_LINKER_FLAGS": "-static",
+        "MINICPM_REPLAY": "ON",
+        "MINICPM_WERROR": "ON",
+    }
+    defined = [f"-D{name}={value}" for name, value in options.items()]
+    subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *defined], check=True)
+    subprocess.run(["cmake", "--build", build], check=True)
+    return build / "replay"
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tests asked and got, with this machine's generic kernels; they have to pass."""
+    path = tmp_path_factory.mktemp("arm") / "cases.bin"
+    plugin = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([plugin, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment.pop("MINICPM_ISA", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "recorder", "--record", path]
+    subprocess.run([*command, "-k", RECORDED_TESTS, *RECORDED_FILES], check=True, cwd=ROOT, env=environment)
+    return path
+
+
+def replayed(replay: Path, cases: Path, processor: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([EMULATOR, "-cpu", processor, replay, cases], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("processor", "isas"),
+    [("max", ["neondot", "generic"]), ("cortex-a76", ["neondot", "generic"]), ("cortex-a53", ["generic"])],
+)
+def test_an_emulated_processor_gives_the_bits_recorded_here(replay: Path, cases: Path, processor: str, isas: list[str]):
+    result = replayed(replay, cases, processor)
+    assert result.returncode == 0, result.stderr
+    first, *compared = result.stdout.splitlines()
+    assert first.split() == isas
+    assert [line.split(":")[0] for line in compared] == isas
+    for line in compared:
+        numbers, draws = (int(word) for word in line.split() if word.isdecimal())
+        assert numbers > 1_000_000 and draws > 100, line
+
+
+def test_one_wrong_bit_is_found(replay: Path, cases: Path, tmp_path: Path):
+    """The file ends with a draw: its id, the last word, becomes the next one."""
+    wrong = bytearray(cases.read_bytes())
+    wrong[-8] ^= 1
+    (tmp_path / "wrong.bin").write_bytes(wrong)
+    result = replayed(replay, tmp_path / "wrong.bin", "cortex-a76")
+    assert result.returncode == 1
+    assert "neondot: record" in result.stderr and "draws" in result.stderr
