@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-browser test-arm test-wheel check format bench peers clients native native-sanitize \
-	native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
+.PHONY: help setup chat test test-slow test-peers test-vllm test-browser test-arm test-wheel check format bench peers vllm clients native \
+	native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
@@ -25,6 +25,8 @@ help:
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
 	@echo "make peers                     llama.cpp and vLLM, each in an environment of its own (half an hour, 4 GB)"
 	@echo "make clients                   llm and litellm, each in an environment of its own"
+	@echo "make vllm                      vLLM for the CPU with this package in it, in .venv-vllm (3.5 GB)"
+	@echo "make test-vllm                 our models in vLLM, by LLM(backend='vllm') and by its server"
 	@echo "make test-peers                our files in llama.cpp, our server asked by llm and litellm"
 	@echo "make test-browser              the pages in a real chromium, which the system has to have"
 
@@ -66,13 +68,16 @@ chat: $(VENV)/.$(if $(MODEL),torch,core) $(VENV)/.native
 	@$(BIN)/minicpm chat $(if $(MODEL),--model '$(MODEL)')
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser and not arm"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser and not arm and not vllm"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
 test-peers: setup
 	$(BIN)/python -m pytest -q -m peers
+
+test-vllm: setup vllm
+	$(BIN)/python -m pytest -q -m vllm
 
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
@@ -109,7 +114,10 @@ PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quie
 .venv-vllm/.ready: benchmarks/peers/requirements-vllm.txt
 	$(PEER_INSTALL)
 	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
+
+vllm: .venv-vllm/.ready
 
 # Programs that ask the server, whose pins would hold back everybody else's.
 clients: .venv-llm/.ready .venv-litellm/.ready

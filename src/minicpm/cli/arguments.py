@@ -38,11 +38,16 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and how it is run."""
     add_model_argument(parser, default=BUILT_IN)
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", default="auto", help="what computes: auto, native, torch or numpy (default: auto)")
+    group.add_argument(
+        "--backend", default="auto", help="what computes: auto, native, torch, numpy or vllm (default: auto)"
+    )
     group.add_argument("--dtype", default="auto", help="auto (the model's own), float32, bfloat16 or float16")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--context", type=int, metavar="TOKENS", help="longest conversation (default: the model's own)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per physical core)")
+    group.add_argument(
+        "--tensor-parallel-size", type=int, metavar="N", help="graphics cards to divide the model among (vllm)"
+    )
     group.add_argument("--no-lookup", action="store_true", help="never guess tokens ahead from the text so far")
 
 
@@ -77,6 +82,8 @@ def load_llm(args: argparse.Namespace, *, max_batch: int = 1, kv_cache_bytes: in
     from minicpm.cli.progress import TerminalProgress
     from minicpm.engine.llm import LLM
 
+    if args.tensor_parallel_size is not None and args.backend != "vllm":
+        raise ValueError("--tensor-parallel-size is for --backend vllm")
     if is_terminal(sys.stderr):
         talk_dim("Loading ...")
     return LLM(
@@ -89,6 +96,7 @@ def load_llm(args: argparse.Namespace, *, max_batch: int = 1, kv_cache_bytes: in
         max_batch=max_batch,
         kv_cache_bytes=kv_cache_bytes,
         lookup="off" if args.no_lookup else "auto",
+        vllm_options={"tensor_parallel_size": args.tensor_parallel_size} if args.tensor_parallel_size else None,
         offline=args.offline,
         progress=TerminalProgress(),
     )

@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 import re
+import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,11 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Answer over HTTP as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, "
-        "/tokenize, /detokenize, /health, /metrics. Ctrl-C or SIGTERM lets answers finish, a second one does not."
+        "/tokenize, /detokenize, /health, /metrics. Ctrl-C or SIGTERM lets answers finish, a second one does not. "
+        "With --backend vllm it hands over to vLLM's own server (docs/vllm.md)."
+    )
+    parser.add_argument(
+        "vllm_arguments", nargs="*", metavar="-- ARGUMENT", help="arguments for vLLM's server as it takes them"
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
@@ -40,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what requests call the model (repeatable; default: its name or folder's name)",
     )
     engine = parser.add_argument_group("how many at once")
-    engine.add_argument("--max-batch", type=int, default=8, metavar="N", help="answers written at once (default: 8)")
+    engine.add_argument(
+        "--max-batch", type=int, metavar="N", help="answers written at once (default: 8; vLLM: its own)"
+    )
     engine.add_argument(
         "--queue-limit", type=int, default=256, metavar="N", help="answers that may wait; more get 429 (default: 256)"
     )
@@ -81,19 +89,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
+    if args.backend == "vllm":
+        return _hand_over(args, settings)
+    if args.vllm_arguments:
+        raise ValueError(f"{args.vllm_arguments[0]!r} is an argument of vLLM's server; give --backend vllm, too")
+    args.max_batch = 8 if args.max_batch is None else args.max_batch
     try:
-        from minicpm.server.uvicorn_server import Server, bind
+        from minicpm.server.uvicorn_server import bind
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("minicpm"):
             raise
         raise MissingExtra("minicpm serve", "serve") from error
+    _log_to_stderr()
+    # First, because loading may take long: whoever asks meanwhile waits in the backlog.
+    with closing(bind(args.host, args.port)) as listener:
+        _serve(args, settings, listener)
+    return 0
+
+
+def _serve(args: argparse.Namespace, settings: Settings, listener: socket.socket) -> None:
     from minicpm.engine.service import Service
     from minicpm.server.answers import Serving
     from minicpm.server.model import ServedModel
+    from minicpm.server.uvicorn_server import Server
 
-    _log_to_stderr()
-    # First, because loading may take long: whoever asks meanwhile waits in the backlog.
-    listener = bind(args.host, args.port)
     llm = load_llm(args, max_batch=args.max_batch, kv_cache_bytes=args.kv_cache_size)
     service = Service(llm, queue_limit=args.queue_limit)
     try:
@@ -106,7 +125,36 @@ def run(args: argparse.Namespace) -> int:
         server.run([listener])
     finally:
         service.close(0)
-    return 0
+
+
+def _hand_over(args: argparse.Namespace, settings: Settings) -> int:
+    """Let vLLM's own server serve the model."""
+    from minicpm import hub
+    from minicpm.cli.progress import TerminalProgress
+    from minicpm.server.vllm import VllmServer, serve
+
+    for name in ("queue_limit", "timeout", "grace", "allowed_host", "device", "threads", "no_lookup"):
+        if getattr(args, name) not in (None, False, "auto", 256, 3600.0, 30.0):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for our own server; vLLM's has its own, to be given after --"
+            )
+    folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    server = VllmServer(
+        args.host,
+        args.port,
+        args.served_model_name or [_name(args.model, folder)],
+        api_keys=settings.api_keys,
+        cors_origins=settings.cors_origins,
+        dtype=args.dtype,
+        context=args.context,
+        max_batch=args.max_batch,
+        kv_cache_bytes=args.kv_cache_size,
+        tensor_parallel_size=args.tensor_parallel_size,
+        arguments=args.vllm_arguments,
+    )
+    if not settings.api_keys and args.host not in _LOOPBACK:
+        talk(f"warning: everybody who reaches {args.host} may ask; --api-key-file FILE asks for a key")
+    return serve(folder, server)
 
 
 def _settings(args: argparse.Namespace) -> Settings:

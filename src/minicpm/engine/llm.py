@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, commo
 from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Pace, Scheduler, no_room
+from minicpm.engine.vllm import VllmBackend, VllmScheduler, require_vllm
 from minicpm.errors import GenerationError, MissingExtra, ModelError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
@@ -37,7 +38,7 @@ from minicpm.sampling import SamplingParams
 _LOGGER = logging.getLogger(__name__)
 
 LOOKUPS = ("auto", "off")
-BACKENDS = ("auto", "native", "torch", "numpy")
+BACKENDS = ("auto", "native", "torch", "numpy", "vllm")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
 
@@ -59,8 +60,9 @@ class LLM:
     the model's own limit; at most `max_batch` requests run at once, fewer where their keys and values would take more
     than `kv_cache_bytes`, which is fixed here (None: `max_batch` contexts and one for idle texts, as far as memory is
     free); `lookup` 'auto' guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off'
-    never does. `LLM.sampling` are the model's own defaults, for requests that bring no SamplingParams. Raises
-    MiniCPMError subclasses when the model cannot be used, ValueError for an option that cannot be.
+    never does; `vllm_options` are engine arguments of vLLM, such as tensor_parallel_size. `LLM.sampling` are the
+    model's own defaults, for requests that bring no SamplingParams. Raises MiniCPMError subclasses when the model
+    cannot be used, ValueError for an option that cannot be.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class LLM:
         max_batch: int = 8,
         kv_cache_bytes: int | None = None,
         lookup: str = "auto",
+        vllm_options: Mapping[str, Any] | None = None,
         offline: bool | None = None,
         progress: Progress | None = None,
     ):
@@ -93,8 +96,23 @@ class LLM:
         longest = checkpoint.config.context_length
         if context is not None and context > longest:
             raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")
-        self.context_length = context or longest
-        self.backend: Backend = _load(checkpoint, backend, dtype=dtype, device=device, threads=threads)
+        if vllm_options and backend != "vllm":
+            raise ValueError(f"vllm_options are for the backend vllm, not for {backend}")
+        self.backend: Backend
+        if backend == "vllm":
+            _check_for_vllm(device=device, threads=threads)
+            self.backend = VllmBackend(
+                checkpoint,
+                dtype=dtype,
+                context=context,
+                max_batch=max_batch,
+                kv_cache_bytes=kv_cache_bytes,
+                options=vllm_options or {},
+            )
+            self.context_length = self.backend.context_length
+        else:
+            self.backend = _load(checkpoint, backend, dtype=dtype, device=device, threads=threads)
+            self.context_length = context or longest
         self._max_batch = max_batch
         # A verified token is the plain one only where its logits are.
         self._step_times = StepTimes() if lookup == "auto" and self.backend.is_exact else None
@@ -278,6 +296,9 @@ class LLM:
         prefix_ids = self._as_ids(prefix, add_bos=True)
         wholes = [self._joined_ids(prefix, prefix_ids, continuation) for continuation in continuations]
         self._require_room(max((len(ids) for ids, _ in wholes), default=0))
+        if isinstance(self.backend, VllmBackend):
+            scored = self.backend.score(wholes)
+            return [Loglikelihood(sum(logprobs), len(logprobs), is_greedy) for logprobs, is_greedy in scored]
         # Texts may merge with their prefix into other tokens: what all share can be shorter than the prefix.
         shared = min((border for _, border in wholes), default=0)
         if not shared:
@@ -340,7 +361,7 @@ class LLM:
         is_chat: bool,
         constraint: Constraint | None,
     ) -> Generator[Piece, None, None]:
-        scheduler = self.new_scheduler()
+        scheduler = self.backend.scheduler() if isinstance(self.backend, VllmBackend) else self.new_scheduler()
         for index, (prompt, params) in enumerate(zip(prompts, sampling)):
             name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
             request = self.new_request(prompt, params, is_chat=is_chat, index=index, name=name, constraint=constraint)
@@ -349,6 +370,11 @@ class LLM:
 
     def new_scheduler(self) -> Scheduler:
         """What runs this model's requests; engine/service.py keeps one, and every call here has its own."""
+        if isinstance(self.backend, VllmBackend):
+            raise GenerationError(
+                "the vllm backend has a scheduler of its own, and many users at once are its server's: minicpm serve "
+                "--backend vllm"
+            )
         return Scheduler(self.backend, self._cache, self._max_batch, self._pace, self._step_times)
 
     def new_request(
@@ -363,6 +389,11 @@ class LLM:
         constraint: Constraint | None = None,
     ) -> Request:
         """A request for a scheduler; GenerationError, which calls the prompt `name`, where it cannot be answered."""
+        if constraint is not None and isinstance(self.backend, VllmBackend):
+            raise GenerationError(
+                "the vllm backend samples by itself and cannot hold an answer to a form; use the backend native, torch "
+                "or numpy, or vLLM's own server (minicpm serve --backend vllm)"
+            )
         prompt_ids = self._as_ids(prompt, add_bos=True)
         if len(prompt_ids) >= self.context_length:
             raise GenerationError(
@@ -492,6 +523,14 @@ def _load_native(checkpoint: Checkpoint, *, dtype: str, device: str, threads: in
     return NativeBackend(checkpoint, threads)
 
 
+def _check_for_vllm(*, device: str, threads: int | None) -> None:
+    require_vllm()
+    if device != "auto":
+        raise ValueError(f"vLLM runs on the device it was built for, got device {device!r}; leave it out")
+    if threads is not None:
+        raise ValueError("vLLM counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
+
+
 def _has_torch() -> bool:
     return all(importlib.util.find_spec(library) is not None for library in ("torch", "transformers"))
 
@@ -584,7 +623,7 @@ def _with_overrides(params: SamplingParams, overrides: dict[str, Any]) -> Sampli
     return replace(params, **overrides)
 
 
-def _pieces(scheduler: Scheduler) -> Generator[Piece, None, None]:
+def _pieces(scheduler: Scheduler | VllmScheduler) -> Generator[Piece, None, None]:
     """Pieces of all requests until each has finished; closing the iterator cancels what is left."""
     try:
         while scheduler.is_busy:

@@ -170,6 +170,15 @@ class Request:
             self._clock.admitted()
         return is_first
 
+    def begin(self) -> None:
+        """Note that an engine with keys and values of its own has taken the request."""
+        self._clock.admitted()
+
+    @property
+    def final_ids(self) -> frozenset[int]:
+        """Token ids that end the answer."""
+        return self._ending_ids | self._stop_ids
+
     def guess(self) -> Chance:
         """Look up what may come next: how much of it could be drafted, and how likely it is right."""
         read = self._guesses.length
@@ -197,7 +206,7 @@ class Request:
         assert self.sequence is not None
         held, known = self.sequence.length - len(logits), len(self.new_ids)
         self._drafted_tokens += len(self._draft)
-        pieces: list[Piece] = [self._accept(first)]
+        pieces: list[Piece] = [self.accept(first)]
         for row, guess in zip(logits[1:], self._draft):
             if self.finish_reason is not None or self.new_ids[-1] != guess:
                 break
@@ -205,7 +214,7 @@ class Request:
             (sampled,) = sample_together([self.draw(row)])
             if not isinstance(sampled, SampledToken):
                 raise sampled
-            pieces.append(self._accept(sampled))
+            pieces.append(self.accept(sampled))
         if self._draft:
             self.sequence.truncate(held + len(pieces))
         if self._proposed:
@@ -213,7 +222,7 @@ class Request:
             self._proposed, self._draft = [], []
         return pieces
 
-    def _accept(self, sampled: SampledToken) -> Piece:
+    def accept(self, sampled: SampledToken) -> Piece:
         """Add a sampled token to the answer and return the text it made final."""
         self._clock.sampled()
         token_id = sampled.token_id

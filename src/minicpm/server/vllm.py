@@ -1,0 +1,143 @@
+"""vLLM's own OpenAI server on a model of ours: one command, its arguments from ours, its process watched.
+
+    python -m vllm.entrypoints.openai.api_server --model FOLDER ...
+
+Not `vllm serve`: the builds for the CPU carry another distribution's name, which that command does not find.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from minicpm.engine.advice import advised_sampling
+from minicpm.engine.vllm import (
+    SWITCHES,
+    computed_dtype,
+    context_of,
+    readable_folder,
+    require_plugin,
+    require_vllm,
+)
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.sampling import SamplingParams
+
+MODULE = "vllm.entrypoints.openai.api_server"
+# Of SamplingParams, what vLLM's server takes as defaults for requests that do not say.
+DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# How long a stopped server may take before it is killed.
+GRACE_S = 30.0
+
+
+@dataclass(frozen=True)
+class VllmServer:
+    """Settings that both servers have; `arguments` go to vLLM's as they are, behind these."""
+
+    host: str
+    port: int
+    names: Sequence[str]  # what requests call the model
+    api_keys: Sequence[str] = ()
+    cors_origins: Sequence[str] = ()
+    dtype: str = "auto"
+    context: int | None = None
+    max_batch: int | None = None  # answers at once; None: vLLM's own
+    kv_cache_bytes: int | None = None
+    tensor_parallel_size: int | None = None
+    arguments: Sequence[str] = field(default=())
+
+
+def serve(model: Path, server: VllmServer) -> int:
+    """Run vLLM's server on a model's folder until it ends or this process is told to; its exit code.
+
+    Raises MissingExtra without vLLM, ModelError for a model or an installation that it cannot serve.
+    """
+    require_vllm()
+    require_plugin()
+    with open_checkpoint(model, allow_quantized=True) as checkpoint:
+        dtype = computed_dtype(checkpoint, server.dtype)
+        sampling = advised_sampling(checkpoint)
+        with readable_folder(checkpoint, dtype) as folder:
+            return _watched(command(checkpoint, folder, dtype, sampling, server), _environment(server))
+
+
+def command(
+    checkpoint: Checkpoint, folder: Path, dtype: str, sampling: SamplingParams, server: VllmServer
+) -> list[str]:
+    """The command line of vLLM's server for an opened model whose files for vLLM lie in `folder`."""
+    words = [sys.executable, "-m", MODULE, "--model", str(folder), "--served-model-name", *server.names]
+    words += ["--host", server.host, "--port", str(server.port), "--dtype", dtype]
+    words += ["--max-model-len", str(context_of(checkpoint.config, server.context))]
+    words += ["--override-generation-config", json.dumps({name: getattr(sampling, name) for name in DEFAULTS})]
+    # vLLM adds no `<s>` to a conversation, which no template of 2024 has: the models were trained with one in front.
+    words += ["--chat-template", _with_bos(checkpoint)]
+    if server.max_batch is not None:
+        words += ["--max-num-seqs", str(server.max_batch)]
+    if server.kv_cache_bytes is not None:
+        words += ["--kv-cache-memory-bytes", str(server.kv_cache_bytes)]
+    if server.tensor_parallel_size is not None:
+        words += ["--tensor-parallel-size", str(server.tensor_parallel_size)]
+    if server.cors_origins:
+        words += ["--allowed-origins", json.dumps(list(server.cors_origins))]
+    if len(server.api_keys) > 1:
+        words += ["--api-key", *server.api_keys]
+    return [*words, *server.arguments]
+
+
+def _with_bos(checkpoint: Checkpoint) -> str:
+    """The model's chat template with the `<s>` in front that our tokenizer puts before a rendered prompt."""
+    tokenizer, text = checkpoint.tokenizer(), checkpoint.chat_template().text
+    if not tokenizer.adds_bos or tokenizer.bos_token_id is None or "bos_token" in text:
+        return text
+    return tokenizer.id_to_token(tokenizer.bos_token_id) + text
+
+
+def _environment(server: VllmServer) -> dict[str, str]:
+    """This process's, with our advice for vLLM where the user says nothing. One key stays out of the process list."""
+    advice = {name: value for name, value in SWITCHES.items() if name not in ("VLLM_ENABLE_V1_MULTIPROCESSING",)}
+    advice["VLLM_LOGGING_LEVEL"] = "INFO"
+    environment = {**advice, **os.environ}
+    if len(server.api_keys) == 1:
+        environment["VLLM_API_KEY"] = server.api_keys[0]
+    return environment
+
+
+def _watched(words: list[str], environment: dict[str, str]) -> int:
+    """Run a command; SIGTERM and Ctrl-C are its to obey, and it does not outlive this process's end."""
+    process = subprocess.Popen(words, env=environment)
+    try:
+        with _passing_on(process):
+            return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A terminal's Ctrl-C reaches the child by itself; SIGTERM to us alone is handed down."""
+
+    def hand_down(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, hand_down),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
