@@ -23,7 +23,7 @@ from costs import write_results
 from report import write_report
 from serving import cpu_s, rss_bytes
 from versus_peers import MINICPM, talk
-from versus_servers import started
+from versus_servers import posted, spread, started
 
 from minicpm import LLM, SamplingParams
 
@@ -78,8 +78,8 @@ def main() -> None:
         "answers whole and right": seen.finished,
         "hung up on": seen.hung_up,
         "tokens/s": round(seen.tokens / wall),
-        "first token, median / p99 (s)": spread(seen.first_s),
-        "between pieces, median / p99 (s)": spread(seen.gaps_s),
+        "first token, median / p99 (s)": spread(seen.first_s, 1),
+        "between pieces, median / p99 (s)": spread(seen.gaps_s, 1),
         "rss of the first quarter, of the last (MB)": (
             f"{statistics.median(seen.rss[:quarter]) / 1e6:.0f} / {statistics.median(seen.rss[-quarter:]) / 1e6:.0f}"
         ),
@@ -136,11 +136,7 @@ async def user(port: int, kinds: list[Kind], seen: Seen, chance: random.Random, 
 async def one_stream(port: int, kind: Kind, seen: Seen, patience: int | None) -> None:
     """Reads an answer to its end, or hangs up after `patience` pieces; raises where a text isn't the expected one."""
     begin = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(kind.body), kind.body)
-    )
+    reader, writer = await posted(port, kind.body)
     times, text, is_done, head = [begin], "", False, b""
     try:
         while patience is None or len(times) <= patience:
@@ -167,11 +163,6 @@ async def one_stream(port: int, kind: Kind, seen: Seen, patience: int | None) ->
     if len(times) > 1:
         seen.first_s.append(times[1] - begin)
     seen.gaps_s += [late - early for early, late in pairwise(times[1:])]
-
-
-def spread(seconds: list[float]) -> str:
-    ordered = sorted(seconds)
-    return f"{statistics.median(ordered):.3g} / {ordered[len(ordered) * 99 // 100]:.3g}"
 
 
 if __name__ == "__main__":

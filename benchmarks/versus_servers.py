@@ -270,12 +270,8 @@ async def one_stream(server: Server, index: int, tokens: int) -> Stream:
     if server.name == "vllm":
         request["model"] = await model_name(server.port)
     body = json.dumps(request).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     begin = time.perf_counter()
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    )
+    reader, writer = await posted(server.port, body)
     times: list[float] = []
     usage = None
     first = b""
@@ -292,6 +288,16 @@ async def one_stream(server: Server, index: int, tokens: int) -> Stream:
     if not times:
         raise RuntimeError(f"{server.name} answered without text: {first.decode(errors='replace').strip()}")
     return Stream(tuple(times), usage or len(times))
+
+
+async def posted(port: int, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which a completion was asked for."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    return reader, writer
 
 
 async def model_name(port: int) -> str:
@@ -311,20 +317,20 @@ def point_row(name: str, streams: int, tokens: int, servers: Sequence[Server]) -
         first = [seconds for w in windows for seconds in w.first_token_s]
         gaps = [seconds for w in windows for seconds in w.between_tokens_s]
         row[f"{server.name} tokens/s"] = float(f"{speeds[server.name]:.4g}")
-        row[f"{server.name} first token, median / p99 (ms)"] = spread(first)
-        row[f"{server.name} between tokens, median / p99 (ms)"] = spread(gaps)
+        row[f"{server.name} first token, median / p99 (ms)"] = spread(first, 1e-3)
+        row[f"{server.name} between tokens, median / p99 (ms)"] = spread(gaps, 1e-3)
     peers = [speed for program, speed in speeds.items() if program != "minicpm"]
     row["minicpm / fastest peer"] = round(speeds["minicpm"] / max(peers), 2) if peers else "-"
     return row
 
 
-def spread(seconds: Sequence[float]) -> str:
+def spread(seconds: Sequence[float], unit_s: float) -> str:
+    """Median and 99th percentile in a unit of so many seconds."""
     if not seconds:
         return "-"
     ordered = sorted(seconds)
-    return (
-        f"{1e3 * statistics.median(ordered):.3g} / {1e3 * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]:.3g}"
-    )
+    late = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+    return f"{statistics.median(ordered) / unit_s:.3g} / {late / unit_s:.3g}"
 
 
 if __name__ == "__main__":
