@@ -46,12 +46,12 @@ def test_it_is_started_asked_and_ended(bin_folder):
     async def ask(source) -> str:
         return [state async for state in source.answer([{"role": "user", "content": "?"}], SamplingParams())][-1].text
 
-    with running_vllm(Path("/models/toy"), "scripted", VllmOptions(parallel=3)) as source:
+    with running_vllm(Path("/models/toy"), "scripted", VllmOptions(parallel=3, template="<s>{{ a }}")) as source:
         assert asyncio.run(ask(source)) == "Beijing"
         assert (source.model, source.engine) == ("scripted", "vLLM")
     arguments = (bin_folder / "arguments").read_text().split("\n")
     assert arguments[:4] == ["-m", "vllm.entrypoints.openai.api_server", "--model", "/models/toy"]
-    assert {"--max-num-seqs", "3", "127.0.0.1"} <= set(arguments)
+    assert {"--max-num-seqs", "3", "127.0.0.1", "<s>{{ a }}"} <= set(arguments)
     with pytest.raises(ProcessLookupError):
         os.kill(int((bin_folder / "pid").read_text()), 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from minicpm import LLM
-from minicpm.engine.vllm import context_of, is_installed, readable_folder, why_not_as_it_is
+from minicpm.engine.vllm import chat_template_text, context_of, is_installed, readable_folder, why_not_as_it_is
 from minicpm.errors import MissingExtra
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import RopeScaling
@@ -20,6 +21,7 @@ from minicpm.quant.expand import expand, expanded_bytes
 from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import IntWeight, read_weight
 from minicpm.quant.gguf import write_gguf
+from minicpm.tokenizer import Tokenizer
 from tiny_models import EVEN, ODD, write_model
 
 
@@ -107,6 +109,23 @@ def test_an_expanded_copy_lives_as_long_as_it_is_used(tmp_path: Path, monkeypatc
     plain = write_model(tmp_path / "hf", EVEN)
     with open_checkpoint(plain) as checkpoint, readable_folder(checkpoint, "float32") as folder:
         assert folder == plain
+
+
+def test_the_template_for_vllm_writes_the_token_that_vllm_leaves_out(golden: Path, tmp_path: Path):
+    with open_checkpoint(golden / "minicpm2b_tied") as checkpoint:
+        assert chat_template_text(checkpoint) == "<s>" + checkpoint.chat_template().text
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "minicpm2b_tied", folder)
+    for its_own in ("{{ bos_token }}{{ messages[0]['content'] }}", "<s>{{ messages[0]['content'] }}"):
+        (folder / "chat_template.jinja").write_text(its_own, encoding="utf-8")
+        with open_checkpoint(folder) as checkpoint:
+            assert chat_template_text(checkpoint) == its_own
+
+
+def test_the_written_token_gives_the_ids_of_the_official_tokenizer(real_tokenizer: Path):
+    tokenizer = Tokenizer.from_folder(real_tokenizer)
+    for prompt in ("<用户>Which city is the capital of China?<AI>", "<用户>你好<AI> 你好！<用户> a  b<AI>"):
+        assert tokenizer.encode("<s>" + prompt, add_bos=False) == tokenizer.encode(prompt, add_bos=True)
 
 
 def test_dynamic_ntk_ends_where_vllm_ends():

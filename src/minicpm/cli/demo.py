@@ -89,12 +89,15 @@ def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
     from minicpm import hub
     from minicpm.cli.progress import TerminalProgress
     from minicpm.demo.vllm import VllmOptions, running_vllm
+    from minicpm.engine.vllm import chat_template_text
+    from minicpm.formats.checkpoint import open_checkpoint
 
     folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
     # While vLLM starts, too, it must not outlive us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     talk("Starting vLLM, which takes a minute or more ...")
-    options = VllmOptions(args.parallel, args.context, args.dtype)
+    with open_checkpoint(folder, allow_quantized=True) as checkpoint:
+        options = VllmOptions(args.parallel, args.context, args.dtype, chat_template_text(checkpoint))
     return stack.enter_context(running_vllm(folder, _name(args.model, folder), options))
 
 

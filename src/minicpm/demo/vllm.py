@@ -31,11 +31,15 @@ _END_S = 20.0
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """`parallel` answers at once; `context` and `dtype` as LLM takes them, None and 'auto' being vLLM's choice."""
+    """`parallel` answers at once; `context` and `dtype` as LLM takes them, None and 'auto' being vLLM's choice.
+
+    `template` is jinja2 source, None the model's own.
+    """
 
     parallel: int = 4
     context: int | None = None
     dtype: str = "auto"
+    template: str | None = None
 
 
 @contextmanager
@@ -53,6 +57,7 @@ def running_vllm(folder: Path, name: str, options: VllmOptions) -> Iterator[Remo
     command += ["--model", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", options.dtype, "--max-num-seqs", str(options.parallel)]
     command += [] if options.context is None else ["--max-model-len", str(options.context)]
+    command += [] if options.template is None else ["--chat-template", options.template]
     # The key keeps the others on this machine out; a command line would show it to them.
     environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:

@@ -135,6 +135,18 @@ def context_of(config: DecoderConfig, context: int | None) -> int:
     return context or longest
 
 
+def chat_template_text(checkpoint: Checkpoint) -> str:
+    """The model's chat template for vLLM's server, with the `<s>` that our tokenizer puts before a rendered prompt.
+
+    vLLM encodes conversations without special tokens, and no template of 2024 writes it.
+    """
+    tokenizer, text = checkpoint.tokenizer(), checkpoint.chat_template().text
+    if not tokenizer.adds_bos or tokenizer.bos_token_id is None:
+        return text
+    bos = tokenizer.id_to_token(tokenizer.bos_token_id) or ""
+    return text if bos in text or "bos_token" in text else bos + text
+
+
 # --- the engine --------------------------------------------------------------------------------------------------
 
 

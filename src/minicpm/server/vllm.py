@@ -21,6 +21,7 @@ from types import FrameType
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.vllm import (
     SWITCHES,
+    chat_template_text,
     computed_dtype,
     context_of,
     readable_folder,
@@ -76,8 +77,7 @@ def command(
     words += ["--host", server.host, "--port", str(server.port), "--dtype", dtype]
     words += ["--max-model-len", str(context_of(checkpoint.config, server.context))]
     words += ["--override-generation-config", json.dumps({name: getattr(sampling, name) for name in DEFAULTS})]
-    # vLLM adds no `<s>` to a conversation, which no template of 2024 has: the models were trained with one in front.
-    words += ["--chat-template", _with_bos(checkpoint)]
+    words += ["--chat-template", chat_template_text(checkpoint)]
     if server.max_batch is not None:
         words += ["--max-num-seqs", str(server.max_batch)]
     if server.kv_cache_bytes is not None:
@@ -89,14 +89,6 @@ def command(
     if len(server.api_keys) > 1:
         words += ["--api-key", *server.api_keys]
     return [*words, *server.arguments]
-
-
-def _with_bos(checkpoint: Checkpoint) -> str:
-    """The model's chat template with the `<s>` in front that our tokenizer puts before a rendered prompt."""
-    tokenizer, text = checkpoint.tokenizer(), checkpoint.chat_template().text
-    if not tokenizer.adds_bos or tokenizer.bos_token_id is None or "bos_token" in text:
-        return text
-    return tokenizer.id_to_token(tokenizer.bos_token_id) + text
 
 
 def _environment(server: VllmServer) -> dict[str, str]:
