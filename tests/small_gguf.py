@@ -8,7 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.gguf import F32, BlockType, Field, GgufTensor, GgufWriter, ValueType
+from minicpm.formats.gguf import (
+    F32,
+    IQ4_NL,
+    IQ4_XS,
+    Q2_K,
+    Q3_K,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    BlockType,
+    Field,
+    GgufTensor,
+    GgufWriter,
+    ValueType,
+)
 from minicpm.formats.gguf_model import model_fields, stored_name
 from small_models import random_weights
 
@@ -33,6 +50,22 @@ TOKENIZER = [
     Field("tokenizer.ggml.bos_token_id", ValueType.UINT32, 1),
     Field("tokenizer.ggml.eos_token_id", ValueType.UINT32, 2),
 ]
+
+# Where a block has its float16 numbers.
+HALVES = {
+    Q4_1: (0, 2), Q5_0: (0,), Q5_1: (0, 2), IQ4_NL: (0,), IQ4_XS: (0,), Q2_K: (80, 82), Q3_K: (108,), Q4_K: (0, 2),
+    Q5_K: (0, 2), Q6_K: (208,),
+}  # fmt: skip
+
+
+def random_blocks(kind: BlockType, seed: int, scales: list[float], rows: int = 6, blocks: int = 3) -> np.ndarray:
+    """Any bytes, but for the float16 numbers, which are some of `scales`."""
+    random = np.random.default_rng(seed)
+    made = random.integers(0, 256, (rows, blocks, kind.nbytes), dtype=np.uint8)
+    for at in HALVES[kind]:
+        chosen = random.choice(np.array(scales, "<f2"), (rows, blocks, 1))
+        made[:, :, at : at + 2] = chosen.view(np.uint8)
+    return made.reshape(rows, -1)
 
 
 class Parts:

@@ -29,16 +29,11 @@ from minicpm.formats.gguf import (
 from minicpm.formats.gguf_model import rows_to_store, stored_name
 from minicpm.formats.gguf_widening import int8_of, widen
 from minicpm.quant.format import Int8Weight, read_weight
-from small_gguf import Parts
+from small_gguf import HALVES, Parts, random_blocks
 from small_models import WIDE
 
 KINDS = [Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K]
 EXACT = [Q5_0, IQ4_NL]
-# Where a block has its float16 numbers.
-HALVES = {
-    Q4_1: (0, 2), Q5_0: (0,), Q5_1: (0, 2), IQ4_NL: (0,), IQ4_XS: (0,), Q2_K: (80, 82), Q3_K: (108,), Q4_K: (0, 2),
-    Q5_K: (0, 2), Q6_K: (208,),
-}  # fmt: skip
 # The ends of float16, its subnormal numbers, zeros of both signs, and what a model has.
 SCALES = [0.0, -0.0, 6e-8, -6e-8, 1e-7, 3e-5, 6.104e-5, 1e-3, -1e-3, 0.02, 1.0, -7.5, 100.0]
 DAMAGED_SCALES = [np.inf, -np.inf, np.nan, 65504.0]
@@ -46,16 +41,6 @@ DAMAGED_SCALES = [np.inf, -np.inf, np.nan, 65504.0]
 
 def by_name(kinds: list[BlockType]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.name)
-
-
-def random_blocks(kind: BlockType, seed: int, scales: list[float], rows: int = 6, blocks: int = 3) -> np.ndarray:
-    """Any bytes, but for the float16 numbers, which are some of `scales`."""
-    random = np.random.default_rng(seed)
-    made = random.integers(0, 256, (rows, blocks, kind.nbytes), dtype=np.uint8)
-    for at in HALVES[kind]:
-        chosen = random.choice(np.array(scales, "<f2"), (rows, blocks, 1))
-        made[:, :, at : at + 2] = chosen.view(np.uint8)
-    return made.reshape(rows, -1)
 
 
 def ggml(blocks: np.ndarray, kind: BlockType) -> np.ndarray:

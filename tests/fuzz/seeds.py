@@ -5,24 +5,49 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from minicpm.engine import packed
 from minicpm.engine.native import NativeBackend
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.convert import convert
-from minicpm.formats.gguf import Q6_K
+from minicpm.formats.gguf import IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, BlockType
 from minicpm.quant.folder import quantize_folder
 from minicpm.quant.gguf import write_gguf
 from minicpm.tokenizer.loading import build_from_sentencepiece
 from minicpm.tokenizer.sentencepiece import read_sentencepiece
-from small_gguf import PIECES, TINY, TOKENIZER, Parts
+from small_gguf import PIECES, TINY, TOKENIZER, Parts, random_blocks
 from small_models import random_weights, write_model
 
 # Of the float, and of the packed ones whose cache is damaged and not their folder.
 GGUFS = ("float32", "float16", "bfloat16", "q8_0", "q4_0")
+# Files of types that are widened: what is stored as what, and the widths that their blocks divide.
+BLOCKS: dict[str, tuple[dict[str, BlockType], int, int]] = {
+    "blocks-of-32.gguf": (
+        {
+            "blk.0.attn_q.weight": Q4_1,
+            "blk.0.attn_k.weight": Q5_0,
+            "blk.0.attn_v.weight": Q5_1,
+            "blk.0.ffn_up.weight": IQ4_NL,
+        },
+        32,
+        64,
+    ),
+    "blocks-of-256.gguf": (
+        {
+            "token_embd.weight": Q6_K,
+            "blk.0.attn_q.weight": Q4_K,
+            "blk.0.attn_k.weight": Q5_K,
+            "blk.0.attn_v.weight": IQ4_XS,
+            "blk.0.attn_output.weight": Q6_K,
+            "blk.0.ffn_gate.weight": Q2_K,
+            "blk.0.ffn_up.weight": Q3_K,
+        },
+        256,
+        32,
+    ),
+}
 
 
 def make_seeds(root: Path) -> dict[str, Path]:
@@ -46,7 +71,8 @@ def make_seeds(root: Path) -> dict[str, Path]:
     for dtype in GGUFS:
         write_gguf(source, root / f"{dtype}.gguf", dtype=dtype)
         seeds[f"{dtype}.gguf"] = root / f"{dtype}.gguf"
-    seeds["q6_k.gguf"] = _q6_k(root / "q6_k.gguf")
+    for name, (kinds, hidden_size, intermediate_size) in BLOCKS.items():
+        seeds[name] = _of_blocks(root / name, kinds, hidden_size, intermediate_size)
     seeds["packed"] = _packed(root)
     return seeds
 
@@ -65,15 +91,21 @@ def sentencepiece_bytes(pieces: list[str], scores: list[float], types: list[int]
     return b"".join(entries) + message(2, bytes([3 << 3, 2]))  # trainer_spec: BPE
 
 
-def _q6_k(path: Path) -> Path:
-    """Q6_K embedding, whose blocks are 256 numbers; the other matrices are float32."""
-    from dataclasses import replace
-
-    config = replace(TINY, hidden_size=256, intermediate_size=32, num_hidden_layers=1, num_attention_heads=8)
+def _of_blocks(path: Path, kinds: dict[str, BlockType], hidden_size: int, intermediate_size: int) -> Path:
+    """Some tensors of other types, filled with any codes; the other matrices are float32."""
+    heads = hidden_size // 32
+    config = replace(
+        TINY,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
     parts = Parts(config)
-    blocks = np.random.default_rng(0).integers(0, 256, (config.vocab_size, Q6_K.nbytes), dtype=np.uint8)
-    blocks[:, 208:] = np.full((config.vocab_size, 1), 1e-4, "<f2").view(np.uint8)
-    parts.store("token_embd.weight", Q6_K, blocks, (config.vocab_size, config.hidden_size))
+    for name, kind in kinds.items():
+        N, K = parts.tensors[name][0].shape
+        parts.store(name, kind, random_blocks(kind, 0, [1e-4], N, K // kind.elements), (N, K))
     return parts.write(path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 RUN = Path(__file__).with_name("run.py")
-CASES = 88  # eight of each seed
+CASES = 96  # eight of each seed
 
 
 def test_damaged_files_are_answered_or_refused(tmp_path: Path):

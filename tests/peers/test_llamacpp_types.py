@@ -30,9 +30,21 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="llama.cpp is not there (make peers sets .venv-llamacpp up)"),
 ]
 
-# llama_ftype of presets. Q2_K is a file of Q2_K, Q3_K, Q4_K, Q4_0 and a Q6_K embedding.
-PRESETS = {"Q4_1": 3, "Q2_K": 10}
-# In nats a token; 1e-4 was measured for both.
+# llama_ftype of presets; docs/formats.md has the table. A preset names its main type only: a file of Q2_K holds Q3_K,
+# Q4_K, Q4_0 and a Q6_K embedding, too.
+PRESETS = {
+    "Q4_1": 3,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K_M": 12,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+}
+# In nats a token.
 LARGEST_KL = 2e-4
 
 
