@@ -65,12 +65,16 @@ class Answer:
 
 
 class ScriptedServer:
-    """Serves the page and `answers`, in their order; `requests` are the bodies that came, with their key."""
+    """Serves the page and `answers`, in their order; `requests` are the bodies that came, with their key.
+
+    `model` is what it tells of the one it serves.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self.answers: queue.Queue[Answer] = queue.Queue()
         self.requests: list[dict[str, Any]] = []
         self.key = ""
+        self.model: dict[str, Any] = {"id": "scripted", "max_model_len": 256}
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -81,7 +85,7 @@ class ScriptedServer:
                     return
                 if path == "/v1/models":
                     if self._is_allowed():
-                        self._send_json(200, {"object": "list", "data": [{"id": "scripted", "max_model_len": 256}]})
+                        self._send_json(200, {"object": "list", "data": [server.model]})
                     return
                 name = "index.html" if path == "/" else path.removeprefix("/page/")
                 file = PAGE / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def server() -> Iterator[ScriptedServer]:
         yield scripted
 
 
-def source_of(server: ScriptedServer, **options: str) -> RemoteSource:
+def source_of(server: ScriptedServer, **options: Any) -> RemoteSource:
     return RemoteSource(server.url + "v1/", **options)
 
 
@@ -45,14 +46,29 @@ def test_an_answer_grows_and_ends_with_the_servers_count(server):
 
 
 def test_a_request_says_what_the_page_says_and_no_more(server):
+    server.model = {"id": "scripted"}
     source = source_of(server)
     for sampling in (SAMPLING, SamplingParams(repetition_penalty=1.1)):
         server.will_say("x")
         all_of(source, sampling)
     first, second = server.requests
     assert (first["messages"], first["temperature"], first["top_p"], first["max_tokens"]) == (QUESTION, 0.5, 0.9, 64)
-    assert "repetition_penalty" not in first
+    assert not {"repetition_penalty", "stop"} & set(first)
     assert second["repetition_penalty"] == 1.1
+
+
+def test_a_server_that_may_have_another_default_is_told_that_nothing_is_penalized(server):
+    source = source_of(server)  # it tells its context, as this package's server and vLLM do
+    server.will_say("x")
+    all_of(source)
+    assert server.requests[0]["repetition_penalty"] == 1.0
+
+
+def test_it_is_told_where_answers_end(server):
+    source = source_of(server, stop=("<用户>", "<AI>"))
+    server.will_say("x")
+    all_of(source)
+    assert server.requests[0]["stop"] == ["<用户>", "<AI>"]
 
 
 def test_leaving_an_answer_ends_the_servers_work(server):

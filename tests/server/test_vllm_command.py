@@ -17,10 +17,10 @@ from minicpm.server import vllm as vllm_server
 from minicpm.server.vllm import VllmServer, command
 
 
-def words(folder: Path, **settings: object) -> list[str]:
+def words(folder: Path, engine: dict[str, object] | None = None, **settings: object) -> list[str]:
     server = VllmServer("127.0.0.1", 8000, ["tiny"], **settings)  # type: ignore[arg-type]
     with open_checkpoint(folder) as checkpoint:
-        return command(checkpoint, folder, "bfloat16", SamplingParams(temperature=0.5), server)
+        return command(checkpoint, folder, "bfloat16", SamplingParams(temperature=0.5), server, engine or {})
 
 
 def value(line: list[str], name: str) -> str:
@@ -60,6 +60,15 @@ def test_what_is_not_said_is_left_to_vllm(golden: Path):
     line = words(golden / "minicpm2b_tied")
     assert value(line, "--max-model-len") == "2048"
     assert not {"--max-num-seqs", "--kv-cache-memory-bytes", "--tensor-parallel-size", "--api-key"} & set(line)
+
+
+def test_what_its_build_for_the_cpu_wants_is_said_unless_we_are_told_otherwise(golden: Path):
+    engine = {"enforce_eager": True, "kv_cache_memory_bytes": 5}
+    line = words(golden / "minicpm2b_tied", engine)
+    assert (value(line, "--kv-cache-memory-bytes"), "--enforce-eager" in line) == ("5", True)
+    line = words(golden / "minicpm2b_tied", engine, kv_cache_bytes=7, arguments=["--no-enforce-eager"])
+    assert (line.count("--kv-cache-memory-bytes"), value(line, "--kv-cache-memory-bytes")) == (1, "7")
+    assert line.index("--enforce-eager") < line.index("--no-enforce-eager")
 
 
 def test_one_key_stays_out_of_the_process_list(golden: Path):

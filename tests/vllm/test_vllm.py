@@ -1,4 +1,4 @@
-"""Our models in the real vLLM, by `LLM(backend="vllm")` and by its own server. `make test-vllm`.
+"""Our models in the real vLLM, by `LLM(backend="vllm")`, by its own server and in the demo. `make test-vllm`.
 
 One process loads all models after each other, since a start takes half a minute. Greedy tokens are held to the margin
 rule: they must agree wherever the reference is sure by more than twice the tolerance.
@@ -6,6 +6,7 @@ rule: they must agree wherever the reference is sure by more than twice the tole
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -23,12 +24,14 @@ import numpy as np
 import pytest
 
 from minicpm import LLM
+from minicpm.demo.vllm import VllmOptions, running_vllm
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.convert import convert
 from minicpm.hub import embedded
 from minicpm.quant.expand import expand
 from minicpm.quant.folder import quantize_folder
+from minicpm.sampling import SamplingParams
 from small_models import write_model
 
 ROOT = Path(__file__).parents[2]
@@ -334,3 +337,25 @@ def test_serve_hands_over_to_vllms_server(server, folders):
     process.wait(60)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+
+
+# --- the demo ----------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_talks_with_nano_in_a_vllm_of_its_own(folders, environment, monkeypatch: pytest.MonkeyPatch):
+    for name in ("PYTHONPATH", "MINICPM_HOME", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, environment[name])
+    monkeypatch.setenv("PATH", str(PYTHON.parent), prepend=os.pathsep)
+    sampling = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=48)
+
+    async def ask(source) -> list[Any]:
+        return [state async for state in source.answer([{"role": "user", "content": QUESTION}], sampling)]
+
+    with running_vllm(embedded.folder(), "nano", VllmOptions(parallel=2)) as source:
+        assert (source.model, source.engine, source.context_length) == ("nano", "vLLM", 2048)
+        states = asyncio.run(ask(source))
+    expected = LLM(folders["nano expanded"], backend="torch").chat(QUESTION, sampling)
+    assert states[-1].text.strip() == expected.text.strip()
+    assert (states[-1].tokens, states[-1].finish_reason) == (48, "length")
+    assert len({state.text for state in states}) > 24  # as it is written, not all at once
+    assert list((Path(environment["MINICPM_HOME"]) / "vllm").iterdir()) == []

@@ -21,7 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIBRARIES = ("gradio", "fastapi", "uvicorn", "httpx", "starlette")
 # Options of the engines in this process, and what they are where they are not given.
 _ENGINE = {"device": "auto", "threads": None, "no_lookup": False}
-_LOADING = {"backend": "auto", "dtype": "auto", "context": None, "offline": None}
+_LOADING = {"backend": "auto", "dtype": "auto", "context": None, "tensor_parallel_size": None, "offline": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,15 +89,12 @@ def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
     from minicpm import hub
     from minicpm.cli.progress import TerminalProgress
     from minicpm.demo.vllm import VllmOptions, running_vllm
-    from minicpm.engine.vllm import chat_template_text
-    from minicpm.formats.checkpoint import open_checkpoint
 
     folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
     # While vLLM starts, too, it must not outlive us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     talk("Starting vLLM, which takes a minute or more ...")
-    with open_checkpoint(folder, allow_quantized=True) as checkpoint:
-        options = VllmOptions(args.parallel, args.context, args.dtype, chat_template_text(checkpoint))
+    options = VllmOptions(args.parallel, args.context, args.dtype, args.tensor_parallel_size)
     return stack.enter_context(running_vllm(folder, _name(args.model, folder), options))
 
 

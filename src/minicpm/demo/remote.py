@@ -21,16 +21,18 @@ _SILENCE_TIMEOUT_S = 600.0  # a long prompt on a small machine says nothing for 
 class RemoteSource:
     """Answers of the server at `url`, such as http://127.0.0.1:8000/v1, by its model of that name or its first.
 
-    Raises ValueError for what is no address, SourceError where the server does not answer or has no such model.
+    `stop` are texts that it has to be told to end an answer at. Raises ValueError for what is no address, SourceError
+    where the server does not answer or has no such model.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, model: str | None = None):
+    def __init__(self, url: str, api_key: str | None = None, model: str | None = None, stop: Sequence[str] = ()):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"a server's address is written like http://127.0.0.1:8000/v1, got {url!r:.100}")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("an API key has printable ASCII characters only")
         self._url = url.rstrip("/")
+        self._stop = list(stop)
         self._options: dict[str, Any] = {
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "timeout": httpx.Timeout(_SILENCE_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
@@ -82,7 +84,7 @@ class RemoteSource:
             yield event
 
     def _request(self, messages: Sequence[Message], sampling: SamplingParams) -> dict[str, Any]:
-        request = {
+        request: dict[str, Any] = {
             "model": self.model,
             "messages": list(messages),
             "stream": True,
@@ -91,12 +93,13 @@ class RemoteSource:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
         }
-        # OpenAI's own service knows no such field: where it would change nothing it is not sent.
-        return (
-            request
-            if sampling.repetition_penalty == 1
-            else request | {"repetition_penalty": sampling.repetition_penalty}
-        )
+        if self._stop:
+            request["stop"] = self._stop
+        # OpenAI's own service knows no such field. Servers that tell their context do, and may have a default of their
+        # own in its place; to others it isn't sent where it would change nothing.
+        if self.context_length is not None or sampling.repetition_penalty != 1:
+            request["repetition_penalty"] = sampling.repetition_penalty
+        return request
 
     def _chosen_model(self, wanted: str | None) -> tuple[str, int | None]:
         """Its name, and its context where the server tells: this package's and vLLM do, in `max_model_len`."""

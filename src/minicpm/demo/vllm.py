@@ -1,7 +1,7 @@
-"""A vLLM started for the demo: its server as a child process, ended with it.
+"""A vLLM started for the demo: `minicpm serve --backend vllm` as a child process, ended with it.
 
-vLLM pins libraries that the demo needs in other versions, so it lives in an environment of its own; the program on the
-PATH is all that is known of it.
+vLLM pins libraries that the demo needs in other versions, so it lives in an environment of its own, which has this
+package in it, too (docs/vllm.md). The program on the PATH is all that is known of that environment.
 """
 
 from __future__ import annotations
@@ -23,58 +23,78 @@ from typing import IO
 import httpx
 
 from minicpm.demo.remote import RemoteSource
+from minicpm.engine.advice import advised_sampling
 from minicpm.errors import ModelError, one_line
+from minicpm.formats.checkpoint import open_checkpoint
 
 _POLL_S = 0.5
-_END_S = 20.0
+_ANSWER_S = 20.0
+# Longer than the server gives vLLM.
+_END_S = 40.0
 
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """`parallel` answers at once; `context` and `dtype` as LLM takes them, None and 'auto' being vLLM's choice.
-
-    `template` is jinja2 source, None the model's own.
-    """
+    """`parallel` answers at once; the others as LLM takes them."""
 
     parallel: int = 4
     context: int | None = None
     dtype: str = "auto"
-    template: str | None = None
+    tensor_parallel_size: int | None = None
 
 
 @contextmanager
-def running_vllm(folder: Path, name: str, options: VllmOptions) -> Iterator[RemoteSource]:
+def running_vllm(model: Path, name: str, options: VllmOptions) -> Iterator[RemoteSource]:
     """A source over vLLM's server of a model, when it answers; ModelError where there is no vLLM, or it ends."""
-    program = shutil.which("vllm")
-    if program is None:
-        raise ModelError(
-            "there is no vllm on the PATH; it needs an environment of its own, such as the .venv-vllm of 'make peers': "
-            'PATH="$PWD/.venv-vllm/bin:$PATH" minicpm demo --backend vllm'
-        )
+    python = _python_of_vllm()
+    with open_checkpoint(model, allow_quantized=True) as checkpoint:
+        sampling, stop = advised_sampling(checkpoint), checkpoint.chat_template().stop_strings
     port, key = _free_port(), secrets.token_urlsafe(16)
-    # Not `vllm serve`, which in the CPU build (0.32) ends by not finding its own version.
-    command = [str(Path(program).resolve().with_name("python")), "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", options.dtype, "--max-num-seqs", str(options.parallel)]
-    command += [] if options.context is None else ["--max-model-len", str(options.context)]
-    command += [] if options.template is None else ["--chat-template", options.template]
+    # -P: not the files of the folder that the demo was started in.
+    command = [python, "-P", "-m", "minicpm", "serve", "--backend", "vllm", "--model", str(model)]
+    command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", options.dtype, "--max-batch", str(options.parallel)]
+    if options.context is not None:
+        command += ["--context", str(options.context)]
+    if options.tensor_parallel_size is not None:
+        command += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
     # The key keeps the others on this machine out; a command line would show it to them.
-    environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "MINICPM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
         try:
             _wait(process, f"http://127.0.0.1:{port}/health", log)
-            source = RemoteSource(f"http://127.0.0.1:{port}/v1", key, name)
-            source.engine = "vLLM"
+            source = RemoteSource(f"http://127.0.0.1:{port}/v1", key, name, stop)
+            source.engine, source.sampling = "vLLM", sampling
             yield source
         finally:
             _end(process)
 
 
+def _python_of_vllm() -> str:
+    """The interpreter beside the `vllm` on the PATH; ModelError, with what to do, where it cannot run this package."""
+    program = shutil.which("vllm")
+    if program is None:
+        raise ModelError(
+            "there is no vllm on the PATH; it needs an environment of its own, such as the .venv-vllm of 'make vllm': "
+            'PATH="$PWD/.venv-vllm/bin:$PATH" minicpm demo --backend vllm'
+        )
+    # Where a link leads to: the environment is there, and only its own name of the interpreter finds its libraries.
+    python = Path(program).resolve().with_name("python")
+    try:
+        subprocess.run([python, "-P", "-c", "import minicpm"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise ModelError(
+            f"{python} has no minicpm, which starts vLLM for the demo; run '{python} -m pip install .' in this "
+            "package's folder, or 'make vllm' for an environment with both"
+        ) from None
+    return str(python)
+
+
 def _wait(process: subprocess.Popen[bytes], health: str, log: IO[str]) -> None:
-    with httpx.Client(trust_env=False, timeout=_END_S) as client:
+    with httpx.Client(trust_env=False, timeout=_ANSWER_S) as client:
         while process.poll() is None:
             try:
                 if client.get(health).is_success:
@@ -84,18 +104,19 @@ def _wait(process: subprocess.Popen[bytes], health: str, log: IO[str]) -> None:
             time.sleep(_POLL_S)
     log.seek(0)
     lines = [line.strip() for line in log if line.strip()]
+    ours = [line.removeprefix("minicpm: ") for line in lines if line.startswith("minicpm: ")]
     errors = [line for line in lines if "Error" in line]
-    last = one_line((errors or lines or ["it said nothing"])[-1], 300)
+    last = one_line((ours or errors or lines or ["it said nothing"])[-1], 300)
     raise ModelError(f"vLLM ended with code {process.returncode} before it could answer: {last}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """It ends its own workers, where it is asked to."""
+    """The server ends vLLM and deletes what it expanded, where it is asked to."""
     process.terminate()
     try:
         process.wait(_END_S)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its session: workers, too
+        os.killpg(process.pid, signal.SIGKILL)  # its session: vLLM and its workers, too
         process.wait()
 
 

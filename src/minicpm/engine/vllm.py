@@ -147,6 +147,34 @@ def chat_template_text(checkpoint: Checkpoint) -> str:
     return text if bos in text or "bos_token" in text else bos + text
 
 
+def cpu_arguments(checkpoint: Checkpoint, *, dtype: str, context: int, max_batch: int) -> dict[str, Any]:
+    """Engine arguments for a model in vLLM's build for the CPU, none in others.
+
+    Keys and values get room for `max_batch` contexts and one more, as far as memory is free beside the weights: left to
+    itself vLLM takes all of it. Raises ModelError for a model that its kernels cannot compute.
+    """
+    if not _is_cpu_build():
+        return {}
+    _require_cpu_kernels(checkpoint.config)
+    arguments: dict[str, Any] = {
+        "enforce_eager": True
+    }  # its compiler needs a C++ compiler and minutes, for no gain here
+    if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        bytes_per_token = _cache_bytes_per_token(checkpoint.config, dtype)
+        wanted = (max_batch + 1) * context * bytes_per_token
+        free = free_memory_bytes()
+        # vLLM counts in blocks of 128 tokens on the CPU, and wants one to spare.
+        least = (math.ceil(context / 128) + 2) * 128 * bytes_per_token
+        if free is not None:
+            wanted = min(wanted, int(0.8 * (free - expanded_bytes(checkpoint, dtype))))
+        arguments["kv_cache_memory_bytes"] = max(wanted, least)
+    return arguments
+
+
+def _cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * BYTES[dtype]
+
+
 # --- the engine --------------------------------------------------------------------------------------------------
 
 
@@ -175,9 +203,7 @@ class VllmBackend:
         dtype = computed_dtype(checkpoint, dtype)
         self.vocab_size = config.vocab_size
         self.context_length = self.trained_length = context_of(config, context)
-        self.cache_bytes_per_token = (
-            2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * BYTES[dtype]
-        )
+        self.cache_bytes_per_token = _cache_bytes_per_token(config, dtype)
         _make_way()
         arguments: dict[str, Any] = {
             "dtype": dtype,
@@ -186,13 +212,10 @@ class VllmBackend:
             "skip_tokenizer_init": True,
             "disable_log_stats": True,
             "seed": 0,
+            **cpu_arguments(checkpoint, dtype=dtype, context=self.context_length, max_batch=max_batch),
         }
         if kv_cache_bytes is not None:
             arguments["kv_cache_memory_bytes"] = kv_cache_bytes
-        if _is_cpu_build():
-            _require_cpu_kernels(config)
-            arguments["enforce_eager"] = True  # its compiler needs a C++ compiler and minutes, for no gain here
-            arguments.setdefault("kv_cache_memory_bytes", self._cpu_cache_bytes(checkpoint, dtype, max_batch))
         if options.get("tensor_parallel_size", 1) > 1 or options.get("pipeline_parallel_size", 1) > 1:
             require_plugin()
         with readable_folder(checkpoint, dtype) as folder:
@@ -215,16 +238,6 @@ class VllmBackend:
         """Give back all that vLLM holds for the model."""
         self._started = None
         self._inbox.clear()
-
-    def _cpu_cache_bytes(self, checkpoint: Checkpoint, dtype: str, max_batch: int) -> int:
-        """Room for `max_batch` contexts and one more, as far as memory is free beside the weights."""
-        wanted = (max_batch + 1) * self.context_length * self.cache_bytes_per_token
-        free = free_memory_bytes()
-        # vLLM counts in blocks of 128 tokens on the CPU, and wants one to spare.
-        least = (math.ceil(self.context_length / 128) + 2) * 128 * self.cache_bytes_per_token
-        if free is not None:
-            wanted = min(wanted, int(0.8 * (free - expanded_bytes(checkpoint, dtype))))
-        return max(wanted, least)
 
     # --- what requests need --------------------------------------------------------------------------------------
 

@@ -12,11 +12,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.vllm import (
@@ -24,6 +25,7 @@ from minicpm.engine.vllm import (
     chat_template_text,
     computed_dtype,
     context_of,
+    cpu_arguments,
     readable_folder,
     require_plugin,
     require_vllm,
@@ -34,6 +36,8 @@ from minicpm.sampling import SamplingParams
 MODULE = "vllm.entrypoints.openai.api_server"
 # Of SamplingParams, what vLLM's server takes as defaults for requests that do not say.
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# Contexts that memory is taken for on the CPU where nobody says how many answers are written at once.
+CPU_CONTEXTS = 8
 # How long a stopped server may take before it is killed.
 GRACE_S = 30.0
 
@@ -64,15 +68,25 @@ def serve(model: Path, server: VllmServer) -> int:
     require_plugin()
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
         dtype = computed_dtype(checkpoint, server.dtype)
+        context = context_of(checkpoint.config, server.context)
+        engine = cpu_arguments(checkpoint, dtype=dtype, context=context, max_batch=server.max_batch or CPU_CONTEXTS)
         sampling = advised_sampling(checkpoint)
         with readable_folder(checkpoint, dtype) as folder:
-            return _watched(command(checkpoint, folder, dtype, sampling, server), _environment(server))
+            return _watched(command(checkpoint, folder, dtype, sampling, server, engine), _environment(server))
 
 
 def command(
-    checkpoint: Checkpoint, folder: Path, dtype: str, sampling: SamplingParams, server: VllmServer
+    checkpoint: Checkpoint,
+    folder: Path,
+    dtype: str,
+    sampling: SamplingParams,
+    server: VllmServer,
+    engine: Mapping[str, Any],
 ) -> list[str]:
-    """The command line of vLLM's server for an opened model whose files for vLLM lie in `folder`."""
+    """The command line of vLLM's server for an opened model whose files for vLLM lie in `folder`.
+
+    `engine` are arguments that the build of vLLM wants (engine/vllm.py: cpu_arguments), unless `server` says otherwise.
+    """
     words = [sys.executable, "-m", MODULE, "--model", str(folder), "--served-model-name", *server.names]
     words += ["--host", server.host, "--port", str(server.port), "--dtype", dtype]
     words += ["--max-model-len", str(context_of(checkpoint.config, server.context))]
@@ -80,8 +94,11 @@ def command(
     words += ["--chat-template", chat_template_text(checkpoint)]
     if server.max_batch is not None:
         words += ["--max-num-seqs", str(server.max_batch)]
-    if server.kv_cache_bytes is not None:
-        words += ["--kv-cache-memory-bytes", str(server.kv_cache_bytes)]
+    cache_bytes = server.kv_cache_bytes or engine.get("kv_cache_memory_bytes")
+    if cache_bytes is not None:
+        words += ["--kv-cache-memory-bytes", str(cache_bytes)]
+    if engine.get("enforce_eager"):
+        words += ["--enforce-eager"]
     if server.tensor_parallel_size is not None:
         words += ["--tensor-parallel-size", str(server.tensor_parallel_size)]
     if server.cors_origins:
