@@ -410,12 +410,13 @@ class NumpyBackend:
 
     name = "numpy"
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig | None = None):
+        """`config`: compute as if the checkpoint had this one, of the same shape."""
         if checkpoint.folded_scales is not None:
             raise ModelError(
                 f"{checkpoint.path}: a llama-format model; convert it --to hf, the numpy backend reads that"
             )
-        self.config = config = checkpoint.config
+        self.config = config = config or checkpoint.config
         self.is_quantized = self.is_exact = bool(checkpoint.packings)
         self._checkpoint = checkpoint
         self._keeps_expanded = 4 * config.num_parameters() <= MAX_KEPT_BYTES
@@ -426,7 +427,7 @@ class NumpyBackend:
         block_bytes = KV_BLOCK + 2 if self.is_quantized else 4 * config.head_dim + 2
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
         self.cache_bytes_per_token = heads * -(-config.head_dim // width) * block_bytes
-        self._embedding = self._read(EMBEDDING)
+        self._embedding = self.weight(EMBEDDING)
         self._layers = [_Layer(self, index) for index in range(config.num_hidden_layers)]
         self._norm = self.vector("model.norm.weight")
         self._head = self.linear(EMBEDDING if config.tie_word_embeddings else HEAD)
@@ -452,7 +453,7 @@ class NumpyBackend:
 
     def linear(self, *names: str) -> Linear:
         """The layer of one or several weights (N, K) that share their input, stacked along N."""
-        weights = [self._read(name) for name in names]
+        weights = [self.weight(name) for name in names]
         packed = [weight for weight in weights if isinstance(weight, IntWeight)]
         views = [weight for weight in weights if isinstance(weight, TensorView)]
         if packed and not views and len({weight.group_size for weight in packed}) == 1:
@@ -524,7 +525,8 @@ class NumpyBackend:
             logits = self._head(x * np.float32(self.config.logit_scale))
         return np.split(logits, np.cumsum(counts)[:-1])
 
-    def _read(self, name: str) -> IntWeight | TensorView:
+    def weight(self, name: str) -> IntWeight | TensorView:
+        """The weight (N, K) of a published name that is computed with."""
         return read_weight(self._checkpoint, name)
 
 

@@ -1,19 +1,31 @@
 """What is wrong with a model's files, told as a user meets it: what he sees, why, and what cures it.
 
-The known faults of GGUF files are looked for in gguf_faults.py, those of folders in folder_faults.py; neither runs the
-model. A cure is planned while looking, and written by `Examination.write_repaired`, never in place.
+The known faults of GGUF files are looked for in gguf_faults.py and gguf_tokenizer_faults.py, those of folders in
+folder_faults.py and folder_tokenizer_faults.py; none of them runs the model. What only running it can tell
+(eval/measured_faults.py) comes as a `Correction`. Cures are planned while looking, and written by
+`Examination.write_repaired`, never in place.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minicpm.formats.config import logit_scale, residual_scale
+from minicpm.formats.config import DecoderConfig, logit_scale, residual_scale
 
 # The constants of every MiniCPM of 2024, which its runtimes had built in.
 SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE, ROPE_THETA = 12, 1.4, 256, 10000.0
+
+# What other families put around a message, and what the English README of 2024 wrote for <用户>: MiniCPM learned none.
+_FOREIGN_MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?User>|<Assistant>")
+TEMPLATE_SYMPTOM = (
+    "chat programs put {found} around a question, which the model never saw: it rambles, answers beside the point, or "
+    "does not stop"
+)
+TEMPLATE_CURE = "MiniCPM's own template (<用户>question<AI>)"
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,15 @@ class Fault:
     is_repairable: bool = True
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What a model's numbers should be instead: another configuration, and whether q and k have their rows in the other
+    order of the two that there are (halves of a head, as published; or pairs, as llama.cpp rotates them)."""
+
+    config: DecoderConfig
+    reorders_rows: bool
+
+
 @dataclass
 class Examination(ABC):
     """A model's files, what is wrong with them, and the copy that would not have it."""
@@ -34,6 +55,15 @@ class Examination(ABC):
     path: Path
     kind: str  # "gguf", "hf", "mlx", "gptq" ...
     faults: list[Fault] = field(default_factory=list)
+
+    @property
+    @abstractmethod
+    def can_reorder_rows(self) -> bool:
+        """Whether a copy can have rows of q and k in another order."""
+
+    @abstractmethod
+    def correct(self, correction: Correction) -> None:
+        """Plan what was found by running the model; the faults are added by whoever found them."""
 
     @abstractmethod
     def write_repaired(self, destination: Path, *, overwrite: bool = False) -> None:
@@ -50,3 +80,8 @@ def constants_of_2024(num_hidden_layers: int, hidden_size: int) -> dict[str, flo
         "residual_scale": residual_scale(SCALE_DEPTH, num_hidden_layers),
         "logit_scale": 1 / logit_scale(hidden_size, DIM_MODEL_BASE),
     }
+
+
+def foreign_markers(template: str, is_token: Callable[[str], bool]) -> list[str]:
+    """Markers of a chat template that are no tokens of the model's vocabulary, in the order of the template."""
+    return [found for found in dict.fromkeys(_FOREIGN_MARKER.findall(template)) if not is_token(found)]

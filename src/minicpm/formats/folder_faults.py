@@ -1,30 +1,48 @@
 """The known faults of published MiniCPM folders, plain, MLX, GPTQ or AWQ, and a copy without them.
 
-Only config.json and tokenizer_config.json are repaired; weights are copied as they are, and read no further than their
-headers, but for a head that must repeat the embedding.
+Small files are repaired. Weights are copied as they are, but for rows of q and k in the wrong order, and read no
+further than their headers, but for a head that must repeat the embedding.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minicpm.chat import CURRENT_TEMPLATE
+import numpy as np
+
 from minicpm.errors import MiniCPMError, ModelError, brief
-from minicpm.files import write_text
-from minicpm.formats import granite, hf
-from minicpm.formats.config import MUP_KEYS, DecoderConfig, architecture_names, read_config_json
-from minicpm.formats.faults import DIM_MODEL_BASE, ROPE_THETA, SCALE_DEPTH, SCALE_EMB, Examination, Fault
+from minicpm.files import read_json_object, write_text
+from minicpm.formats import granite, hf, llama
+from minicpm.formats.checkpoint import GENERATION_FILE
+from minicpm.formats.compressed_tensors import PACKED, SCALE
+from minicpm.formats.config import MAX_CONFIG_BYTES, MUP_KEYS, DecoderConfig, architecture_names, read_config_json
+from minicpm.formats.faults import (
+    DIM_MODEL_BASE,
+    ROPE_THETA,
+    SCALE_DEPTH,
+    SCALE_EMB,
+    Correction,
+    Examination,
+    Fault,
+)
 from minicpm.formats.folder import ModelFolder, copy_file, new_folder
+from minicpm.formats.folder_tokenizer_faults import TOKENIZER_CONFIG, FolderContent, look_at_tokenizer
+from minicpm.formats.gguf_model import published_rows
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.mapped import TensorFile
+from minicpm.formats.safetensors import SafetensorsFile
 from minicpm.tokenizer import read_tokenizer_config
 
 CONSTANTS = dict(zip(MUP_KEYS, (SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE)))
-CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+CONFIG = "config.json"
 FAMILY = ("minicpm", "granite", "llama")
+# Where AutoGPTQ and AutoAWQ wrote in 2024 what a config.json has to say today, and their words for it.
+QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quant_config": "awq"}
+AWQ_WORDS = {"w_bit": "bits", "q_group_size": "group_size"}
 
 
 class FolderExamination(Examination):
@@ -35,41 +53,131 @@ class FolderExamination(Examination):
         self._folder = folder
         self._config = read_config_json(folder.file(CONFIG))
         super().__init__(path, _kind(self._config))
-        self._tokenizer_config = read_tokenizer_config(path)
+        generation = (
+            read_json_object(folder.file(GENERATION_FILE), MAX_CONFIG_BYTES) if folder.has(GENERATION_FILE) else {}
+        )
+        self._content = FolderContent(folder, self._config, read_tokenizer_config(path), generation)
         self._is_minicpm = self._config.get("model_type") == "minicpm" or (
             "MiniCPMForCausalLM" in architecture_names(self._config) and "model_type" not in self._config
         )
         if not self._is_minicpm and self._config.get("model_type") not in FAMILY:
             raise ModelError(f"{path}: its model_type is {brief(self._config.get('model_type'))}; expected 'minicpm'")
         self._weights: dict[str, TensorFile] = {}
+        self._reordered: DecoderConfig | None = None  # whose q and k get the other order of rows
         self._look()
 
     def close(self) -> None:
         for file in set(self._weights.values()):
             file.close()
 
+    @property
+    def can_reorder_rows(self) -> bool:
+        """Whether rows can be written in another order: weights of a shape that is known, in safetensors files."""
+        is_known = self.kind in ("hf", "compressed-tensors")
+        return is_known and all(isinstance(file, SafetensorsFile) for file in self._weights.values())
+
+    def correct(self, correction: Correction) -> None:
+        config = correction.config
+        if correction.reorders_rows:
+            self._reordered = config
+        if isinstance(self._config.get("rope_parameters"), dict):
+            self._config["rope_parameters"]["rope_theta"] = config.rope_theta
+        self._config["rope_theta"] = config.rope_theta
+        if self._config.get("model_type") == "granite":
+            written = granite.write_config(config)
+            self._config.update({key: written[key] for key in granite.MULTIPLIERS})
+        elif self._is_minicpm or llama.unit_scales(config) != config:
+            self._config.update(model_type="minicpm", architectures=["MiniCPMForCausalLM"])
+            self._config.update({key: getattr(config, key) for key in MUP_KEYS})
+
     def write_repaired(self, destination: Path, *, overwrite: bool = False) -> None:
         if destination.exists() and destination.samefile(self.path):
             raise ValueError(f"{destination}: is the folder itself; a repaired copy needs a name of its own")
+        content = self._content
+        objects = {
+            CONFIG: self._config,
+            TOKENIZER_CONFIG: content.tokenizer_config,
+            GENERATION_FILE: content.generation_config,
+        }
+        others = {*objects, *content.texts, *content.left_out}
         with new_folder(destination, overwrite) as partial:
             for entry in sorted(self.path.iterdir()):
-                if entry.is_file() and entry.name not in (CONFIG, TOKENIZER_CONFIG):
+                if entry.is_file() and entry.name not in others:
                     copy_file(self._folder.file(entry.name), partial / entry.name)
-            _write(partial / CONFIG, self._config)
-            if self._tokenizer_config:
-                _write(partial / TOKENIZER_CONFIG, self._tokenizer_config)
+            for name, raw in objects.items():
+                if raw:
+                    write_text(partial / name, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+            for name, text in content.texts.items():
+                write_text(partial / name, text)
+            if self._reordered is not None:
+                self._write_rows(partial, self._reordered)
+
+    def _write_rows(self, partial: Path, config: DecoderConfig) -> None:
+        """Rows of q and k over those of the copied files."""
+        for name in config.parameter_shapes():
+            order = published_rows(config, name)
+            if order is None:
+                continue
+            for stored in (name, name + PACKED, name + SCALE):
+                file = self._weights.get(stored)
+                if file is None:
+                    continue
+                assert isinstance(file, SafetensorsFile)
+                rows = np.frombuffer(file.read(stored).buffer, np.uint8).reshape(len(order), -1)[order]
+                with (partial / file.path.name).open("r+b") as copy:
+                    copy.seek(file.span(stored)[0])
+                    copy.write(rows.data)
+                    copy.flush()
+                    os.fsync(copy.fileno())
 
     # --- looking -------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
+        self._look_at_quantization()
         if self._is_minicpm:
             self._look_at_model_type()
+            self._look_at_code()
             self._look_at_scales()
             self._look_at_rope()
         self._look_at_head()
         if self._is_minicpm and self.kind == "mlx":
             self._look_at_mlx()
-        self._look_at_template()
+        self.faults += look_at_tokenizer(self._content)
+
+    def _look_at_quantization(self) -> None:
+        """What AutoGPTQ and AutoAWQ once wrote into a file beside config.json."""
+        name = next((name for name in QUANTIZATION_FILES if self._folder.has(name)), None)
+        if name is None or "quantization_config" in self._config:
+            return
+        said = read_json_object(self._folder.file(name), MAX_CONFIG_BYTES)
+        method = QUANTIZATION_FILES[name]
+        self._config["quantization_config"] = {
+            "quant_method": method,
+            **{AWQ_WORDS.get(key, key): value for key, value in said.items()},
+        }
+        self.kind = method
+        self.faults.append(
+            Fault(
+                "unsaid-quantization",
+                f"weights of {method.upper()}, but only {name} says so, not {CONFIG}",
+                "transformers takes the weights for missing ones and makes up random numbers: noise",
+                f"a quantization_config in {CONFIG} (running it takes {method.upper()}'s own kernels)",
+            )
+        )
+
+    def _look_at_code(self) -> None:
+        if "auto_map" not in self._config:
+            return
+        del self._config["auto_map"]
+        self._content.left_out |= {f"{kind}_minicpm.py" for kind in ("configuration", "modeling")}
+        self.faults.append(
+            Fault(
+                "remote-code",
+                f"{CONFIG} has an auto_map to the code of 2024",
+                "transformers 5 with trust_remote_code=True: ImportError (is_torch_fx_available and others are gone)",
+                "no auto_map: the classes of `import minicpm.models` (or convert --to granite, which needs none)",
+            )
+        )
 
     def _look_at_model_type(self) -> None:
         if "model_type" in self._config:
@@ -170,31 +278,6 @@ class FolderExamination(Examination):
             )
         )
 
-    def _look_at_template(self) -> None:
-        if self._tokenizer_config.get("chat_template") or self._folder.has("chat_template.jinja"):
-            return
-        if not (self._tokenizer_config or self._folder.has("tokenizer.model") or self._folder.has("tokenizer.json")):
-            self.faults.append(
-                Fault(
-                    "missing-tokenizer",
-                    "no tokenizer.model, tokenizer.json or tokenizer_config.json",
-                    "no program can chat with it",
-                    "the tokenizer's files of the model it was made from, beside the weights",
-                    is_repairable=False,
-                )
-            )
-            return
-        self._tokenizer_config["chat_template"] = CURRENT_TEMPLATE.text
-        self.faults.append(
-            Fault(
-                "missing-template",
-                f"neither {TOKENIZER_CONFIG} nor chat_template.jinja has a chat template",
-                "transformers' apply_chat_template fails; servers put <|im_start|> or the like around a question, "
-                "which the model never saw",
-                "MiniCPM's own template (<用户>question<AI>)",
-            )
-        )
-
 
 def _kind(raw: dict[str, Any]) -> str:
     quantization = raw.get("quantization_config")
@@ -202,7 +285,3 @@ def _kind(raw: dict[str, Any]) -> str:
         return "mlx"
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     return str(method) if method in ("gptq", "awq", "compressed-tensors") else "hf"
-
-
-def _write(path: Path, raw: dict[str, Any]) -> None:
-    write_text(path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")

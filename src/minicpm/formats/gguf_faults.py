@@ -1,7 +1,8 @@
 """The known faults of published MiniCPM GGUF files, found in their metadata, and a copy without them.
 
-Weights are copied as they are. Rows of q and k in the wrong order are not found: nothing in a file tells of them. Norms
-of rows that are rotated together were tried on MiniCPM-nano and are no more alike than others.
+Weights are copied as they are, but for rows of q and k in the wrong order. Nothing in a file tells of those: norms of
+rows that are rotated together were tried on MiniCPM-nano and are no more alike than others. So the model has to be run,
+which eval/measured_faults.py does.
 """
 
 from __future__ import annotations
@@ -9,28 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
-from minicpm.chat import CURRENT_TEMPLATE
 from minicpm.errors import FormatError, ModelError, brief
+from minicpm.formats import llama
 from minicpm.formats.convert import require_disk
 from minicpm.formats.faults import (
     DIM_MODEL_BASE,
     ROPE_THETA,
     SCALE_DEPTH,
     SCALE_EMB,
+    Correction,
     Examination,
     Fault,
     constants_of_2024,
 )
 from minicpm.formats.folder import new_file
 from minicpm.formats.gguf import Field, GgufFile, GgufTensor, GgufWriter, ValueType, has_magic
-from minicpm.formats.gguf_model import ARCHITECTURE, LLAMA, SCALE_KEYS, stored_name
-from minicpm.formats.gguf_tokenizer import SCORES, TEMPLATE, TOKENS, TYPES
+from minicpm.formats.gguf_model import ARCHITECTURE, LLAMA, SCALE_KEYS, model_fields, rows_to_store, stored_name
+from minicpm.formats.gguf_tokenizer_faults import look_at_tokenizer
 from minicpm.formats.llama import EMBEDDING, HEAD
-from minicpm.tokenizer import PieceType
 
 _ALIGNMENT_KEY = "general.alignment"
 
@@ -44,6 +45,7 @@ class GgufExamination(Examination):
         try:
             self._fields = self._file.fields()
             self._dropped: set[str] = set()
+            self._rows: dict[str, npt.NDArray[np.int64]] = {}  # the order that rows of a tensor should have
             self._architecture = self._file.metadata.get("general.architecture")
             if self._architecture not in (ARCHITECTURE, LLAMA):
                 raise ModelError(f"{path}: its architecture is {brief(self._architecture)}; expected 'minicpm'")
@@ -54,6 +56,10 @@ class GgufExamination(Examination):
 
     def close(self) -> None:
         self._file.close()
+
+    @property
+    def can_reorder_rows(self) -> bool:
+        return True
 
     def write_repaired(self, destination: Path, *, overwrite: bool = False) -> None:
         _check_destination(destination, self.path, overwrite)
@@ -72,6 +78,9 @@ class GgufExamination(Examination):
 
     def _content(self, tensor: GgufTensor) -> Iterator[memoryview]:
         view, step = self._file.view(tensor.name), 1 << 22
+        order = self._rows.get(tensor.name)
+        if order is not None:
+            view = np.frombuffer(view, np.uint8).reshape(len(order), -1)[order].data.cast("B")
         for start in range(0, len(view), step):
             yield view[start : start + step]
         self._file.release(tensor.name)
@@ -80,10 +89,9 @@ class GgufExamination(Examination):
 
     def _look(self) -> None:
         self._look_at_scales()
-        self._look_at_scores()
         self._look_at_rope()
         self._look_at_head()
-        self._look_at_template()
+        self.faults += look_at_tokenizer(self._fields)
 
     def _key(self, name: str) -> str:
         return f"{self._architecture}.{name}"
@@ -112,29 +120,6 @@ class GgufExamination(Examination):
                 "llama.cpp takes a default it then divides by, and logits of MiniCPM-2B come out 81 times too large",
                 f"the constants of MiniCPM-1B and 2B of 2024 (scale_emb {SCALE_EMB}, scale_depth {SCALE_DEPTH}, "
                 f"dim_model_base {DIM_MODEL_BASE}); a model trained with others must be converted from its folder",
-            )
-        )
-
-    def _look_at_scores(self) -> None:
-        scores, types, tokens = (self._fields.get(key) for key in (SCORES, TYPES, TOKENS))
-        if tokens is None or types is None:
-            return
-        kinds = [int(kind) for kind in cast("list[int]", types.value)]
-        old = [0.0] * len(kinds) if scores is None else [float(one) for one in cast("list[float]", scores.value)]
-        normal = [index for index, kind in enumerate(kinds) if kind == PieceType.NORMAL]
-        if len(old) != len(kinds) or len(normal) < 2 or len({old[index] for index in normal}) > 1:
-            return
-        # SentencePiece numbers the pieces of a BPE model in the order of their merges, and scores them so.
-        for rank, index in enumerate(normal):
-            old[index] = -float(rank)
-        self._fields[SCORES] = Field(SCORES, ValueType.ARRAY, old, ValueType.FLOAT32)
-        self.faults.append(
-            Fault(
-                "flat-scores",
-                f"all {len(normal):,} normal pieces of the tokenizer have one score (made from tokenizer.json)",
-                "answers are worse than they should be, above all in Chinese: llama.cpp merges by score, so texts are "
-                "split otherwise than the model learned",
-                "scores in the order of the pieces, which is the order of SentencePiece's merges",
             )
         )
 
@@ -169,19 +154,31 @@ class GgufExamination(Examination):
             )
         )
 
-    def _look_at_template(self) -> None:
-        if TEMPLATE in self._fields:
-            return
-        self._put(TEMPLATE, ValueType.STRING, CURRENT_TEMPLATE.text)
-        self.faults.append(
-            Fault(
-                "missing-template",
-                f"{TEMPLATE} is missing",
-                "chat programs put <|im_start|> or the like around a question, which the model never saw: it rambles, "
-                "or does not stop",
-                "MiniCPM's own template (<用户>question<AI>)",
-            )
-        )
+    # --- what running the model has told -----------------------------------------------------------------------------
+
+    def correct(self, correction: Correction) -> None:
+        config = correction.config
+        if correction.reorders_rows:
+            orders = {stored_name(name): rows_to_store(config, name) for name in config.parameter_shapes()}
+            self._rows = {name: order for name, order in orders.items() if order is not None}
+        self._put(self._key("rope.freq_base"), ValueType.FLOAT32, config.rope_theta)
+        if llama.unit_scales(config) == config:
+            return  # multiplied into the weights
+        if self._architecture == LLAMA:
+            self._rename_architecture()
+        for found in model_fields(config):
+            if found.key.endswith(SCALE_KEYS):
+                self._fields[found.key] = found
+
+    def _rename_architecture(self) -> None:
+        """`llama` becomes `minicpm`, in every key as well."""
+        old, new = f"{self._architecture}.", f"{ARCHITECTURE}."
+        renamed = {
+            (new + key.removeprefix(old) if key.startswith(old) else key): field for key, field in self._fields.items()
+        }
+        self._fields = {key: replace(field, key=key) for key, field in renamed.items()}
+        self._architecture = ARCHITECTURE
+        self._put("general.architecture", ValueType.STRING, ARCHITECTURE)
 
 
 def _check_destination(destination: Path, source: Path, overwrite: bool) -> None:

@@ -70,7 +70,7 @@ def rows_to_store(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | N
     return np.arange(heads * config.head_dim).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
 
 
-def _published_rows(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | None:
+def published_rows(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | None:
     """For q and k, the stored row that each published row is."""
     heads = _rotated_heads(config, name)
     if heads is None:
@@ -147,7 +147,7 @@ class GgufModel:
         tensor = self._file.tensors[stored_name(published)]
         if name.endswith(SHAPE):
             return TensorView(name, info.dtype, info.shape, np.array(tensor.shape, "<i8").data.cast("B"))
-        order = _published_rows(self.config, published)
+        order = published_rows(self.config, published)
         if order is None and tensor.type.id in FLOAT_DTYPES:
             return aligned_view(name, info.dtype, info.shape, self._file.view(tensor.name))
         values = self._rows(tensor, info, name)

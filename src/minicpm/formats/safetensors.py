@@ -51,6 +51,10 @@ class SafetensorsFile:
         info = self.tensors[name]
         return aligned_view(name, info.dtype, info.shape, self._file.view(*self._spans[name]))
 
+    def span(self, name: str) -> tuple[int, int]:
+        """Where the tensor's bytes begin and end in the file."""
+        return self._spans[name]
+
     def release(self, name: str) -> None:
         self._file.release(*self._spans[name])
 

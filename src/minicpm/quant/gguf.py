@@ -49,7 +49,7 @@ from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorView
 from minicpm.progress import Progress, Silent
 from minicpm.quant.format import IntWeight, read_weight
-from minicpm.tokenizer import Tokenizer
+from minicpm.tokenizer import Tokenizer, first_difference
 
 # Embedding and head of a 4-bit file get 8 bits: in a small model they carry much of the loss (docs/formats.md).
 DTYPES: dict[str, tuple[BlockType, BlockType]] = {  # of the blocks' matrices, of embedding and head
@@ -59,13 +59,6 @@ DTYPES: dict[str, tuple[BlockType, BlockType]] = {  # of the blocks' matrices, o
 }
 FILE_TYPES = {F32.id: 0, F16.id: 1, Q4_0.id: 2, Q8_0.id: 7, BF16.id: 32}  # llama.cpp's llama_ftype
 QUANTIZATION_VERSION = 2
-# What both tokenizers must split alike before a file is believed.
-PROBES = (
-    "Which city is the capital of China?",
-    "<用户>你好，世界！<AI>",
-    "def f(x):\n\treturn x + 12345  # éàü 𝔘🙂\n\n",
-    "</s> a  b <unk>",
-)
 
 
 @dataclass(frozen=True)
@@ -330,7 +323,7 @@ def _require_same_model(wanted: DecoderConfig, found: DecoderConfig, path: Path)
 def _require_same_text(plan: _Plan, other: Tokenizer) -> None:
     """The folder may use tokenizer.json, the file was made of tokenizer.model: both must say the same."""
     one = plan.tokenizer
-    different = next((p for p in PROBES if one.encode(p) != other.encode(p)), None)
+    different = first_difference(one, other)
     if different is None and one.vocab_size == other.vocab_size and one.special_token_ids == other.special_token_ids:
         return
     shown = "its vocabulary" if different is None else brief(different)
