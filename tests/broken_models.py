@@ -61,6 +61,29 @@ def floats(weight: object) -> np.ndarray:
     return weight.dequantize() if isinstance(weight, IntWeight) else weight.float32().copy()  # type: ignore[attr-defined]
 
 
+def wide_nano(source: Path, destination: Path) -> Path:
+    """A float folder of nano as the same function of twice the width, the other half of which is zero.
+
+    llama.cpp's default of a missing logit_scale is right for a width of 256 and wrong for any other.
+    """
+    as_floats(source, destination)
+    raw = json.loads((destination / "config.json").read_text())
+    old, heads = raw["hidden_size"], raw["num_attention_heads"]
+    weights = {}
+    for name, weight in load_file(destination / "model.safetensors").items():
+        is_square = name.endswith((".q_proj.weight", ".o_proj.weight"))
+        rows = old if is_square or name.endswith(("down_proj.weight", "norm.weight")) else 0
+        columns = 0 if weight.ndim == 1 or name.endswith("down_proj.weight") else old
+        weights[name] = np.pad(weight, [(0, rows), (0, columns)][: weight.ndim])
+        if weight.ndim == 1:
+            weights[name] *= np.float32(2**-0.5)  # the mean square is of twice as many numbers
+    weights[NORM] *= np.float32(2)
+    save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})
+    eps = raw["rms_norm_eps"] / 2
+    spoil(destination, hidden_size=2 * old, num_attention_heads=2 * heads, rms_norm_eps=eps)
+    return destination
+
+
 # --- changing files ----------------------------------------------------------------------------------------------
 
 
@@ -112,6 +135,11 @@ def _flatten_scores(fields: Fields) -> None:
     fields[scores.key] = replace(scores, value=[-1000.0] * len(scores.value))  # type: ignore[arg-type]
 
 
+def _end_at_a_full_stop(fields: Fields) -> None:
+    pieces = [str(piece) for piece in fields["tokenizer.ggml.tokens"].value]  # type: ignore[union-attr]
+    _put("tokenizer.ggml.eos_token_id", ValueType.UINT32, pieces.index("."))(fields)
+
+
 def _byte_level(fields: Fields) -> None:
     """What a converter makes of tokenizer.json that takes it for GPT-2's: no scores, no types of SentencePiece."""
     pieces = [str(piece) for piece in fields["tokenizer.ggml.tokens"].value]  # type: ignore[union-attr]
@@ -142,7 +170,7 @@ GGUF_FAULTS: dict[str, Callable[[Fields], object]] = {
     "flat-scores": _flatten_scores,
     "byte-level-tokenizer": _byte_level,
     "wrong-bos": _put("tokenizer.ggml.bos_token_id", ValueType.UINT32, 300),
-    "wrong-eos": _put("tokenizer.ggml.eos_token_id", ValueType.UINT32, 300),
+    "wrong-eos": _end_at_a_full_stop,
     "no-bos": _put("tokenizer.ggml.add_bos_token", ValueType.BOOL, False),
     "adds-eos": _put("tokenizer.ggml.add_eos_token", ValueType.BOOL, True),
     "no-space-prefix": _put("tokenizer.ggml.add_space_prefix", ValueType.BOOL, False),

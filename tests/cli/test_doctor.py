@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,22 @@ def test_a_damaged_file_is_one_sentence(minicpm, tmp_path: Path):
     assert "truncated" in done.err
 
 
+# --- documents ---------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+# Proved by tests of this file alone.
+OTHERS = {"repeated-head", "rebuilt-tokenizer", "mlx-minicpm", "missing-tokenizer", "impossible-config"}
+
+
+def test_the_document_lists_every_fault_and_every_fault_is_made_in_a_test():
+    source = ROOT / "src" / "minicpm"
+    files = [*(source / "formats").glob("*faults.py"), source / "eval" / "measured_faults.py"]
+    code = "".join(path.read_text(encoding="utf-8") for path in files)
+    written = set(re.findall(r'Fault\(\s*"([a-z-]+)"', code)) | {"wrong-bos", "wrong-eos"}
+    listed = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert written == set(listed) == {*GGUF_FAULTS, *FOLDER_FAULTS, *OTHERS}
+
+
 # --- folders -----------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +311,21 @@ def test_a_head_of_its_own_is_untied(minicpm, golden: Path, folder: Path, tmp_pa
     assert minicpm("doctor", broken, "--fix", tmp_path / "out").code == 0
     with open_checkpoint(tmp_path / "out") as repaired:
         assert not repaired.config.tie_word_embeddings
+
+
+def test_without_a_tokenizer_nothing_can_be_repaired(minicpm, folder: Path, tmp_path: Path):
+    spoil(folder, model_type="minicpm", tie_word_embeddings=True)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    done = minicpm("doctor", folder, "--fix", tmp_path / "out", "--json")
+    assert (done.code, names(done)) == (1, ["missing-tokenizer"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_mlx_folder_of_no_possible_model_is_told(minicpm, folder: Path):
+    spoil(folder, model_type="minicpm", tie_word_embeddings=True, quantization={"bits": 4}, num_attention_heads=7)
+    done = minicpm("doctor", folder, "--json")
+    assert (done.code, names(done)) == (1, ["impossible-config"])
 
 
 def test_an_mlx_folder_speaks_granite(minicpm, folder: Path, tmp_path: Path):

@@ -109,7 +109,7 @@ def _eos(fields: dict[str, Field], pieces: list[str]) -> Fault | None:
         pieces,
         "eos",
         EOS,
-        "it never stops: after the answer come </s>, more questions and answers, until the limit",
+        "it never stops (after the answer come more questions and answers, until the limit), or stops in the middle",
     )
 
 
