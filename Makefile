@@ -23,11 +23,11 @@ help:
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
-	@echo "make peers                     llama.cpp and vLLM, each in an environment of its own (half an hour, 4 GB)"
+	@echo "make peers                     llama.cpp, vLLM and mlx-lm, each in an environment of its own (half an hour, 4 GB)"
 	@echo "make clients                   llm and litellm, each in an environment of its own"
 	@echo "make vllm                      vLLM for the CPU with this package in it, in .venv-vllm (3.5 GB)"
 	@echo "make test-vllm                 our models in vLLM, by LLM(backend='vllm') and by its server"
-	@echo "make test-peers                our files in llama.cpp, our server asked by llm and litellm"
+	@echo "make test-peers                our files in llama.cpp and mlx-lm, our server asked by llm and litellm"
 	@echo "make test-browser              the pages in a real chromium, which the system has to have"
 
 $(BIN)/python:
@@ -103,12 +103,16 @@ bench: setup
 	$(BIN)/python benchmarks/versus_servers.py
 
 # The peers of the benchmarks and of test-peers, as pinned in benchmarks/peers. llama.cpp is compiled for this machine.
-peers: .venv-llamacpp/.ready .venv-vllm/.ready
+peers: .venv-llamacpp/.ready .venv-vllm/.ready .venv-mlx/.ready
 
 PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 
 .venv-llamacpp/.ready: benchmarks/peers/requirements-llamacpp.txt
 	export CMAKE_ARGS="-DGGML_NATIVE=ON" && $(PEER_INSTALL)
+	touch $@
+
+.venv-mlx/.ready: benchmarks/peers/requirements-mlx.txt
+	$(PEER_INSTALL)
 	touch $@
 
 .venv-vllm/.ready: benchmarks/peers/requirements-vllm.txt

@@ -21,9 +21,10 @@ from costs import write_results
 from report import write_report
 
 from minicpm import native
-from minicpm.engine.backend import Backend, Row
+from minicpm.engine.backend import Backend
 from minicpm.engine.native import NativeBackend
 from minicpm.engine.numpy import Floats, Linear, NumpyBackend
+from minicpm.eval.foresight import logits_of
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.hub import embedded
 from minicpm.quant.folder import quantize_folder
@@ -37,7 +38,6 @@ HELD_OUT = Path(__file__).parents[1] / "nano" / "held-out.jsonl"
 SEED = 0
 SCALES = (1, 30, 100, 300)
 PART_PRESET, PART_SCALES = "int4", (1, 100)
-FORWARD_TOKENS = 1024  # of one forward pass: 25 MB of logits
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,8 @@ def samples(folder: Path, path: Path) -> list[Sample]:
 
 def logits(backend: Backend, texts: Sequence[Sample]) -> Iterator[Floats]:
     """Per text (n, vocab): what was foreseen for each of its n tokens that count."""
-    for batch in batches(texts):
-        rows = [Row(backend.new_sequence(len(text.ids)), text.ids[:-1], "all") for text in batch]
-        for text, of_text in zip(batch, backend.forward(rows)):
-            yield of_text[np.array(text.counts[1:])]
-
-
-def batches(texts: Sequence[Sample]) -> Iterator[list[Sample]]:
-    waiting: list[Sample] = []
-    for text in texts:
-        if waiting and sum(len(one.ids) for one in [*waiting, text]) > FORWARD_TOKENS:
-            yield waiting
-            waiting = []
-        waiting.append(text)
-    if waiting:
-        yield waiting
+    for text, of_text in zip(texts, logits_of(backend, [text.ids for text in texts])):
+        yield of_text[np.array(text.counts[1:])]
 
 
 def opened(folder: Path) -> Backend:

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rm": ("rm", "remove a downloaded model"),
     "info": ("info", "show what a model folder holds and what it needs"),
     "doctor": ("doctor", "find and repair the known faults of a model's files"),
+    "verify": ("verify", "compare a model's files and answers with what is published"),
     "bench": ("bench", "measure a model on this machine"),
     "convert": ("convert", "write a model in another format"),
     "quantize": ("quantize", "write a model with 4- or 8-bit weights"),

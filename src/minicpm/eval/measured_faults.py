@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from minicpm.engine.numpy import NumpyBackend
 from minicpm.errors import MiniCPMError
-from minicpm.eval.passages import encoded, logits_of, passages
+from minicpm.eval.foresight import chosen, logits_of
+from minicpm.eval.passages import passages
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.faults import DIM_MODEL_BASE, ROPE_THETA, SCALE_DEPTH, SCALE_EMB, Correction, Fault
 from minicpm.formats.gguf_model import published_rows, rows_to_store
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import IntWeight, read_weight
-from minicpm.quant.quality import log_softmax
 
 NAMES = ("owl", "boat", "river")  # what is foreseen
 MOST_TOKENS = 128  # of each
@@ -82,7 +82,7 @@ def _other_order(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.int64] | N
 def _measured(checkpoint: Checkpoint, can_reorder_rows: bool) -> Measured:
     config = checkpoint.config
     texts = [passage.text for passage in passages() if passage.name in NAMES]
-    rows = [ids for ids in encoded(checkpoint.tokenizer(), texts, MOST_TOKENS) if max(ids) < config.vocab_size]
+    rows = [ids[:MOST_TOKENS] for ids in checkpoint.tokenizer().encode_batch(texts) if max(ids) < config.vocab_size]
     as_it_is = Correction(config, reorders_rows=False)
     found = _losses(checkpoint, as_it_is, rows)
     if not all(np.isfinite(losses).all() for losses in found):
@@ -121,13 +121,9 @@ def _losses(
     checkpoint: Checkpoint, reading: Correction, rows: Sequence[Sequence[int]]
 ) -> list[npt.NDArray[np.float64]]:
     """Per row of T ids (T - 1,): nats of every token but the first."""
-    backend = _Reading(checkpoint, reading)
-    losses = []
+    found = logits_of(_Reading(checkpoint, reading), rows)
     with np.errstate(over="ignore", invalid="ignore"):
-        for ids, logits in zip(rows, logits_of(backend, rows)):
-            targets = np.array(ids[1:])
-            losses.append(-log_softmax(logits)[np.arange(len(targets)), targets])
-    return losses
+        return [-chosen(logits, ids[1:]) for ids, logits in zip(rows, found)]
 
 
 def _faults(checkpoint: Checkpoint, best: Correction, told: str, can_reorder_rows: bool) -> list[Fault]:

@@ -230,9 +230,9 @@ class FolderExamination(Examination):
         if not any(name.startswith("model.embed_tokens.") for name in names):
             return  # no weights beside it, or under names of another program
         said = self._config.get("tie_word_embeddings")
-        is_tied = not any(name.startswith("lm_head.") for name in names) or (
-            said is not False and self._head_repeats_embedding()
-        )
+        has_head = any(name.startswith("lm_head.") for name in names)
+        # mlx-lm writes a head of its own in any case, and its granite refuses one beside a tie.
+        is_tied = not has_head or (said is not False and self.kind != "mlx" and self._head_repeats_embedding())
         if said is is_tied:
             return
         self._config["tie_word_embeddings"] = is_tied
@@ -272,8 +272,9 @@ class FolderExamination(Examination):
             Fault(
                 "mlx-minicpm",
                 "an MLX folder with model_type minicpm",
-                "mlx-lm's own minicpm leaves the division of the logits out where the head is tied: sampling gives "
-                "confused text",
+                "mlx-lm's own minicpm does not load a tied head ('parameters not in model: lm_head.weight'; older ones "
+                "left the division of the logits out), and takes a rotary base of 1e6 where none is said: worse the "
+                "longer the text",
                 "model_type granite, which mlx-lm computes as MiniCPM is meant",
             )
         )

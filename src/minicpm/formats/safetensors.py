@@ -29,6 +29,7 @@ DTYPE_CODES = {
     "int32": "I32",
     "int16": "I16",
     "int8": "I8",
+    "uint32": "U32",
     "uint8": "U8",
     "bool": "BOOL",
 }

@@ -22,6 +22,7 @@ STORAGE_DTYPES: dict[str, np.dtype] = {
     "int32": np.dtype("<i4"),
     "int16": np.dtype("<i2"),
     "int8": np.dtype("i1"),
+    "uint32": np.dtype("<u4"),  # MLX's packed codes
     "uint8": np.dtype("u1"),
     "bool": np.dtype("?"),
 }
