@@ -43,14 +43,31 @@ bool runs_avxvnni() {
 
 #elif defined(__aarch64__)
 
+#if defined(__APPLE__)
+bool has_feature(const char* name) {
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname(name, &has, &size, nullptr, 0) == 0 && has != 0;
+}
+#endif
+
 bool runs_neondot() {
 #if defined(__linux__)
   constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
   return getauxval(AT_HWCAP) & kDotProduct;
 #elif defined(__APPLE__)
-  int has = 0;
-  size_t size = sizeof has;
-  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+  return has_feature("hw.optional.arm.FEAT_DotProd");
+#else
+  return false;
+#endif
+}
+
+bool runs_neoni8mm() {
+#if defined(__linux__)
+  constexpr unsigned long kMatrixProduct = 1ul << 13;  // HWCAP2_I8MM
+  return runs_neondot() && (getauxval(AT_HWCAP2) & kMatrixProduct);
+#elif defined(__APPLE__)
+  return runs_neondot() && has_feature("hw.optional.arm.FEAT_I8MM");
 #else
   return false;
 #endif
@@ -66,6 +83,7 @@ constexpr Choice kChoices[] = {
     {"avxvnni", kernels_avxvnni, runs_avxvnni},
     {"avx2", kernels_avx2, runs_avx2},
 #elif defined(__aarch64__)
+    {"neoni8mm", kernels_neoni8mm, runs_neoni8mm},
     {"neondot", kernels_neondot, runs_neondot},
 #endif
     {"generic", kernels_generic, runs_anywhere},

@@ -172,5 +172,6 @@ constexpr size_t panel_bytes(int gemm_blocks) {
 const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx2();
+const Kernels* kernels_neoni8mm();
 const Kernels* kernels_neondot();
 const Kernels* kernels_generic();

@@ -162,13 +162,30 @@ static MINICPM_INLINE void multiply_unit(const uint8_t* panel, const int8_t* cod
   });
 }
 
-// A slab of a panel times a tile of M tokens. Whole-number sums of a group and floats of all groups stay in registers:
-// storing a whole register takes as long as two products. Between slabs they lie in sums (M, rows).
+// Adds the products of a group of G inputs, a panel's rows and M tokens, and moves on to the next group; G is a
+// multiple of 32. An instruction set that multiplies tiles rather than lanes has its own.
 template <class V, bool is_int4, int M>
-static void panel_tile(const Slab& slab, int G, const Activations& a, int tile, float* sums, int block, int blocks,
-                       const Output& to) {
+struct GroupSums {
+  static MINICPM_INLINE void add(const uint8_t*& panel, const int8_t*& codes, int G,
+                                 typename V::I (&sum)[M][V::kGemmBlocks]) {
+    constexpr int kUnits = 4;  // of 4 inputs a turn
+    for (int u = 0; u < G / 4; u += kUnits) {
+      unroll<kUnits>([&](auto i) MINICPM_INLINE_LAMBDA {
+        multiply_unit<V, is_int4, M>(panel + 64 * V::kGemmBlocks * i, codes + 4 * M * i, sum);
+      });
+      panel += 64 * V::kGemmBlocks * kUnits;
+      codes += 4 * M * kUnits;
+    }
+  }
+};
+
+// A slab of a panel times a tile of M tokens. Whole-number sums of a group and floats of all groups stay in registers:
+// storing a whole register takes as long as two products. Between slabs they lie in sums (M, rows). Never inlined:
+// beside what the caller keeps, AVX2 has too few registers.
+template <class V, bool is_int4, int M>
+static __attribute__((noinline)) void panel_tile(const Slab& slab, int G, const Activations& a, int tile, float* sums,
+                                                 int block, int blocks, const Output& to) {
   constexpr int kBlocks = V::kGemmBlocks, kStart = is_int4 ? 1 : V::kOffset8 / kNibbleOffset;
-  constexpr int kUnits = 4;  // of 4 inputs a turn; G is a multiple of 32
   const uint8_t* panel = slab.codes;
   const float* panel_scales = slab.scales;
   const int8_t* codes = a.tile_codes(tile) + static_cast<size_t>(slab.first_group) * G * M;
@@ -185,13 +202,7 @@ static void panel_tile(const Slab& slab, int G, const Activations& a, int tile, 
     unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
       unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::set1_int(kStart * starts[m]); });
     });
-    for (int u = 0; u < G / 4; u += kUnits) {
-      unroll<kUnits>([&](auto i) MINICPM_INLINE_LAMBDA {
-        multiply_unit<V, is_int4, M>(panel + 64 * kBlocks * i, codes + 4 * M * i, sum);
-      });
-      panel += 64 * kBlocks * kUnits;
-      codes += 4 * M * kUnits;
-    }
+    GroupSums<V, is_int4, M>::add(panel, codes, G, sum);
     unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA {
       const typename V::F s = V::load(panel_scales + kLanes * b);
       unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {

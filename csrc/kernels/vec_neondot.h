@@ -5,9 +5,6 @@
 // nibbles 0 .. 15 and weights of attention 0 .. 127 are the same number as int8; an int8 weight, stored as w + 128 in
 // 1 .. 255, is w again when its highest bit is flipped. A product is at most 128 * 127, a sum what docs/numerics.md,
 // section 3, says: below 2**24. Nothing is left to take off, hence kOffset8 = 0.
-//
-// USDOT and SMMLA (the extension i8mm) are left alone: the one would spare the flip, one instruction for 16 weights of
-// any number of tokens; the other wants eight inputs of a row in a run, another panel than linear.h's.
 #pragma once
 
 #include <arm_neon.h>
@@ -171,6 +168,10 @@ struct NeonDot {
   }
   static I dot_unsigned_repeated(I sum, I x, const int8_t* p) { return dot_unsigned(sum, x, repeat4(p)); }
 
+  static MINICPM_INLINE Weights8 as_signed(Bytes x) {
+    return {vreinterpretq_s8_u8(x.a), vreinterpretq_s8_u8(x.b), vreinterpretq_s8_u8(x.c), vreinterpretq_s8_u8(x.d)};
+  }
+
  private:
   static MINICPM_INLINE float32x4_t halves(const uint16_t* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
@@ -191,9 +192,6 @@ struct NeonDot {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
   }
   static MINICPM_INLINE uint8x16_t flipped(uint8x16_t x) { return veorq_u8(x, vdupq_n_u8(0x80)); }
-  static MINICPM_INLINE Weights8 as_signed(Bytes x) {
-    return {vreinterpretq_s8_u8(x.a), vreinterpretq_s8_u8(x.b), vreinterpretq_s8_u8(x.c), vreinterpretq_s8_u8(x.d)};
-  }
   static MINICPM_INLINE int8x16_t as_bytes(int32x4_t x) { return vreinterpretq_s8_s32(x); }
   static MINICPM_INLINE int32x4_t as_words(const int8_t* p) { return vreinterpretq_s32_s8(vld1q_s8(p)); }
   // A shift with insertion keeps what lies below: the numbers are 0 .. 127.

@@ -68,7 +68,11 @@ def replayed(replay: Path, cases: Path, processor: str) -> subprocess.CompletedP
 
 @pytest.mark.parametrize(
     ("processor", "isas"),
-    [("max", ["neondot", "generic"]), ("cortex-a76", ["neondot", "generic"]), ("cortex-a53", ["generic"])],
+    [
+        ("max", ["neoni8mm", "neondot", "generic"]),
+        ("cortex-a76", ["neondot", "generic"]),
+        ("cortex-a53", ["generic"]),
+    ],
 )
 def test_an_emulated_processor_gives_the_bits_recorded_here(replay: Path, cases: Path, processor: str, isas: list[str]):
     result = replayed(replay, cases, processor)

@@ -471,7 +471,7 @@ def test_an_instruction_set_that_cannot_run_here_is_an_error(folders, monkeypatc
 
 
 def test_the_engine_runs_no_kernels_that_the_processor_lacks():
-    known = {"avx512vnni", "avxvnni", "avx2", "neondot", "generic"}
+    known = {"avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondot", "generic"}
     assert set(ISAS) <= known and ISAS[-1] == "generic"
     shape = {"threads": 1, "hidden": 64, "heads": 1, "kv_heads": 1, "intermediate": 64, "vocabulary": 9, "eps": 1e-5}
     scales = {"embedding_scale": 1, "residual_scale": 1, "logit_scale": 1, "query_scale": 1}
