@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include <algorithm>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -25,10 +27,16 @@ bool runs_avx512vnni() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+// Intel's processors take two cycles for VDPBF16PS (Emerald Rapids: 1.4e9 a second of a core, of single additions with
+// products 5.8e9), so what single ones do is faster there; the bits are the same.
+bool runs_avx512bf16() { return runs_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
+bool prefers_avx512bf16() { return runs_avx512bf16() && !__builtin_cpu_is("intel"); }
+
 bool runs_avx2() {
   unsigned eax, ebx, ecx, edx;
   constexpr unsigned kF16c = 1u << 29;
-  return __builtin_cpu_supports("avx2") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & kF16c);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) &&
+         (ecx & kF16c);
 }
 
 bool runs_avxvnni() {
@@ -79,7 +87,9 @@ bool runs_anywhere() { return true; }
 
 constexpr Choice kChoices[] = {
 #if defined(__x86_64__)
+    {"avx512bf16", kernels_avx512bf16, prefers_avx512bf16},
     {"avx512vnni", kernels_avx512vnni, runs_avx512vnni},
+    {"avx512bf16", kernels_avx512bf16, runs_avx512bf16},
     {"avxvnni", kernels_avxvnni, runs_avxvnni},
     {"avx2", kernels_avx2, runs_avx2},
 #elif defined(__aarch64__)
@@ -94,7 +104,8 @@ constexpr Choice kChoices[] = {
 std::vector<std::string> runnable_isas() {
   std::vector<std::string> names;
   for (const Choice& choice : kChoices) {
-    if (choice.runs()) names.emplace_back(choice.name);
+    const bool is_new = std::find(names.begin(), names.end(), choice.name) == names.end();
+    if (is_new && choice.runs()) names.emplace_back(choice.name);
   }
   return names;
 }

@@ -18,10 +18,17 @@ bool uses_group(const Linear& linear, int G) {
   return false;
 }
 
+bool uses_kind(const Linear& linear, WeightKind kind) {
+  return std::any_of(linear.begin(), linear.end(), [&](const Weight& weight) { return weight.kind == kind; });
+}
+
 int columns_of(const Linear& linear) { return linear.front().columns; }
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunkBytes = size_t{32} << 10;  // of weights taken at a time: about a microsecond of reading
+// Of float weights, where many tokens pass by: as much as an L2 cache bears, so that the tokens pass seldom.
+constexpr size_t kFloatChunkBytes = size_t{512} << 10;
+constexpr int kMostFloatRows = 256;
 
 // Zeroed memory on its own cache lines; in huge pages, where it is large and the system has them.
 template <class T>
@@ -52,8 +59,8 @@ class Buffer {
 // is zero and stays zero: norms and groups read whole vectors. Of a single token every thread has a row of x, mlp and
 // the activations (compute); where only codes of mlp are needed it has one row of it in any case.
 struct Model::Workspace {
-  Workspace(const ModelShape& shape, const Kernels& kernels, std::vector<int> groups, bool with_mlp, int most_tokens,
-            int threads)
+  Workspace(const ModelShape& shape, const Kernels& kernels, std::vector<int> groups, bool with_mlp, bool with_floats,
+            bool with_pairs, int most_tokens, int threads)
       : tokens(larger(most_tokens, threads)),
         keeps_mlp(with_mlp),
         hidden_stride(round_up(shape.hidden, kLargestGroup)),
@@ -65,6 +72,7 @@ struct Model::Workspace {
         x(count(hidden_stride)),
         mlp(static_cast<size_t>(with_mlp ? tokens : threads) * static_cast<size_t>(mlp_stride)),
         y(count(larger(qkv_stride, gate_up_stride))),
+        pairs(with_pairs ? count(widest) : 0),
         padded_tokens(static_cast<size_t>(tokens + larger(kernels.direct_width, kernels.gemm_width))),
         group_sizes(std::move(groups)),
         codes(group_sizes.size() * padded_tokens * widest),
@@ -74,6 +82,8 @@ struct Model::Workspace {
         panels(panel_stride * threads),
         product_stride(static_cast<size_t>(tokens + kernels.gemm_width) * kernels.gemm_blocks * kLanes),
         products(product_stride * threads),
+        float_sums_stride(static_cast<size_t>(kMostFloatRows) * kernels.float_tokens * kLanes),
+        float_sums(with_floats ? float_sums_stride * threads : 0),
         scratch_stride(attention_scratch_floats(shape.head_dim) * kMostHeads),
         scratch(scratch_stride * threads) {}
 
@@ -86,6 +96,7 @@ struct Model::Workspace {
   Buffer<float> x;             // input of qkv, o, gate_up and the head
   Buffer<float> mlp;           // input of down
   Buffer<float> y;             // output of qkv or gate_up
+  Buffer<float> pairs;         // (T, widest): input of weights in bfloat16
   const size_t padded_tokens;  // a last tile that is filled up goes beyond the tokens
   const std::vector<int> group_sizes;
   Buffer<int8_t> codes;  // of the activations, for each group size
@@ -95,6 +106,8 @@ struct Model::Workspace {
   Buffer<uint8_t> panels;
   const size_t product_stride;
   Buffer<float> products;
+  const size_t float_sums_stride;
+  Buffer<float> float_sums;
   const size_t scratch_stride;
   Buffer<float> scratch;
 };
@@ -107,9 +120,11 @@ Model::~Model() = default;
 void Model::forward(const Batch& batch) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (workspace_ == nullptr || workspace_->tokens < batch.tokens) {
+    const bool is_bfloat16 = has(WeightKind::kBfloat16);
     // In steps of 64, so that a batch that grows a token at a time allocates seldom.
-    workspace_ = std::make_unique<Workspace>(shape_, kernels_, group_sizes(), reads_mlp(), round_up(batch.tokens, 64),
-                                             pool_.size());
+    workspace_ = std::make_unique<Workspace>(shape_, kernels_, group_sizes(), reads_mlp(),
+                                             is_bfloat16 || has(WeightKind::kHalf) || has(WeightKind::kFloat),
+                                             is_bfloat16, round_up(batch.tokens, 64), pool_.size());
   }
   auto body = [&](int thread) { compute(batch, thread); };
   pool_.run(body);
@@ -137,8 +152,16 @@ std::vector<int> Model::group_sizes() const {
 // Whether any layer's down projection multiplies the numbers themselves instead of their codes.
 bool Model::reads_mlp() const {
   return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) {
-    return std::any_of(layer.down.begin(), layer.down.end(), [](const Weight& w) { return !w.is_integer(); });
+    return uses_kind(layer.down, WeightKind::kHalf) || uses_kind(layer.down, WeightKind::kFloat);
   });
+}
+
+// Whether any linear layer's weights are of that kind.
+bool Model::has(WeightKind kind) const {
+  return uses_kind(head_, kind) || std::any_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
+           return uses_kind(layer.qkv, kind) || uses_kind(layer.o, kind) || uses_kind(layer.gate_up, kind) ||
+                  uses_kind(layer.down, kind);
+         });
 }
 
 // All threads run this; between two barriers a thread writes only what no other touches. A batch's inputs of a linear
@@ -155,21 +178,21 @@ void Model::compute(const Batch& batch, int thread) {
   pool_.barrier();
   for (int index = 0; index < layers(); ++index) {
     const Layer& layer = layers_[static_cast<size_t>(index)];
-    norm_and_quantize(layer.attention_norm, layer.qkv, nullptr, T, 1.0f, thread);
+    prepare_normed(layer.attention_norm, layer.qkv, nullptr, T, 1.0f, thread);
     if (thread == 0) next_head_.store(0, std::memory_order_relaxed), next_unit_.store(0, std::memory_order_relaxed);
     apply(layer.qkv, own_row(w.x.data(), w.hidden_stride, T, thread), w.hidden_stride, T, w.y.data(), w.qkv_stride,
           false, thread);
     pool_.barrier();
     attend(batch, index, thread);
     pool_.barrier();
-    quantize_rows(layer.o, w.x.data(), w.hidden_stride, T, thread);
+    prepare_rows(layer.o, w.x.data(), w.hidden_stride, T, thread);
     apply(layer.o, w.x.data(), w.hidden_stride, T, w.h.data(), w.hidden_stride, true, thread);
     pool_.barrier();
-    norm_and_quantize(layer.mlp_norm, layer.gate_up, nullptr, T, 1.0f, thread);
+    prepare_normed(layer.mlp_norm, layer.gate_up, nullptr, T, 1.0f, thread);
     apply(layer.gate_up, own_row(w.x.data(), w.hidden_stride, T, thread), w.hidden_stride, T, w.y.data(),
           w.gate_up_stride, false, thread);
     pool_.barrier();
-    silu_and_quantize(layer.down, T, thread);
+    prepare_silu(layer.down, T, thread);
     apply(layer.down, own_row(w.mlp.data(), w.mlp_stride, T, thread), w.mlp_stride, T, w.h.data(), w.hidden_stride,
           true, thread);
     pool_.barrier();
@@ -184,7 +207,7 @@ void Model::compute(const Batch& batch, int thread) {
     }
     return;
   }
-  norm_and_quantize(norm_, head_, batch.wanted, batch.wanted_count, shape_.logit_scale, thread);
+  prepare_normed(norm_, head_, batch.wanted, batch.wanted_count, shape_.logit_scale, thread);
   apply(head_, own_row(w.x.data(), w.hidden_stride, batch.wanted_count, thread), w.hidden_stride, batch.wanted_count,
         batch.logits, shape_.vocabulary, false, thread);
 }
@@ -195,32 +218,32 @@ float* Model::own_row(float* rows, int stride, int tokens, int thread) {
 }
 
 // x = the normed hidden states of the tokens (those at `places`, or all), ready for `next`.
-void Model::norm_and_quantize(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
-                              int thread) {
+void Model::prepare_normed(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
+                           int thread) {
   Workspace& w = *workspace_;
   const Range own = tokens > 1 ? share(tokens, thread, pool_.size()) : Range{0, 1};
   for (int t = own.first; t < own.last; ++t) {
     const size_t place = places == nullptr ? t : places[t];
     float* x = own_row(w.x.data(), w.hidden_stride, tokens, thread) + static_cast<size_t>(t) * w.hidden_stride;
     kernels_.rms_norm(w.h.data() + place * w.hidden_stride, norm, shape_.hidden, shape_.eps, scale, x);
-    quantize_slice(next, x, tokens, t, 0, shape_.hidden, thread);
+    prepare_slice(next, x, tokens, t, 0, shape_.hidden, thread);
   }
   if (tokens > 1) pool_.barrier();
 }
 
-void Model::quantize_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread) {
+void Model::prepare_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread) {
   for_slices(columns_of(next), tokens, thread,
-             [&](int t, int first, int last) { quantize_slice(next, x + t * stride, tokens, t, first, last, thread); });
+             [&](int t, int first, int last) { prepare_slice(next, x + t * stride, tokens, t, first, last, thread); });
 }
 
-void Model::silu_and_quantize(const Linear& down, int tokens, int thread) {
+void Model::prepare_silu(const Linear& down, int tokens, int thread) {
   Workspace& w = *workspace_;
   float* rows = own_row(w.mlp.data(), w.mlp_stride, w.keeps_mlp ? tokens : 1, thread);
   for_slices(shape_.intermediate, tokens, thread, [&](int t, int first, int last) {
     const float* gate = w.y.data() + static_cast<size_t>(t) * w.gate_up_stride;
     float* x = rows + static_cast<size_t>(w.keeps_mlp ? t : 0) * w.mlp_stride;
     kernels_.silu_multiply(gate + first, gate + shape_.intermediate + first, last - first, x + first);
-    quantize_slice(down, x, tokens, t, first, last, thread);
+    prepare_slice(down, x, tokens, t, first, last, thread);
   });
 }
 
@@ -238,12 +261,22 @@ void Model::for_slices(int columns, int tokens, int thread, Body body) {
   if (tokens > 1) pool_.barrier();
 }
 
-void Model::quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last,
-                           int thread) const {
+void Model::prepare_slice(const Linear& next, const float* x, int tokens, int token, int first, int last,
+                          int thread) const {
   for (const int G : kGroupSizes) {
     if (uses_group(next, G))
       kernels_.quantize(x, first, last, G, activations(columns_of(next), G, tokens, thread), token);
   }
+  if (uses_kind(next, WeightKind::kBfloat16)) {
+    kernels_.prepare_pairs(x, first, last, float_inputs(nullptr, 0, true, tokens, thread), token);
+  }
+}
+
+// Inputs x (T, stride), or what is kept of them for weights in bfloat16: of a single token every thread has its own.
+FloatInputs Model::float_inputs(const float* x, size_t stride, bool is_bfloat16, int tokens, int thread) const {
+  const size_t widest = static_cast<size_t>(workspace_->widest);
+  const size_t row = tokens > 1 ? 0 : static_cast<size_t>(thread);
+  return {x, workspace_->pairs.data() + row * widest, is_bfloat16 ? widest : stride};
 }
 
 Activations Model::activations(int columns, int G, int tokens, int thread) const {
@@ -273,8 +306,12 @@ void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tok
     const Output to{out, stride, weight.rows, is_residual, shape_.residual_scale};
     out += weight.rows;
     if (!weight.is_integer()) {
-      for_chunks(weight.rows, 4 * kLanes, thread,
-                 [&](int first, int last) { kernels_.linear_lanes(weight, x, x_stride, tokens, first, last, to); });
+      const bool is_bfloat16 = weight.kind == WeightKind::kBfloat16;
+      const FloatInputs inputs = float_inputs(x, x_stride, is_bfloat16, tokens, thread);
+      const size_t rows = (tokens > 1 ? kFloatChunkBytes : kChunkBytes) / weight.row_bytes();
+      float* sums = w.float_sums.data() + w.float_sums_stride * thread;
+      for_chunks(weight.rows, larger(8, smaller(kMostFloatRows, static_cast<int>(rows) / 8 * 8)), thread,
+                 [&](int first, int last) { kernels_.linear_rows(weight, inputs, tokens, first, last, to, sums); });
       continue;
     }
     const Activations a = activations(weight.columns, weight.group_size, tokens, thread);

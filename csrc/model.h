@@ -79,12 +79,13 @@ class Model {
 
   std::vector<int> group_sizes() const;
   bool reads_mlp() const;
+  bool has(WeightKind kind) const;
   void compute(const Batch& batch, int thread);
-  void norm_and_quantize(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
-                         int thread);
-  void quantize_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread);
-  void silu_and_quantize(const Linear& down, int tokens, int thread);
-  void quantize_slice(const Linear& next, const float* x, int tokens, int token, int first, int last, int thread) const;
+  void prepare_normed(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
+                      int thread);
+  void prepare_rows(const Linear& next, const float* x, size_t stride, int tokens, int thread);
+  void prepare_silu(const Linear& down, int tokens, int thread);
+  void prepare_slice(const Linear& next, const float* x, int tokens, int token, int first, int last, int thread) const;
   template <class Body>
   void for_slices(int columns, int tokens, int thread, Body body);
   template <class Body>
@@ -92,6 +93,7 @@ class Model {
   static float* own_row(float* rows, int stride, int tokens, int thread);
   void apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
              bool is_residual, int thread);
+  FloatInputs float_inputs(const float* x, size_t stride, bool is_bfloat16, int tokens, int thread) const;
   void attend(const Batch& batch, int layer, int thread);
   AttentionJob attention_job(const Row& row, const Batch& batch, int layer, int head, int heads, int thread) const;
   int heads_per_unit(const Batch& batch) const;

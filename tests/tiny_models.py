@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from minicpm.formats.config import DecoderConfig
+from minicpm.formats.safetensors import SafetensorsWriter
+from minicpm.formats.tensor import TensorView
+
+Edit = Callable[[dict[str, np.ndarray]], None]
 
 # Grouped queries, and a head, a width and a vocabulary that no block divides.
 ODD = DecoderConfig(
@@ -37,7 +41,10 @@ EVEN = DecoderConfig(
 )
 
 
-def write_model(folder: Path, config: DecoderConfig, seed: int = 0, outliers: float = 1.0) -> Path:
+def write_model(
+    folder: Path, config: DecoderConfig, seed: int = 0, outliers: float = 1.0, edit: Edit = lambda weights: None
+) -> Path:
+    """A folder of random weights in the configuration's dtype, once `edit` has changed what it wants of them."""
     random = np.random.default_rng(seed)
     folder.mkdir()
     weights = {}
@@ -46,6 +53,11 @@ def write_model(folder: Path, config: DecoderConfig, seed: int = 0, outliers: fl
         if len(shape) == 1:
             weights[name] += 1
             weights[name][::67] *= outliers
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    edit(weights)
+    views = [TensorView.from_float32(name, values, config.dtype) for name, values in weights.items()]
+    writer = SafetensorsWriter(folder / "model.safetensors", [view.info for view in views])
+    for view in views:
+        writer.write(view.name, [view.buffer])
+    writer.close()
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     return folder

@@ -36,6 +36,8 @@ struct Weight {
   size_t code_bytes() const { return static_cast<size_t>(group_size) * kLanes / (kind == WeightKind::kInt4 ? 2 : 1); }
   size_t group_bytes() const { return code_bytes() + (has_half_scales ? 2 : 4) * kLanes; }
   size_t block_bytes() const { return groups() * group_bytes(); }
+  int number_bytes() const { return kind == WeightKind::kFloat ? 4 : 2; }  // of float kinds
+  size_t row_bytes() const { return static_cast<size_t>(columns) * static_cast<size_t>(number_bytes()); }
 };
 
 // Quantized activations of T tokens in tiles of `width` tokens. The last tile is narrower, but a multiple of `granule`,
@@ -57,6 +59,14 @@ struct Activations {
   int8_t* tile_codes(int tile) const { return codes + static_cast<size_t>(tile) * width * columns; }
   float* tile_scales(int tile) const { return scales + static_cast<size_t>(tile) * width * groups; }
   int32_t* tile_starts(int tile) const { return starts + static_cast<size_t>(tile) * width * groups; }
+};
+
+// Inputs of float weights (T, stride), each row followed by zeros up to a multiple of 32: as they are or, for weights
+// in bfloat16, as pairs rounded to it, in the form and with the numbers (of at most 4 bytes) of the instruction set.
+struct FloatInputs {
+  const float* floats;
+  void* pairs;
+  size_t stride;
 };
 
 // Where a product (T, N) goes: out[t * stride + n] = y, or += y * residual_scale.
@@ -131,6 +141,7 @@ struct Kernels {
   int direct_width;  // tokens of a tile of linear_direct
   int gemm_width;    // tokens of a tile of linear_panels
   int gemm_blocks;   // blocks of 16 rows of a panel
+  int float_tokens;  // tokens of a tile of linear_rows
 
   // out (K) = the row `id` of a weight, times scale.
   void (*embed)(const Weight&, int id, float scale, float* out);
@@ -145,8 +156,11 @@ struct Kernels {
   // The same by way of panels unpacked in the cache; first is a multiple of gemm_blocks.
   void (*linear_panels)(const Weight&, const Activations&, int first, int last, const Output&, uint8_t* panel,
                         float* sums);
-  // Rows [first, last) of a float weight times x (T, stride), followed by zeros up to a multiple of 16.
-  void (*linear_lanes)(const Weight&, const float* x, size_t stride, int tokens, int first, int last, const Output&);
+  // Inputs [first, last) of token `token` for weights in bfloat16; first is a multiple of 32.
+  void (*prepare_pairs)(const float* x, int first, int last, const FloatInputs&, int token);
+  // Rows [first, last) of a float weight times all tokens; so many rows that they stay in the L2 cache. sums is room
+  // for (rows, float_tokens) vectors.
+  void (*linear_rows)(const Weight&, const FloatInputs&, int tokens, int first, int last, const Output&, float* sums);
   // out[i] = silu(gate[i]) * up[i].
   void (*silu_multiply)(const float* gate, const float* up, int count, float* out);
   // Puts the new tokens' keys and values into the cache.
@@ -169,6 +183,7 @@ constexpr size_t panel_bytes(int gemm_blocks) {
   return static_cast<size_t>(gemm_blocks) * kLanes * (kPanelFeatures + 4 * (kPanelFeatures / 32));
 }
 
+const Kernels* kernels_avx512bf16();
 const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx2();

@@ -280,7 +280,7 @@ static void linear_panels(const Weight& weight, const Activations& a, int first,
 // 16 numbers of a row of a float weight from column k on; zeros behind its end.
 template <class V>
 static MINICPM_INLINE typename V::F load_weights(const Weight& weight, const uint8_t* row, int k) {
-  const int bytes = weight.kind == WeightKind::kFloat ? 4 : 2;
+  const int bytes = weight.number_bytes();
   alignas(64) uint8_t tail[kLanes * 4];
   const uint8_t* from = row + static_cast<size_t>(k) * bytes;
   if (k + kLanes > weight.columns) {
@@ -293,34 +293,175 @@ static MINICPM_INLINE typename V::F load_weights(const Weight& weight, const uin
   return weight.kind == WeightKind::kHalf ? V::load_half(words) : V::load_bfloat16(words);
 }
 
-template <class V, int R>
-static MINICPM_INLINE void lane_rows(const Weight& weight, const float* x, int n, int token, const Output& to) {
-  const size_t row_bytes = static_cast<size_t>(weight.columns) * (weight.kind == WeightKind::kFloat ? 4 : 2);
-  const uint8_t* row = weight.data + n * row_bytes;
-  typename V::F lanes[R];
-  unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { lanes[r] = V::zero(); });
-  for (int k = 0; k < weight.columns; k += kLanes) {
-    const typename V::F part = V::load(x + k);
-    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-      lanes[r] = V::add(lanes[r], V::mul(part, load_weights<V>(weight, row + r * row_bytes, k)));
-    });
+// What float weights are multiplied as, a step of every lane's next inputs at a time: of bfloat16 pairs of inputs, in
+// one part or two as the instruction set has it, of binary16 and binary32 single ones.
+template <class V, WeightKind kind>
+struct FloatOperand {
+  static constexpr int kStep = kLanes, kParts = 1;  // inputs of a step, and parts of it
+  using Input = float;
+  using Loaded = typename V::F;
+
+  template <int part>
+  static MINICPM_INLINE Loaded input(const float* x) {
+    return V::load(x);
   }
-  float* out = to.out + token * to.stride + n;
-  unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-    const float y = V::fold(lanes[r]);
-    out[r] = to.is_residual ? out[r] + y * to.residual_scale : y;
+  template <int part>
+  static MINICPM_INLINE Loaded weight(const uint8_t* from) {
+    if constexpr (kind == WeightKind::kHalf) return V::load_half(reinterpret_cast<const uint16_t*>(from));
+    return V::load(reinterpret_cast<const float*>(from));
+  }
+  static MINICPM_INLINE typename V::F add_product(typename V::F sum, Loaded w, Loaded x) {
+    return V::add(sum, V::mul(w, x));
+  }
+};
+
+template <class V>
+struct FloatOperand<V, WeightKind::kBfloat16> {
+  static constexpr int kStep = 2 * kLanes, kParts = V::kPairParts;
+  using Input = typename V::PairInput;
+  using Loaded = typename V::PairPart;
+
+  template <int part>
+  static MINICPM_INLINE Loaded input(const Input* x) {
+    return V::template input_part<part>(x);
+  }
+  template <int part>
+  static MINICPM_INLINE Loaded weight(const uint8_t* from) {
+    return V::template weight_part<part>(reinterpret_cast<const uint16_t*>(from));
+  }
+  static MINICPM_INLINE typename V::F add_product(typename V::F sum, Loaded w, Loaded x) {
+    return V::add_exact_products(sum, w, x);
+  }
+};
+
+// A run of steps of float rows, and what was summed before it: (R, M) vectors of every tile of rows.
+struct FloatSlab {
+  int first_step, steps;
+  bool is_first, is_last;  // of the slabs that make up a product
+  bool is_streamed;        // nobody has read these weights lately
+};
+
+// R rows of a float weight times M tokens: a lane of a sum takes every 16th input, or pair of inputs.
+template <class V, WeightKind kind, int R, int M>
+static MINICPM_INLINE void row_tile(const Weight& weight, const FloatSlab& slab,
+                                    const typename FloatOperand<V, kind>::Input* x, size_t stride, int n, float* sums,
+                                    float* out, const Output& to) {
+  using Operand = FloatOperand<V, kind>;
+  constexpr int kStepBytes = Operand::kStep * (kind == WeightKind::kFloat ? 4 : 2);
+  const size_t row_bytes = weight.row_bytes();
+  const uint8_t* row = weight.data + n * row_bytes + static_cast<size_t>(slab.first_step) * kStepBytes;
+  x += static_cast<size_t>(slab.first_step) * Operand::kStep;
+  typename V::F sum[M][R];
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+      sum[m][r] = slab.is_first ? V::zero() : V::load(sums + (m * R + r) * kLanes);
+    });
+  });
+  const auto step = [&](const uint8_t* from, size_t apart) MINICPM_INLINE_LAMBDA {
+    unroll<Operand::kParts>([&](auto part) MINICPM_INLINE_LAMBDA {
+      typename Operand::Loaded w[R];
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { w[r] = Operand::template weight<part>(from + r * apart); });
+      unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+        const typename Operand::Loaded one = Operand::template input<part>(x + m * stride);
+        unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[m][r] = Operand::add_product(sum[m][r], w[r], one); });
+      });
+    });
+    x += Operand::kStep;
+  };
+  if (slab.is_streamed) {
+    for (int i = 0; i < slab.steps; ++i, row += kStepBytes) {
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+        __builtin_prefetch(row + r * row_bytes + kFarPrefetchBytes, 0, 2);
+        __builtin_prefetch(row + r * row_bytes + kNearPrefetchBytes);
+      });
+      step(row, row_bytes);
+    }
+  } else {
+    for (int i = 0; i < slab.steps; ++i, row += kStepBytes) step(row, row_bytes);
+  }
+  if (!slab.is_last) {
+    unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { V::store(sums + (m * R + r) * kLanes, sum[m][r]); });
+    });
+    return;
+  }
+  const int rest = weight.columns % Operand::kStep;
+  if (rest > 0) {
+    alignas(64) uint8_t tail[R][kStepBytes] = {};
+    for (int r = 0; r < R; ++r) {
+      std::memcpy(tail[r], row + r * row_bytes, static_cast<size_t>(rest) * kStepBytes / Operand::kStep);
+    }
+    step(tail[0], kStepBytes);
+  }
+  unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+      float& y = out[m * to.stride + n + r];
+      const float product = V::fold(sum[m][r]);
+      y = to.is_residual ? y + product * to.residual_scale : product;
+    });
   });
 }
 
-template <class V>
-static void linear_lanes(const Weight& weight, const float* x, size_t stride, int tokens, int first, int last,
-                         const Output& to) {
-  int n = first;
-  for (; n + 4 <= last; n += 4) {
-    for (int t = 0; t < tokens; ++t) lane_rows<V, 4>(weight, x + t * stride, n, t, to);
+// What of M tokens' inputs shares the L1 cache with the rows that they are multiplied with.
+constexpr int kFloatSlabBytes = 36 << 10;
+
+template <class V, WeightKind kind>
+static void linear_rows_of(const Weight& weight, const typename FloatOperand<V, kind>::Input* x, size_t stride,
+                           int tokens, int first, int last, const Output& to, float* sums) {
+  using Operand = FloatOperand<V, kind>;
+  constexpr int kRows = V::kFloatRows, kTokens = V::kFloatTokens;
+  constexpr int kSlabSteps = kFloatSlabBytes / (kTokens * Operand::kStep * static_cast<int>(sizeof *x));
+  const int steps = weight.columns / Operand::kStep;
+  const int slabs = tokens > kTokens ? larger(1, ceil_div(steps, kSlabSteps)) : 1;
+  for (int token = 0; token < tokens; token += kTokens) {
+    const auto* inputs = x + static_cast<size_t>(token) * stride;
+    float* out = to.out + static_cast<size_t>(token) * to.stride;
+    for (int i = 0; i < slabs; ++i) {
+      const int begin = steps * i / slabs, end = steps * (i + 1) / slabs;
+      const FloatSlab slab{begin, end - begin, i == 0, i == slabs - 1, token == 0};
+      with_constant(std::make_integer_sequence<int, kTokens>{}, smaller(kTokens, tokens - token) - 1, [&](auto more) {
+        constexpr int M = more + 1;
+        float* kept = sums;
+        int n = first;
+        for (; n + kRows <= last; n += kRows, kept += M * kRows * kLanes) {
+          row_tile<V, kind, kRows, M>(weight, slab, inputs, stride, n, kept, out, to);
+        }
+        for (; n < last; ++n, kept += M * kLanes) {
+          row_tile<V, kind, 1, M>(weight, slab, inputs, stride, n, kept, out, to);
+        }
+      });
+    }
   }
-  for (; n < last; ++n) {
-    for (int t = 0; t < tokens; ++t) lane_rows<V, 1>(weight, x + t * stride, n, t, to);
+}
+
+// Rows [first, last), few enough to stay in the cache, times all tokens.
+template <class V>
+static void linear_rows(const Weight& weight, const FloatInputs& x, int tokens, int first, int last, const Output& to,
+                        float* sums) {
+  switch (weight.kind) {
+    case WeightKind::kBfloat16: {
+      auto* pairs = static_cast<typename V::PairInput*>(x.pairs);
+      return linear_rows_of<V, WeightKind::kBfloat16>(weight, pairs, x.stride, tokens, first, last, to, sums);
+    }
+    case WeightKind::kHalf:
+      return linear_rows_of<V, WeightKind::kHalf>(weight, x.floats, x.stride, tokens, first, last, to, sums);
+    default:
+      return linear_rows_of<V, WeightKind::kFloat>(weight, x.floats, x.stride, tokens, first, last, to, sums);
+  }
+}
+
+// Rounded to bfloat16, to nearest, ties to even; subnormal numbers to zero.
+template <class V>
+static void prepare_pairs(const float* x, int first, int last, const FloatInputs& to, int token) {
+  auto* pairs = static_cast<typename V::PairInput*>(to.pairs) + static_cast<size_t>(token) * to.stride;
+  for (int k = first; k < last; k += 2 * kLanes) {
+    uint32_t words[2 * kLanes] = {};
+    for (int i = 0; i < smaller(2 * kLanes, last - k); ++i) {
+      const uint32_t bits = bits_of_float(x[k + i]), magnitude = bits & 0x7fffffff;
+      const uint32_t rounded = magnitude > 0x7f800000 ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
+      words[i] = magnitude < 0x00800000 ? bits & 0x80000000 : rounded & 0xffff0000;
+    }
+    V::store_pairs(words, pairs + k);
   }
 }
 
@@ -328,8 +469,7 @@ template <class V>
 static void embed(const Weight& weight, int id, float scale, float* out) {
   const int K = weight.columns;
   if (!weight.is_integer()) {
-    const size_t bytes = weight.kind == WeightKind::kFloat ? 4 : 2;
-    const uint8_t* row = weight.data + static_cast<size_t>(id) * K * bytes;
+    const uint8_t* row = weight.data + static_cast<size_t>(id) * weight.row_bytes();
     for (int k = 0; k < K; k += kLanes) {
       float values[kLanes];
       V::store(values, V::mul(load_weights<V>(weight, row, k), V::set1(scale)));

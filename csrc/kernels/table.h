@@ -10,9 +10,25 @@
 template <class V>
 static const Kernels* kernel_table(const char* name) {
   static_assert(kPanelFeatures % kLargestGroup == 0);
-  static const Kernels table = {
-      name,        V::kDirectWidth,  V::kGemmWidth,    V::kGemmBlocks,  embed<V>,         rms_norm<V>,
-      quantize<V>, linear_direct<V>, linear_panels<V>, linear_lanes<V>, silu_multiply<V>, file_keys_and_values<V>,
-      attend<V>,   divide<V>,        weigh<V>,         find_buckets<V>, read_words,       multiply_bytes<V>};
+  static const Kernels table = {name,
+                                V::kDirectWidth,
+                                V::kGemmWidth,
+                                V::kGemmBlocks,
+                                V::kFloatTokens,
+                                embed<V>,
+                                rms_norm<V>,
+                                quantize<V>,
+                                linear_direct<V>,
+                                linear_panels<V>,
+                                prepare_pairs<V>,
+                                linear_rows<V>,
+                                silu_multiply<V>,
+                                file_keys_and_values<V>,
+                                attend<V>,
+                                divide<V>,
+                                weigh<V>,
+                                find_buckets<V>,
+                                read_words,
+                                multiply_bytes<V>};
   return &table;
 }

@@ -12,7 +12,12 @@ struct Avx512Vnni {
   using I = __m512i;
   using Bytes = __m512i;
   using Weights8 = __m512i;
+  using PairInput = float;
+  using PairPart = F;
 
+  static constexpr int kPairParts = 2;
+  static constexpr int kFloatRows = 4;
+  static constexpr int kFloatTokens = 6;
   static constexpr int kDirectWidth = 8;
   static constexpr int kGemmWidth = 6;
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4, 6, 8>;
@@ -77,6 +82,21 @@ struct Avx512Vnni {
   static I to_int(F x) { return _mm512_cvtps_epi32(x); }
   static I magnitude_bits(F x) { return _mm512_and_si512(_mm512_castps_si512(x), set1_int(0x7fffffff)); }
   static F power_of_two(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, set1_int(127)), 23)); }
+
+  static void store_pairs(const uint32_t* words, float* out) {
+    for (int i = 0; i < 16; ++i) std::memcpy(out + i, words + 2 * i + 1, sizeof *out);
+    for (int i = 0; i < 16; ++i) std::memcpy(out + i + 16, words + 2 * i, sizeof *out);
+  }
+  template <int part>
+  static F input_part(const float* p) {
+    return load(p + 16 * part);
+  }
+  template <int part>
+  static F weight_part(const uint16_t* p) {
+    const __m512i pairs = _mm512_loadu_si512(p), second = set1_int(static_cast<int32_t>(0xffff0000));
+    return _mm512_castsi512_ps(part == 0 ? _mm512_and_si512(pairs, second) : _mm512_slli_epi32(pairs, 16));
+  }
+  static F add_exact_products(F sum, F a, F b) { return _mm512_fmadd_ps(a, b, sum); }
 
   static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static Bytes flip_signs(Bytes x) { return _mm512_xor_si512(x, _mm512_set1_epi8(static_cast<char>(0x80))); }

@@ -7,11 +7,15 @@
 //   kGemmWidth, kGemmBlocks, GemmWidths  register tile of the GEMM: tokens x blocks of 16 rows, and all widths
 //   kSums     vectors of sums that keep the multipliers busy; a few tokens share so many
 //   kSumsAtOnce  vectors of sums that fit in registers beside their operands; divides 16
+//   PairInput, PairPart, kPairParts  inputs as store_pairs writes them, and 16 pairs of bfloat16, or a part of them
+//   kFloatRows, kFloatTokens  register tile of float weights: rows x tokens
 //   kOffset8  what dot8 adds to every code; the caller starts its sum at -kOffset8 * sum of activations
 //
 // max(a, b) is b where either is NaN, min likewise. to_int rounds to nearest, ties to even. dot4 and dot8 add, per
 // lane, the four products of unsigned weight bytes and signed activation bytes, exactly; dot_unsigned those of bytes
-// 0 .. 127 and signed ones. pack4 makes four numbers 0 .. 127 of every lane its four bytes.
+// 0 .. 127 and signed ones. pack4 makes four numbers 0 .. 127 of every lane its four bytes. store_pairs takes 32
+// bfloat16 as binary32; over all parts, add_exact_products adds to lane i the product of its second numbers (2 i + 1)
+// and then that of its first ones (2 i): exact products, one addition after the other.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +35,12 @@ struct Generic {
     uint8_t byte[64];
   };
   using Weights8 = Bytes;
+  using PairInput = float;
+  using PairPart = F;
 
+  static constexpr int kPairParts = 2;
+  static constexpr int kFloatRows = 2;
+  static constexpr int kFloatTokens = 2;
   static constexpr int kDirectWidth = 4;
   static constexpr int kGemmWidth = 4;
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4>;
@@ -135,6 +144,23 @@ struct Generic {
   static F power_of_two(const I& n) {
     return each([&](int i) { return float_from_bits((static_cast<uint32_t>(n.lane[i]) + 127u) << 23); });
   }
+
+  static void store_pairs(const uint32_t* words, float* out) {
+    for (int i = 0; i < 16; ++i) out[i] = float_from_bits(words[2 * i + 1]);
+    for (int i = 0; i < 16; ++i) out[i + 16] = float_from_bits(words[2 * i]);
+  }
+  template <int part>
+  static F input_part(const float* p) {
+    return load(p + 16 * part);
+  }
+  template <int part>
+  static F weight_part(const uint16_t* p) {
+    // By words: GCC 12 vectorizes loads of every second number into loads of others.
+    uint32_t words[16];
+    std::memcpy(words, p, sizeof words);
+    return each([&](int i) { return float_from_bits(part == 0 ? words[i] & 0xffff0000 : words[i] << 16); });
+  }
+  static F add_exact_products(const F& sum, const F& a, const F& b) { return add(sum, mul(a, b)); }
 
   static Bytes load_bytes(const uint8_t* p) {
     Bytes x;

@@ -29,6 +29,12 @@ struct NeonDot {
     int8x16_t a, b, c, d;
   };
 
+  using PairInput = float;
+  using PairPart = F;
+
+  static constexpr int kPairParts = 2;
+  static constexpr int kFloatRows = 2;
+  static constexpr int kFloatTokens = 2;
   // Of 32 registers a tile of 4 tokens has 16 for its sums and 4 for weights.
   static constexpr int kDirectWidth = 4;
   static constexpr int kGemmWidth = 4;
@@ -128,6 +134,23 @@ struct NeonDot {
   static I magnitude_bits(F x) { return {magnitudes(x.a), magnitudes(x.b), magnitudes(x.c), magnitudes(x.d)}; }
   static F power_of_two(I n) { return {powers(n.a), powers(n.b), powers(n.c), powers(n.d)}; }
 
+  static void store_pairs(const uint32_t* words, float* out) {
+    for (int i = 0; i < 16; ++i) std::memcpy(out + i, words + 2 * i + 1, sizeof *out);
+    for (int i = 0; i < 16; ++i) std::memcpy(out + i + 16, words + 2 * i, sizeof *out);
+  }
+  template <int part>
+  static F input_part(const float* p) {
+    return load(p + 16 * part);
+  }
+  template <int part>
+  static F weight_part(const uint16_t* p) {
+    return {pair_part<part>(p), pair_part<part>(p + 8), pair_part<part>(p + 16), pair_part<part>(p + 24)};
+  }
+  static F add_exact_products(F sum, F x, F y) {
+    return {vfmaq_f32(sum.a, x.a, y.a), vfmaq_f32(sum.b, x.b, y.b), vfmaq_f32(sum.c, x.c, y.c),
+            vfmaq_f32(sum.d, x.d, y.d)};
+  }
+
   static Bytes load_bytes(const uint8_t* p) {
     return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
   }
@@ -178,6 +201,12 @@ struct NeonDot {
   }
   static MINICPM_INLINE float32x4_t bfloats(const uint16_t* p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+  }
+  // The second numbers of pairs of bfloat16 or the first ones, as binary32.
+  template <int part>
+  static MINICPM_INLINE float32x4_t pair_part(const uint16_t* p) {
+    const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(p));
+    return vreinterpretq_f32_u32(part == 0 ? vandq_u32(pairs, vdupq_n_u32(0xffff0000)) : vshlq_n_u32(pairs, 16));
   }
   // Not FMAX and FMIN, which give a NaN wherever one is.
   static MINICPM_INLINE float32x4_t larger4(float32x4_t x, float32x4_t y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }

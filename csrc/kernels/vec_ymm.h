@@ -15,7 +15,12 @@ struct Ymm {
     __m256i low, high;
   };
   using Bytes = I;
+  using PairInput = float;
+  using PairPart = F;
 
+  static constexpr int kPairParts = 2;
+  static constexpr int kFloatRows = 2;
+  static constexpr int kFloatTokens = 2;
   static constexpr int kDirectWidth = 4;
   static constexpr int kGemmWidth = 4;
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4>;
@@ -114,6 +119,22 @@ struct Ymm {
             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.high, bias), 23))};
   }
 
+  static void store_pairs(const uint32_t* words, float* out) {
+    for (int i = 0; i < 16; ++i) std::memcpy(out + i, words + 2 * i + 1, sizeof *out);
+    for (int i = 0; i < 16; ++i) std::memcpy(out + i + 16, words + 2 * i, sizeof *out);
+  }
+  template <int part>
+  static F input_part(const float* p) {
+    return load(p + 16 * part);
+  }
+  template <int part>
+  static F weight_part(const uint16_t* p) {
+    return {pair_part<part>(load256(p)), pair_part<part>(load256(p + 16))};
+  }
+  static F add_exact_products(F sum, F a, F b) {
+    return {_mm256_fmadd_ps(a.low, b.low, sum.low), _mm256_fmadd_ps(a.high, b.high, sum.high)};
+  }
+
   static Bytes load_bytes(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
   static Bytes flip_signs(Bytes x) {
     const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
@@ -142,6 +163,12 @@ struct Ymm {
   }
 
  protected:
+  // The second numbers of pairs or the first ones, as binary32.
+  template <int part>
+  static __m256 pair_part(__m256i pairs) {
+    const __m256i second = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    return _mm256_castsi256_ps(part == 0 ? _mm256_and_si256(pairs, second) : _mm256_slli_epi32(pairs, 16));
+  }
   static __m256i packed(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i low = _mm256_or_si256(a, _mm256_slli_epi32(b, 8));
     return _mm256_or_si256(low, _mm256_or_si256(_mm256_slli_epi32(c, 16), _mm256_slli_epi32(d, 24)));

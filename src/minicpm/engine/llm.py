@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ from minicpm.sampling import SamplingParams
 _LOGGER = logging.getLogger(__name__)
 
 LOOKUPS = ("auto", "off")
+# Weights that the native engine reads at half the bytes of float32, which is left to those who compute in it.
+SHORT_DTYPES = ("bfloat16", "float16")
 BACKENDS = ("auto", "native", "torch", "numpy", "vllm")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
@@ -475,13 +478,10 @@ class LLM:
 
 
 def _load(checkpoint: Checkpoint, backend: str, *, dtype: str, device: str, threads: int | None) -> Backend:
-    """Load with the backend of a name; auto takes native for quantized weights, torch for others.
-
-    Where the one that fits is not there numpy computes, and a warning says so.
-    """
+    """Load with the backend of a name, or for auto with the one that fits the weights and the machine."""
     is_quantized = bool(checkpoint.packings)
     if backend == "auto":
-        backend = _automatic(is_quantized)
+        backend = _automatic(checkpoint, dtype, device)
     if backend == "native":
         return _load_native(checkpoint, dtype=dtype, device=device, threads=threads)
     if backend == "numpy":
@@ -493,13 +493,21 @@ def _load(checkpoint: Checkpoint, backend: str, *, dtype: str, device: str, thre
     return _load_torch(checkpoint, dtype=dtype, device=device, threads=threads)
 
 
-def _automatic(is_quantized: bool) -> str:
-    if is_quantized:
-        missing = native.why_missing()
+def _automatic(checkpoint: Checkpoint, dtype: str, device: str) -> str:
+    """Native for quantized weights, and on a CPU for those in 16 bits; torch for others, and on a GPU.
+
+    Where the one that fits is not there numpy computes, and a warning says so.
+    """
+    missing = native.why_missing()
+    if checkpoint.packings:
         if missing is None:
             return "native"
         _warn_once(f"the native engine is not there ({missing}), so the numpy backend computes, slowly")
         return "numpy"
+    is_short = checkpoint.config.dtype in SHORT_DTYPES and dtype in ("auto", checkpoint.config.dtype)
+    is_on_cpu = device == "cpu" or (device == "auto" and not (_has_torch() and _has_gpu()))
+    if is_short and is_on_cpu and missing is None and checkpoint.folded_scales is None:
+        return "native"
     if _has_torch():
         return "torch"
     _LOGGER.warning("torch is not installed, so the numpy backend computes; pip install 'minicpm[torch]'")
@@ -516,8 +524,8 @@ def _load_native(checkpoint: Checkpoint, *, dtype: str, device: str, threads: in
         raise ModelError(f"the native engine is not there ({missing}); install a C++ compiler and minicpm again")
     if device not in ("auto", "cpu"):
         raise ValueError(f"the native backend runs on the cpu, got device {device!r}")
-    if dtype != "auto":
-        raise ValueError(f"the native backend computes with the quantized weights as they are, got dtype {dtype!r}")
+    if dtype not in (("auto",) if checkpoint.packings else ("auto", checkpoint.config.dtype)):
+        raise ValueError(f"the native backend computes with the weights as they are stored, got dtype {dtype!r}")
     from minicpm.engine.native import NativeBackend
 
     return NativeBackend(checkpoint, threads)
@@ -533,6 +541,12 @@ def _check_for_vllm(*, device: str, threads: int | None) -> None:
 
 def _has_torch() -> bool:
     return all(importlib.util.find_spec(library) is not None for library in ("torch", "transformers"))
+
+
+def _has_gpu() -> bool:
+    """Whether the system has a driver of a graphics processor, without the seconds that asking torch takes."""
+    paths = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll")
+    return sys.platform == "darwin" or any(Path(path).exists() for path in paths)
 
 
 def _load_numpy(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:

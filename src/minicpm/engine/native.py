@@ -1,4 +1,4 @@
-"""The native backend: quantized folders on the CPU, one call of the C++ engine a step, the bits of engine/numpy.py.
+"""The native backend: weights as stored, on the CPU, one call of the C++ engine a step, the bits of engine/numpy.py.
 
 Here weights become the packed form that the kernels read, and rows of a batch become arrays; everything that is
 computed is computed in csrc/, as docs/numerics.md defines it.
@@ -172,17 +172,17 @@ def _float_weight(view: TensorView) -> Weight:
 
 
 class NativeBackend:
-    """Runs an opened quantized checkpoint with the native engine; ImportError where the extension is not built."""
+    """Runs an opened checkpoint with the native engine, its weights as they are stored.
+
+    ImportError where the extension is not built.
+    """
 
     name = "native"
     is_exact = True
 
     def __init__(self, checkpoint: Checkpoint, threads: int | None = None):
-        if not checkpoint.packings:
-            raise ModelError(
-                f"{checkpoint.path}: its weights are not quantized, the native backend runs INT4 and INT8; "
-                "run `minicpm quantize` first, or use torch"
-            )
+        if checkpoint.folded_scales is not None:
+            raise ModelError(f"{checkpoint.path}: a llama-format model; convert it --to hf for the native backend")
         self.config = config = checkpoint.config
         self.isa = native.isa()
         self.vocab_size = config.vocab_size

@@ -22,7 +22,7 @@ from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
-from minicpm.formats.tensor import TensorView
+from minicpm.formats.tensor import TensorView, round_to_bfloat16
 from minicpm.quant.format import IntWeight, read_weight
 
 Floats = npt.NDArray[np.float32]
@@ -32,6 +32,7 @@ KV_BLOCK = 32  # numbers of a head that share a scale
 LARGEST_CODE = np.float32(127)
 # Below this a group of activations counts as zero: 127 / m would overflow near 2**-121, results would be subnormal.
 SMALLEST_ACTIVATION = np.float32(2.0**-100)
+SMALLEST_NORMAL = np.float32(2.0**-126)
 # Expanded codes (float32) of small models are kept between calls; those of larger ones would not fit beside the model.
 MAX_KEPT_BYTES = 1 << 29
 BLOCK_ELEMENTS = 1 << 20  # of temporaries: they stay in the cache
@@ -99,6 +100,12 @@ def quantize_activations(x: Floats, group_size: int) -> tuple[Floats, Floats]:
     codes = np.rint(np.where(is_finite[:, :, None], groups, np.float32(0)) * factor[:, :, None])
     scales = np.where(is_zero, np.float32(0), divisor / LARGEST_CODE)
     return codes, np.where(is_finite, scales, np.float32(np.nan))
+
+
+def as_bfloat16(x: Floats) -> Floats:
+    """The nearest bfloat16 of every number, ties to even; subnormal numbers become zero."""
+    rounded = (round_to_bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+    return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), rounded)
 
 
 def quantize_heads(x: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
@@ -222,7 +229,7 @@ def _grouped_product(codes: Floats, scales: Floats, weight_codes: Floats, weight
 
 
 class LaneLinear:
-    """A weight kept in 16 bits inside a quantized model: float sums by 16 virtual lanes."""
+    """A weight that is not quantized: float sums by 16 virtual lanes, of bfloat16 pair by pair."""
 
     def __init__(self, view: TensorView):
         self._view = view
@@ -234,14 +241,24 @@ class LaneLinear:
         return np.concatenate(parts, axis=1)
 
     def _lanes(self, x: Floats, start: int, stop: int) -> Floats:
-        K = x.shape[1]
-        padding = ((0, 0), (0, -K % LANES))
-        weight = np.pad(_rows(self._view, slice(start, stop)), padding).reshape(-1, -(-K // LANES), LANES)
-        padded = np.pad(x, padding).reshape(len(x), -1, LANES)
+        weight = _rows(self._view, slice(start, stop))
+        if self._view.dtype == "bfloat16":
+            x = as_bfloat16(x)
+            # The second numbers of all pairs are added before the first ones.
+            x, weight = (self._steps(part, 2)[:, :, ::-1] for part in (x, weight))
+        else:
+            x, weight = (self._steps(part, 1) for part in (x, weight))
         lanes: Floats = np.zeros((len(x), len(weight), LANES), np.float32)
-        for i in range(padded.shape[1]):
-            lanes += padded[:, None, i] * weight[None, :, i]
+        for i in range(x.shape[1]):
+            for which in range(x.shape[2]):
+                lanes += x[:, None, i, which] * weight[None, :, i, which]
         return _fold(lanes)
+
+    @staticmethod
+    def _steps(values: Floats, numbers: int) -> Floats:
+        """(n, K) -> (n, steps, numbers, 16): a step gives every lane so many neighbours, zeros behind the end."""
+        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % (LANES * numbers))))
+        return padded.reshape(len(values), -1, LANES, numbers).swapaxes(2, 3)
 
 
 class FloatLinear:
@@ -406,25 +423,28 @@ def _float_scores(queries: Floats, keys: Floats, scales: Floats) -> Floats:
 
 
 class NumpyBackend:
-    """Runs an opened checkpoint with numpy on the CPU: INT4 and INT8 folders by docs/numerics.md, others in float32."""
+    """Runs an opened checkpoint with numpy on the CPU, and bit by bit as docs/numerics.md says where `is_exact`.
+
+    None: quantized weights are computed exactly, others in float32 by BLAS, which is faster and closer to the model.
+    """
 
     name = "numpy"
 
-    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig | None = None):
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig | None = None, *, is_exact: bool | None = None):
         """`config`: compute as if the checkpoint had this one, of the same shape."""
         if checkpoint.folded_scales is not None:
             raise ModelError(
                 f"{checkpoint.path}: a llama-format model; convert it --to hf, the numpy backend reads that"
             )
         self.config = config = config or checkpoint.config
-        self.is_quantized = self.is_exact = bool(checkpoint.packings)
+        self.is_exact = bool(checkpoint.packings) if is_exact is None else is_exact
         self._checkpoint = checkpoint
         self._keeps_expanded = 4 * config.num_parameters() <= MAX_KEPT_BYTES
         self.vocab_size = config.vocab_size
         self.context_length = config.context_length
         self.trained_length = config.max_position_embeddings
-        width = KV_BLOCK if self.is_quantized else config.head_dim
-        block_bytes = KV_BLOCK + 2 if self.is_quantized else 4 * config.head_dim + 2
+        width = KV_BLOCK if self.is_exact else config.head_dim
+        block_bytes = KV_BLOCK + 2 if self.is_exact else 4 * config.head_dim + 2
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
         self.cache_bytes_per_token = heads * -(-config.head_dim // width) * block_bytes
         self._embedding = self.weight(EMBEDDING)
@@ -437,7 +457,7 @@ class NumpyBackend:
         return SequenceCache(self.new_sequence, self.rope_key, tokens)
 
     def new_sequence(self, rope_length: int) -> NumpySequence:
-        return NumpySequence(self.config, rope_length, self.is_quantized)
+        return NumpySequence(self.config, rope_length, self.is_exact)
 
     def rope_key(self, length: int) -> float:
         return self.config.rope_base(length)
@@ -460,7 +480,7 @@ class NumpyBackend:
             return IntLinear(packed, self._keeps_expanded)
         if packed:
             return _Stacked([self.linear(name) for name in names])
-        if self.is_quantized:
+        if self.is_exact:
             return _Stacked([LaneLinear(view) for view in views])
         return FloatLinear(views, self._keeps_expanded)
 
@@ -510,7 +530,7 @@ class NumpyBackend:
         for row, n in zip(rows, lengths):
             part, sequence = slice(start, start + n), cast(NumpySequence, row.sequence)
             sequence.append(layer, keys[part], values[part])
-            outputs.append(attend(queries[part], sequence, layer, self.is_quantized))
+            outputs.append(attend(queries[part], sequence, layer, self.is_exact))
             start += n
         return np.concatenate(outputs).reshape(len(qkv), -1)
 
