@@ -26,6 +26,7 @@ from minicpm.engine.native import NativeBackend
 from minicpm.engine.numpy import Floats, Linear, NumpyBackend
 from minicpm.eval.foresight import logits_of
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.convert import convert
 from minicpm.hub import embedded
 from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
@@ -37,6 +38,7 @@ from minicpm.train.rendering import Renderer
 HELD_OUT = Path(__file__).parents[1] / "nano" / "held-out.jsonl"
 SEED = 0
 SCALES = (1, 30, 100, 300)
+STORED_DTYPES = ("bfloat16", "float16")
 PART_PRESET, PART_SCALES = "int4", (1, 100)
 
 
@@ -87,9 +89,7 @@ def opened(folder: Path) -> Backend:
 def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> Backend:
     """A numpy backend whose keys, values and queries stay in float32."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
-        backend = kind(checkpoint)
-    backend.is_quantized = False
-    return backend
+        return kind(checkpoint, is_exact=False)
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,12 @@ class Bench:
             "kl_not_equalized": digits(plain.kl),
             "top1_agreement_not_equalized": digits(plain.top1_agreement),
         }
+
+    def stored_row(self, dtype: str) -> dict[str, object]:
+        """Weights that are not quantized, as the native engine runs them: keys and values are int8."""
+        folder = self.work / dtype
+        convert(self.work / "float", folder, to="hf", dtype=dtype)
+        return {"preset": dtype, "outlier_scale": 1, **numbers(self.compare(NativeBackend(open_checkpoint(folder))))}
 
     def part_rows(self, preset: str, scale: float) -> Iterator[dict[str, object]]:
         """The same with more and more rounded."""
@@ -186,6 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="quality-", dir=args.work) as work:
         bench = Bench.prepare(Path(work))
         rows = [told(bench.preset_row(preset, scale)) for preset in PRESETS for scale in SCALES]
+        rows += [told(bench.stored_row(dtype)) for dtype in STORED_DTYPES]
         for scale in PART_SCALES:
             twin = bench.compare(with_float_cache(bench.twin(scale), NumpyBackend))
             rows.append(told(part_row("the twin, float32", scale, "no", "nothing", twin)))

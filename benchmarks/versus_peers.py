@@ -2,6 +2,8 @@
 
     python benchmarks/versus_peers.py                       # the peers that `make peers` set up, and transformers
     python benchmarks/versus_peers.py --only "minicpm int4" "llama.cpp Q4_0" --points "decode 0,verify 8"
+    python benchmarks/versus_peers.py --result versus_peers_wide --only "minicpm int8" "minicpm bf16" "llama.cpp Q8_0" \
+        "llama.cpp BF16" "vllm bf16" --points "decode 0,decode 1024,prefill 512,batch 8"    # 8 and 16 bits
     python benchmarks/versus_peers.py --peer llama.cpp=/opt/python --peer vllm=/other/bin/python
 
 Models are made where they are missing (10 GB in runs/). Every program loads once
@@ -88,6 +90,10 @@ ENTRANTS = (
     Entrant("vllm bf16", "vllm_cpu.py", "granite", VLLM, 12 * GB),
     Entrant("transformers bf16", "transformers_cpu.py", "granite", OURS, 8 * GB),
     Entrant("llama.cpp Q4_0, head Q8_0", "llamacpp.py", "int4.gguf", LLAMA, 5.7 * GB, starts=3, is_extra=True),
+    Entrant("minicpm int8", "minicpm_llm.py", "int8", OURS, 4 * GB, preset="int8", starts=3, is_extra=True),
+    Entrant("minicpm bf16", "minicpm_llm.py", "bf16", OURS, 6.5 * GB, preset="bfloat16", starts=3, is_extra=True),
+    Entrant("llama.cpp Q8_0", "llamacpp.py", "int8.gguf", LLAMA, 7 * GB, starts=3, is_extra=True),
+    Entrant("llama.cpp BF16", "llamacpp.py", "bf16.gguf", LLAMA, 8 * GB, starts=3, is_extra=True),
     Entrant("minicpm bf16 (torch)", "minicpm_llm.py", "bf16", OURS, 8 * GB, arguments=("torch",), is_extra=True),
 )
 
