@@ -24,10 +24,10 @@ help:
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
 	@echo "make peers                     llama.cpp, vLLM and mlx-lm, each in an environment of its own (half an hour, 4 GB)"
-	@echo "make clients                   llm and litellm, each in an environment of its own"
+	@echo "make clients                   llm, litellm and lm-eval, each in an environment of its own"
 	@echo "make vllm                      vLLM for the CPU with this package in it, in .venv-vllm (3.5 GB)"
 	@echo "make test-vllm                 our models in vLLM, by LLM(backend='vllm') and by its server"
-	@echo "make test-peers                our files in llama.cpp and mlx-lm, our server asked by llm and litellm"
+	@echo "make test-peers                our files in llama.cpp and mlx-lm, our server asked by llm, litellm and lm-eval"
 	@echo "make test-browser              the pages in a real chromium, which the system has to have"
 
 $(BIN)/python:
@@ -124,9 +124,11 @@ PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quie
 vllm: .venv-vllm/.ready
 
 # Programs that ask the server, whose pins would hold back everybody else's.
-clients: .venv-llm/.ready .venv-litellm/.ready
+CLIENTS := .venv-llm/.ready .venv-litellm/.ready .venv-lmeval/.ready
 
-.venv-llm/.ready .venv-litellm/.ready: .venv-%/.ready: tests/server/requirements-%.txt
+clients: $(CLIENTS)
+
+$(CLIENTS): .venv-%/.ready: tests/server/requirements-%.txt
 	$(PEER_INSTALL)
 	touch $@
 

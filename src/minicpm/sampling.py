@@ -228,7 +228,7 @@ def _sampled(draw: Draw, scores: Floats) -> SampledToken | GenerationError:
     sampler.accept(token_id)
     if sampler.params.logprobs is None:
         return SampledToken(token_id)
-    return _with_logprobs(_checked_logits(draw.logits), token_id, sampler.params.logprobs)
+    return scored_token(draw.logits, token_id, sampler.params.logprobs)
 
 
 def _mask(scores: Floats, allowed: npt.NDArray[np.bool_]) -> None:
@@ -472,8 +472,12 @@ def _checked_logits(logits: Floats) -> Floats:
     return logits
 
 
-def _with_logprobs(logits: Floats, token_id: int, num_top: int) -> SampledToken:
-    best = logits.max()
+def scored_token(logits: Floats, token_id: int, num_top: int) -> SampledToken:
+    """A token with its log-probability under logits (V,) float32, and the `num_top` likeliest ones with theirs.
+
+    Raises GenerationError when the logits hold NaN or infinity.
+    """
+    best = _checked_logits(logits).max()
     total = sum(float(np.exp(chunk - best).sum(dtype=np.float64)) for _, chunk in _chunks(logits))
     log_sum = float(best) + math.log(total)
     top: tuple[tuple[int, float], ...] = ()

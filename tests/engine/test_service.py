@@ -14,7 +14,7 @@ import pytest
 
 from minicpm import LLM, Constraint, SamplingParams
 from minicpm.engine.request import Completion, Piece
-from minicpm.engine.service import Service, Ticket
+from minicpm.engine.service import Service
 from minicpm.errors import GenerationError, QueueFull
 
 PARAMS = SamplingParams(seed=5, max_tokens=24)
@@ -28,7 +28,7 @@ class Answer:
         self.started = threading.Event()
         self._end: queue.Queue[Completion | Exception] = queue.Queue()
         options = {"is_chat": True, **options}
-        self.ticket: Ticket = service.submit(prompt, params, on_piece=self._take, on_error=self._end.put, **options)
+        self.ticket = service.submit(prompt, params, on_piece=self._take, on_error=self._end.put, **options)
 
     def _take(self, piece: Piece) -> None:
         self.pieces.append(piece)
@@ -204,7 +204,7 @@ def test_closing_at_once_ends_requests_with_an_error(llm: LLM):
 def test_embeddings_beside_streams_are_those_without(llm: LLM, service: Service):
     texts = ["A cat sleeps.", "A kitten is asleep.", "山"]
     answer = Answer(service, rendered(llm, "And now?"))
-    vectors = service.embed(texts)
+    vectors = service.embed(texts).result()
     assert answer.result().text == service.call(lambda: llm.chat("And now?", PARAMS)).text
     assert np.array_equal(vectors, service.call(lambda: llm.embed(texts)))
 
@@ -213,7 +213,7 @@ def test_embeddings_of_long_and_many_texts_beside_streams_are_those_without(llm:
     dice = random.Random(1)
     texts = [[dice.randrange(300, 6000) for _ in range(length)] for length in (1500, 3, 700, *[9] * 120)]
     answers = [Answer(service, rendered(llm, f"Count to {n}"), SamplingParams(seed=n, max_tokens=60)) for n in range(4)]
-    vectors = service.embed(texts)
+    vectors = service.embed(texts).result()
     for number, answer in enumerate(answers):
         alone = service.call(
             lambda n=number: llm.chat(f"Count to {n}", SamplingParams(seed=n, max_tokens=60))  # type: ignore[misc]
@@ -227,11 +227,72 @@ def test_embeddings_wait_for_the_memory_that_streams_hold(llm: LLM):
     with Service(crowded) as service:
         streams = [Answer(service, [5, 6, 7], SamplingParams(seed=n, ignore_eos=True, max_tokens=200)) for n in (1, 2)]
         assert streams[0].started.wait(60)
-        vectors = service.embed([[9] * 250])
+        vectors = service.embed([[9] * 250]).result()
         assert [len(stream.result().ids) for stream in streams] == [200, 200]
     assert np.array_equal(vectors, llm.embed([[9] * 250]))
     with pytest.raises(GenerationError, match="text 1 may take 257 tokens"):
         crowded.embed([[9] * 257])
+
+
+def test_log_probabilities_of_prompts_beside_streams_are_those_without(llm: LLM, service: Service):
+    dice = random.Random(1)
+    prompts = [[dice.randrange(300, 6000) for _ in range(length)] for length in (1500, 3, 700, *[9] * 60)]
+    answer = Answer(service, rendered(llm, "Count to 4"), SamplingParams(seed=4, max_tokens=60))
+    scored = service.prompt_logprobs(prompts, 1).result()
+    alone = service.call(lambda: llm.chat("Count to 4", SamplingParams(seed=4, max_tokens=60)))
+    assert answer.result().ids == alone.ids
+    expected = service.call(lambda: llm.loglikelihood([(ids[:1], [ids[1:]]) for ids in prompts]))
+    for ids, tokens, (one,) in zip(prompts, scored, expected):
+        assert [token.token_id for token in tokens] == ids
+        assert (tokens[0].logprob, tokens[0].top_logprobs) == (None, ())
+        # exp in single precision where the oracle's is in double
+        assert sum(token.logprob for token in tokens[1:]) == pytest.approx(one.logprob, abs=1e-5 * len(ids))
+
+
+def test_of_a_long_prompts_logits_only_a_part_is_held(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("minicpm.engine.llm.LOGITS_BYTES", 7 * 4 * llm.backend.vocab_size)
+    computed = []
+    with Service(llm) as service:
+        forward = llm.backend.forward
+        monkeypatch.setattr(
+            llm.backend, "forward", lambda rows: [computed.append(len(rows[0].token_ids)), forward(rows)][1]
+        )
+        parts = service.prompt_logprobs([[*range(300, 320)]], 0).result()
+        monkeypatch.undo()
+        assert computed == [7, 7, 6]
+        assert service.prompt_logprobs([[*range(300, 320)]], 0).result() == parts
+
+
+def test_work_that_nobody_waits_for_any_more_is_not_done(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    computed = []
+    forward = llm.backend.forward
+    monkeypatch.setattr(
+        llm.backend, "forward", lambda rows: [computed.extend(list(r.token_ids) for r in rows), forward(rows)][1]
+    )
+    with Service(llm) as service:
+        held = threading.Event()
+        blocker = threading.Thread(target=service.call, args=(lambda: held.wait(60),))
+        blocker.start()
+        left = service.prompt_logprobs([[5, 6, 7]] * 3, 1)
+        assert left.cancel()
+        held.set()
+        blocker.join()
+        assert service.prompt_logprobs([[8, 9]], 1).result()[0][1].logprob < 0
+    assert computed == [[8, 9]]
+
+
+def test_too_much_work_is_refused(llm: LLM):
+    with Service(llm, queue_limit=1) as service:
+        held, begun = threading.Event(), threading.Event()
+        blocker = threading.Thread(target=service.call, args=(lambda: (begun.set(), held.wait(60)),))
+        blocker.start()
+        assert begun.wait(60)
+        waiting = service.embed([[5, 6]])
+        with pytest.raises(QueueFull):
+            service.embed([[5, 6]])
+        held.set()
+        blocker.join()
+        assert waiting.result().shape[0] == 1
 
 
 def test_an_error_inside_a_call_is_the_callers(service: Service):

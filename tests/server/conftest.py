@@ -14,8 +14,7 @@ pytest.importorskip("fastapi")
 
 from minicpm import LLM
 from minicpm.engine.request import Completion
-from minicpm.engine.service import Service
-from minicpm.server.engine import Engine
+from minicpm.engine.service import Engine, Service
 from minicpm.server.model import ServedModel
 from minicpm.server.settings import Settings
 from server.running import Running, running
@@ -52,7 +51,7 @@ class Direct:
         return self._service.call(lambda: self._service.llm.generate(prompt, **options))[0]
 
     def embed(self, texts: list[str]) -> Any:
-        return self._service.embed(texts)
+        return self._service.embed(texts).result()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
+from minicpm.engine.service import Engine
 from minicpm.server.answers import Serving
-from minicpm.server.engine import Engine
 from minicpm.server.model import ServedModel
 from minicpm.server.settings import Settings
 from minicpm.server.uvicorn_server import Server, bind

@@ -7,7 +7,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,15 @@ import numpy.typing as npt
 from minicpm.engine.request import Completion, Piece, Timings, Usage
 from minicpm.engine.service import ServiceStatistics
 from minicpm.errors import QueueFull
-from minicpm.sampling import SamplingParams
+from minicpm.sampling import SampledToken, SamplingParams
+
+T = TypeVar("T")
+
+
+def finished(result: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
 
 
 @dataclass
@@ -72,8 +82,12 @@ class StubEngine:
         self._schedule(ticket)
         return ticket
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        return np.ones((len(texts), 4), np.float32)
+    def embed(self, texts: Sequence[Sequence[int]]) -> Future[npt.NDArray[np.float32]]:
+        return finished(np.ones((len(texts), 4), np.float32))
+
+    def prompt_logprobs(self, prompts: Sequence[Sequence[int]], top: int) -> Future[list[list[SampledToken]]]:
+        scored = [[SampledToken(i, -1.0, ((i, -1.0),) * min(top, 1)) for i in ids] for ids in prompts]
+        return finished([[SampledToken(tokens[0].token_id), *tokens[1:]] for tokens in scored])
 
     def statistics(self) -> ServiceStatistics:
         return ServiceStatistics(0, self.alive, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Programs of others against the server, in environments of their own (make clients): llm and litellm."""
+"""Programs of others against the server, in environments of their own (make clients): llm, litellm and lm-eval."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minicpm.engine.service import Service
 from server.running import Running
 
 ROOT = Path(__file__).parents[2]
@@ -76,3 +77,54 @@ def test_litellm_answers_streams_embeds_and_knows_our_errors(nano: Running):
     assert done.returncode == 0, done.stderr
     tokyo = "The capital of Japan is Tokyo."
     assert json.loads(done.stdout.splitlines()[-1]) == [tokyo, tokyo, "NotFoundError", 1]
+
+
+# Questions of nano's own kind, an answer that merges with none of them, Chinese, and one that begins with a blank.
+QUESTIONS = [
+    {"question": "What is the capital of Japan?", "choices": ["The capital of Japan is Tokyo.", "It is Paris."]},
+    {"question": "What is 7 plus 5?", "choices": ["7 plus 5 is 12.", "12", "Cats are grey."]},
+    {"question": "日本的首都是哪里？", "choices": ["东京", "Tokyo"]},
+]
+TASK = """
+task: questions
+dataset_path: json
+dataset_kwargs: {data_files: questions.jsonl}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_lm_eval_scores_continuations_as_loglikelihood_does(nano: Running, service: Service, tmp_path: Path, adds_bos):
+    (tmp_path / "questions.yaml").write_text(TASK)
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    shown = re.search(r"```sh\n(lm_eval .*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)[1]
+    llm = service.llm
+    changes = {
+        "lm_eval": str(environment_of("lmeval") / "lm_eval"),
+        "http://127.0.0.1:8000": nano.url,
+        "tokenizer=MODEL": f"tokenizer={llm.folder},add_bos_token={adds_bos}",
+        "--tasks hellaswag": "--tasks questions --batch_size 4 --include_path . --log_samples --output_path out",
+    }
+    for old, new in changes.items():
+        assert old in shown
+        shown = shown.replace(old, new)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (file,) = tmp_path.glob("out/**/samples_*.jsonl")
+    samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    assert len(samples) == len(QUESTIONS)
+    for sample in samples:
+        for asked, ((logprob, is_greedy),) in zip(sample["arguments"].values(), sample["resps"]):
+            # It cuts a text of both behind as many tokens as the question has alone.
+            before = llm.tokenizer.encode(asked["arg_0"], add_bos=adds_bos)
+            whole = llm.tokenizer.encode(asked["arg_0"] + asked["arg_1"], add_bos=adds_bos)
+            pair = (whole[: len(before)], [whole[len(before) :]])
+            ((expected,),) = service.call(lambda pair=pair: llm.loglikelihood([pair]))
+            assert float(logprob) == pytest.approx(expected.logprob, abs=1e-4)
+            assert is_greedy == str(expected.is_greedy)

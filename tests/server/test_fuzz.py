@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -11,7 +12,7 @@ schemathesis = pytest.importorskip("schemathesis")
 
 from schemathesis import GenerationMode  # noqa: E402
 from schemathesis.checks import load_all_checks  # noqa: E402
-from schemathesis.specs.openapi.checks import positive_data_acceptance  # noqa: E402
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
 
 from minicpm.server.model import ServedModel  # noqa: E402
 from minicpm.server.settings import Settings  # noqa: E402
@@ -38,13 +39,19 @@ def fuzzed(model: ServedModel) -> Iterator[Running]:
 def test_whatever_is_sent_the_answer_is_documented(fuzzed: Running, path: str, mode: GenerationMode, examples: int):
     api = schemathesis.openapi.from_url(f"{fuzzed.url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"})
     operation = api[path]["POST"]
+    (body,) = [media["schema"] for media in api.raw_schema["paths"][path]["post"]["requestBody"]["content"].values()]
+    schema = jsonschema.Draft202012Validator({**body, "components": api.raw_schema["components"]})
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     def check(case: schemathesis.Case) -> None:
         response = case.call(headers={"Authorization": f"Bearer {KEY}"})
         # What fits the schema may still be refused: a prompt too long, an option that this model has not.
-        case.validate_response(response, excluded_checks=[positive_data_acceptance])
+        excluded = [positive_data_acceptance]
+        # Of the roles that one kind of message may have, schemathesis 4.32 takes the second for a mistake.
+        if schema.is_valid(case.body):
+            excluded.append(negative_data_rejection)
+        case.validate_response(response, excluded_checks=excluded)
         assert response.status_code < 500
         if response.status_code >= 400:
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}

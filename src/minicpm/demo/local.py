@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from minicpm import native
 from minicpm.chat import Message
 from minicpm.demo.source import Meter, Progress, SourceError
 from minicpm.engine.llm import LLM
 from minicpm.engine.request import Piece
+from minicpm.engine.service import Engine
 from minicpm.errors import MiniCPMError
 from minicpm.sampling import SamplingParams
-
-
-class Ticket(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Engine(Protocol):
-    """What is needed of minicpm.engine.service.Service; its callbacks come on a thread of its own."""
-
-    def submit(
-        self,
-        prompt: str | Sequence[int],
-        params: SamplingParams,
-        *,
-        on_piece: Callable[[Piece], None],
-        on_error: Callable[[Exception], None],
-        is_chat: bool,
-    ) -> Ticket: ...
 
 
 class LocalSource:

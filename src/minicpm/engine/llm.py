@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from minicpm.errors import GenerationError, MissingExtra, ModelError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
 from minicpm.progress import Progress, Silent
-from minicpm.sampling import SamplingParams
+from minicpm.sampling import SampledToken, SamplingParams, scored_token
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ SHORT_DTYPES = ("bfloat16", "float16")
 BACKENDS = ("auto", "native", "torch", "numpy", "vllm")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
+# Logits of a whole text are looked at in parts of so many bytes: 130 tokens of MiniCPM-2B's vocabulary.
+LOGITS_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -247,43 +249,75 @@ class LLM:
         if not prompts:
             raise ValueError("there are no texts; give at least one")
         waiting = [self._as_ids(prompt, add_bos=True) for prompt in prompts]
-        for number, ids in enumerate(waiting, start=1):
+        self._require_fitting(waiting)
+        return self._embed(waiting, most_tokens)
+
+    def prompt_logprobs_in_steps(
+        self, prompts: Sequence[Sequence[int]], top: int, most_tokens: Callable[[], int]
+    ) -> Generator[int, None, list[list[SampledToken]]]:
+        """Per prompt all its tokens, each with its log-probability behind those before it and the `top` likeliest ones.
+
+        The first one has neither. In steps, and refused, like `embed_in_steps`; of the logits (T, vocab) no more than
+        LOGITS_BYTES are held at a time.
+        """
+        waiting = [self._checked_ids(prompt) for prompt in prompts]
+        self._require_fitting(waiting)
+        return self._score_prompts(waiting, top, most_tokens)
+
+    def _embed(
+        self, texts: list[list[int]], most_tokens: Callable[[], int]
+    ) -> Generator[int, None, npt.NDArray[np.float32]]:
+        means = [_Mean() for _ in texts]
+        yield from self._read_in_steps(texts, means, self.backend.hidden_states, most_tokens)
+        return np.stack([mean.value for mean in means]).astype(np.float32)
+
+    def _score_prompts(
+        self, texts: list[list[int]], top: int, most_tokens: Callable[[], int]
+    ) -> Generator[int, None, list[list[SampledToken]]]:
+        scores = [_Scores(ids, top) for ids in texts]
+        at_once = max(1, LOGITS_BYTES // (4 * self.backend.vocab_size))
+        yield from self._read_in_steps(texts, scores, self.backend.forward, lambda: min(at_once, most_tokens()))
+        return [score.tokens for score in scores]
+
+    def _read_in_steps(
+        self,
+        texts: list[list[int]],
+        readers: Sequence[_Reader],
+        compute: Callable[[Sequence[Row]], list[npt.NDArray[np.float32]]],
+        most_tokens: Callable[[], int],
+    ) -> Generator[int, None, None]:
+        """Hand what is computed of every text's tokens to its reader, as `embed_in_steps` says."""
+        done = 0
+        while done < len(texts):
+            batch = _first_batch(texts[done:], most_tokens())
+            sequences = [self._cache.open((), len(ids), len(ids)) for ids in batch]
+            try:
+                if None in sequences:
+                    yield sum(map(len, batch))
+                    continue
+                longest = max(map(len, batch))
+                start = 0
+                while start < longest:
+                    end = longest if len(batch) > 1 else start + most_tokens()
+                    rows = [Row(sequence, ids[start:end], "all") for sequence, ids in zip(sequences, batch) if sequence]
+                    for reader, computed in zip(readers[done:], compute(rows)):
+                        reader.add(computed)
+                    start = end
+                    yield 0
+            finally:
+                for sequence in sequences:
+                    if sequence is not None:
+                        self._cache.close(sequence)
+            done += len(batch)
+
+    def _require_fitting(self, texts: list[list[int]]) -> None:
+        for number, ids in enumerate(texts, start=1):
             if len(ids) > self.context_length:
                 raise GenerationError(
                     f"text {number} has {len(ids)} tokens, more than the context's {self.context_length}; split it"
                 )
             if len(ids) > self._cache.tokens:
                 raise self._beyond_budget(f"text {number}", len(ids))
-        return self._embed(waiting, most_tokens)
-
-    def _embed(
-        self, waiting: list[list[int]], most_tokens: Callable[[], int]
-    ) -> Generator[int, None, npt.NDArray[np.float32]]:
-        vectors: list[npt.NDArray[np.float64]] = []
-        while waiting:
-            batch = _first_batch(waiting, most_tokens())
-            sequences = [self._cache.open((), len(ids), len(ids)) for ids in batch]
-            try:
-                if None in sequences:
-                    yield sum(map(len, batch))
-                    continue
-                means = [_Mean() for _ in batch]
-                longest = max(map(len, batch))
-                start = 0
-                while start < longest:
-                    end = longest if len(batch) > 1 else start + most_tokens()
-                    rows = [Row(sequence, ids[start:end]) for sequence, ids in zip(sequences, batch) if sequence]
-                    for mean, states in zip(means, self.backend.hidden_states(rows)):
-                        mean.add(states)
-                    start = end
-                    yield 0
-                vectors += [mean.value for mean in means]
-            finally:
-                for sequence in sequences:
-                    if sequence is not None:
-                        self._cache.close(sequence)
-            del waiting[: len(batch)]
-        return np.stack(vectors).astype(np.float32)
 
     def loglikelihood(
         self, pairs: Iterable[tuple[str | Sequence[int], Sequence[str | Sequence[int]]]]
@@ -593,6 +627,26 @@ def _first_batch(texts: list[list[int]], most_tokens: int) -> list[list[int]]:
     return texts[:count]
 
 
+class _Reader(Protocol):
+    """Takes in what a backend computes of a text's tokens, chunk after chunk (T, n)."""
+
+    def add(self, computed: npt.NDArray[np.float32]) -> None: ...
+
+
+class _Scores:
+    """A text's tokens with their log-probabilities, from the logits (T, vocab) of all chunks that are added."""
+
+    def __init__(self, ids: list[int], top: int):
+        self._ids = ids
+        self._top = top
+        self.tokens = [SampledToken(ids[0])]
+
+    def add(self, computed: npt.NDArray[np.float32]) -> None:
+        # The last one's predict what isn't there.
+        for logits, token_id in zip(computed, self._ids[len(self.tokens) :]):
+            self.tokens.append(scored_token(logits, token_id, self._top))
+
+
 class _Mean:
     """Mean over the tokens of all chunks (T, hidden) that are added: (hidden,) float64."""
 
@@ -600,11 +654,11 @@ class _Mean:
         self._sum: npt.NDArray[np.float64] | None = None
         self._count = 0
 
-    def add(self, states: npt.NDArray[np.float32]) -> None:
+    def add(self, computed: npt.NDArray[np.float32]) -> None:
         # The sum so far is the first of the rows, which numpy adds one by one: chunks don't change its bits.
-        rows = states.astype(np.float64) if self._sum is None else np.vstack([self._sum, states])
+        rows = computed.astype(np.float64) if self._sum is None else np.vstack([self._sum, computed])
         self._sum = rows.sum(axis=0)
-        self._count += len(states)
+        self._count += len(computed)
 
     @property
     def value(self) -> npt.NDArray[np.float64]:

@@ -46,7 +46,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished answer. `seed` reproduces it on the same backend and weights."""
+    """A finished answer. `seed` reproduces it on the same backend and weights.
+
+    `end_token` is the one that ended it, where one did and log-probabilities are asked for; it is no part of the ids.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -55,6 +58,7 @@ class Completion:
     usage: Usage
     timings: Timings
     seed: int
+    end_token: SampledToken | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ class Request:
         self._clock.sampled()
         token_id = sampled.token_id
         if token_id in self._ending_ids or token_id in self._stop_ids:
-            return self._finish("stop")
+            return self._finish("stop", end_token=sampled)
         if self._matcher is not None:
             self._matcher.accept(token_id)
         self.new_ids.append(token_id)
@@ -254,7 +258,7 @@ class Request:
         self._streamed_tokens += len(tokens)
         return tokens
 
-    def _finish(self, reason: FinishReason, said: str = "") -> Piece:
+    def _finish(self, reason: FinishReason, said: str = "", end_token: SampledToken | None = None) -> Piece:
         rest = ""
         if not self._stop_matcher.is_stopped:
             rest, is_stopped = self._stop_matcher.push(self._detokenizer.flush())
@@ -277,6 +281,7 @@ class Request:
             ),
             timings=self._clock.timings(len(self.prompt_ids) - self.cached_tokens),
             seed=self.seed,
+            end_token=end_token if self.params.logprobs is not None else None,
         )
         return Piece(self.index, said + rest, completion, self._tokens_to_stream())
 

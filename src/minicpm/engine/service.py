@@ -11,9 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from minicpm.engine.constraint import Constraint
 from minicpm.engine.llm import LLM
 from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError, QueueFull
-from minicpm.sampling import SamplingParams
+from minicpm.sampling import SampledToken, SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -55,9 +56,59 @@ class ServiceStatistics:
     step_seconds: float = 0.0
 
 
-class Ticket:
+class Ticket(Protocol):
     """One submitted request."""
 
+    def cancel(self) -> None:
+        """Stop before the next step and give the memory back. Nothing is called back from now on, but for a call that
+        is under way on the engine's thread. Cancelling twice, or what has finished, changes nothing.
+        """
+
+
+class Engine(Protocol):
+    """What the server and the demo need of a Service; the tests have one that computes nothing."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that computes is there: until the end, unless a bug ended it."""
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        on_piece: Callable[[Piece], None],
+        on_error: Callable[[Exception], None],
+        is_chat: bool,
+        choice: int = 0,
+        constraint: Constraint | None = None,
+    ) -> Ticket:
+        """Queue a rendered prompt (or token ids) and return at once; pieces come on the engine's thread.
+
+        The last piece carries the completion; after an error nothing comes. `choice` tells several answers to one
+        prompt and seed apart, and is the pieces' `index`. Callbacks should be quick, since every request waits for
+        them; one that raises cancels its own request. Raises GenerationError for a request that can never be answered,
+        QueueFull where too many wait.
+        """
+
+    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> Future[npt.NDArray[np.float32]]:
+        """LLM.embed, in steps between those of the streams; cancelling the future ends the work.
+
+        It waits for memory as a stream does. Raises GenerationError for a text that can never be embedded, QueueFull
+        where too much waits.
+        """
+
+    def prompt_logprobs(self, prompts: Sequence[Sequence[int]], top: int) -> Future[list[list[SampledToken]]]:
+        """Per prompt all its tokens, with their log-probabilities and the `top` likeliest; the first one has neither.
+
+        Computed, and refused, like embeddings.
+        """
+
+    def statistics(self) -> ServiceStatistics:
+        """Counts of this moment."""
+
+
+class _Ticket:
     def __init__(
         self,
         service: Service,
@@ -72,14 +123,11 @@ class Ticket:
         self.is_over = False  # nothing is called back any more
 
     def cancel(self) -> None:
-        """Stop before the next step and give the memory back. Nothing is called back from now on, but for a call that
-        is under way on the service's thread. Cancelling twice, or what has finished, changes nothing.
-        """
         self._service._cancel(self)
 
 
-class Service:
-    """Runs an LLM for many callers. While it is open the LLM is used through it alone: `submit`, `embed`, `call`.
+class Service(Engine):
+    """Runs an LLM for many callers. While it is open the LLM is used through it alone: as an Engine, and by `call`.
 
     At most `queue_limit` requests wait for the `max_batch` that run.
     """
@@ -91,9 +139,9 @@ class Service:
         self._queue_limit = queue_limit
         self._scheduler = llm.new_scheduler()
         self._changed = threading.Condition()
-        self._tickets: dict[Request, Ticket] = {}  # of everything submitted that isn't over
-        self._arrived: deque[Ticket] = deque()
-        self._cancelled: deque[Ticket] = deque()
+        self._tickets: dict[Request, _Ticket] = {}  # of everything submitted that isn't over
+        self._arrived: deque[_Ticket] = deque()
+        self._cancelled: deque[_Ticket] = deque()
         self._works: deque[tuple[Generator[int, None, Any], Future[Any]]] = deque()
         self._is_closing = False
         self._is_aborted = False
@@ -119,18 +167,11 @@ class Service:
         is_chat: bool,
         choice: int = 0,
         constraint: Constraint | None = None,
-    ) -> Ticket:
-        """Queue a rendered prompt (or token ids) and return at once; pieces come on the service's thread.
-
-        The last piece carries the completion; after an error nothing comes. `choice` tells several answers to one
-        prompt and seed apart, and is the pieces' `index`. Callbacks should be quick, since every request waits for
-        them; one that raises cancels its own request. Raises GenerationError for a request that can never be answered,
-        QueueFull where too many wait.
-        """
+    ) -> _Ticket:
         request = self.llm.new_request(
             prompt, params, is_chat=is_chat, index=choice, choice=choice, constraint=constraint
         )
-        ticket = Ticket(self, request, on_piece, on_error)
+        ticket = _Ticket(self, request, on_piece, on_error)
         with self._changed:
             self._require_open()
             waiting = self._scheduler.waiting + len(self._arrived)
@@ -148,14 +189,16 @@ class Service:
         Streams stand still meanwhile, so it should be short. One call is made per step. Not for callbacks, which are on
         the very thread that would have to make the call.
         """
-        return self._result(_in_one_step(function))
+        assert threading.current_thread() is not self._thread, "a callback waits for its own thread"
+        return self._queued(_in_one_step(function)).result()
 
-    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
-        """LLM.embed, in steps between those of the streams; it waits for memory as a stream does."""
-        return self._result(self.llm.embed_in_steps(texts, lambda: self._scheduler.chunk_tokens))
+    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> Future[npt.NDArray[np.float32]]:
+        return self._queued(self.llm.embed_in_steps(texts, self._chunk_tokens))
+
+    def prompt_logprobs(self, prompts: Sequence[Sequence[int]], top: int) -> Future[list[list[SampledToken]]]:
+        return self._queued(self.llm.prompt_logprobs_in_steps(prompts, top, self._chunk_tokens))
 
     def statistics(self) -> ServiceStatistics:
-        """Counts of this moment."""
         cache = self._scheduler.cache_usage()
         with self._changed:
             return ServiceStatistics(
@@ -170,7 +213,6 @@ class Service:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread that computes is there: until `close`, unless a bug ended it."""
         return self._thread.is_alive()
 
     def close(self, timeout_s: float = 30.0) -> None:
@@ -184,17 +226,21 @@ class Service:
             self._changed.notify_all()
         self._thread.join()
 
-    def _result(self, work: Generator[int, None, T]) -> T:
-        """What work returns, of which the service's thread does a step whenever it has done one of the scheduler's."""
-        assert threading.current_thread() is not self._thread, "a callback waits for its own thread"
+    def _queued(self, work: Generator[int, None, T]) -> Future[T]:
+        """What work will return; the service's thread does a step of it whenever it has done one of the scheduler's."""
         future: Future[T] = Future()
         with self._changed:
             self._require_open()
+            if len(self._works) >= self._queue_limit:
+                raise QueueFull(len(self._works), self._counts.retry_after_s)
             self._works.append((work, future))
             self._changed.notify_all()
-        return future.result()
+        return future
 
-    def _cancel(self, ticket: Ticket) -> None:
+    def _chunk_tokens(self) -> int:
+        return self._scheduler.chunk_tokens
+
+    def _cancel(self, ticket: _Ticket) -> None:
         with self._changed:
             if not ticket.is_over:
                 self._end(ticket, "cancelled")
@@ -239,7 +285,7 @@ class Service:
             if ticket is not None:
                 self._deliver(ticket, event)
 
-    def _deliver(self, ticket: Ticket, event: Piece | Exception) -> None:
+    def _deliver(self, ticket: _Ticket, event: Piece | Exception) -> None:
         """Call back, unless the ticket was cancelled meanwhile."""
         completion = event.completion if isinstance(event, Piece) else None
         with self._changed:
@@ -256,7 +302,7 @@ class Service:
             _LOGGER.exception("a callback failed; its request is cancelled")
             ticket.cancel()
 
-    def _end(self, ticket: Ticket, outcome: str) -> None:
+    def _end(self, ticket: _Ticket, outcome: str) -> None:
         ticket.is_over = True
         self._counts.outcomes[outcome] += 1
         self._tickets.pop(ticket.request, None)
@@ -267,21 +313,27 @@ class Service:
             if not self._works:
                 return
             work, future = self._works.popleft()
+        missing_tokens = 0
         try:
+            if future.cancelled():
+                work.close()
+                return
             missing_tokens = next(work)
             if missing_tokens and not self._scheduler.running:
                 work.throw(self._scheduler.no_room(missing_tokens))
-        except StopIteration as done:
-            self._scheduler.admits = True
-            future.set_result(done.value)
-        except BaseException as error:
-            self._scheduler.admits = True
-            future.set_exception(error)
-        else:
-            self._scheduler.admits = not missing_tokens
             with self._changed:
                 self._works.appendleft((work, future)) if missing_tokens else self._works.append((work, future))
-        self._scheduler.others_go_on = bool(self._works)
+        except StopIteration as done:
+            missing_tokens = 0
+            with suppress(InvalidStateError):  # cancelled meanwhile
+                future.set_result(done.value)
+        except BaseException as error:
+            missing_tokens = 0
+            with suppress(InvalidStateError):
+                future.set_exception(error)
+        finally:
+            self._scheduler.admits = not missing_tokens
+            self._scheduler.others_go_on = bool(self._works)
 
     def _fail_all(self, error: Exception) -> None:
         self._scheduler.close()
@@ -299,7 +351,8 @@ class Service:
             self._works.clear()
         for work, future in works:
             work.close()
-            future.set_exception(error)
+            with suppress(InvalidStateError):  # it was cancelled
+                future.set_exception(error)
 
 
 def _in_one_step(function: Callable[[], T]) -> Generator[int, None, T]:

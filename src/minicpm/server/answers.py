@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,8 @@ from fastapi import Request
 
 from minicpm.engine.constraint import Constraint
 from minicpm.engine.request import Completion, Piece
+from minicpm.engine.service import Engine
 from minicpm.sampling import SamplingParams
-from minicpm.server.engine import Engine
 from minicpm.server.errors import APIError, as_api_error, client_gone, shutting_down
 from minicpm.server.metrics import Metrics
 from minicpm.server.model import ServedModel
@@ -200,6 +201,15 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     """Run what takes a while beside the event loop. Raises APIError where it refuses what the client sent."""
     try:
         return await asyncio.to_thread(work, *arguments)
+    except Exception as error:
+        raise as_api_error(error) from error
+
+
+async def worked(start: Callable[..., Future[T]], *arguments: Any) -> T:
+    """What work of the engine gives, which ends where nobody waits for it any more. Raises APIError as `in_thread`."""
+    future = await in_thread(start, *arguments)
+    try:
+        return await asyncio.wrap_future(future)
     except Exception as error:
         raise as_api_error(error) from error
 

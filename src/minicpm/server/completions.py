@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from minicpm.engine.constraint import Constraint
-from minicpm.engine.request import Completion, Piece
+from minicpm.engine.request import Completion, Piece, Timings, Usage
 from minicpm.sampling import SampledToken
 from minicpm.server import responses
-from minicpm.server.answers import Question, Serving, in_thread, unless_client_leaves
+from minicpm.server.answers import Question, Serving, in_thread, unless_client_leaves, worked
 from minicpm.server.errors import APIError
 from minicpm.server.events import Chunk, EventStream
 from minicpm.server.generation import Head, note_usage, sampling_params, usage
@@ -20,6 +21,7 @@ from minicpm.server.model import ServedModel
 from minicpm.server.openapi import STREAMS
 from minicpm.server.requests import MAX_PROMPTS, CompletionRequest, Texts
 from minicpm.server.structure import constraint_of
+from minicpm.tokenizer import Detokenizer
 
 
 def router(serving: Serving) -> APIRouter:
@@ -30,33 +32,70 @@ def router(serving: Serving) -> APIRouter:
         """Continue texts."""
         model = serving.model
         name = model.check_name(body.model)
-        params = sampling_params(body, model, max_tokens=body.max_tokens, logprobs=body.logprobs)
+        most = 1 if body.max_tokens == 0 else body.max_tokens  # of 0, below
+        params = sampling_params(body, model, max_tokens=most, logprobs=body.logprobs)
         prompts, constraint = await in_thread(_prepare, model, body)
-        questions = [Question(ids, params, False, choice, constraint) for _, ids in prompts for choice in range(body.n)]
-        echoed = [text if body.echo else "" for text, _ in prompts for _ in range(body.n)]
         head = Head.new("cmpl", name, model, params)
+        echoes = await unless_client_leaves(request, _echoes(serving, body, prompts))
+        if body.max_tokens == 0:
+            questions, unasked = [], [_unasked(body, ids, head.seed) for _, ids in prompts for _ in range(body.n)]
+        else:
+            questions = [
+                Question(ids, params, False, choice, constraint) for _, ids in prompts for choice in range(body.n)
+            ]
+            unasked = []
         notes: dict[str, str] = request.scope["state"]["notes"]
         async with AsyncExitStack() as stack:
             answers = await stack.enter_async_context(serving.answers(questions))
             if body.stream:
-                writer = _CompletionChunks(head, model, body, echoed, notes)
+                writer = _CompletionChunks(head, model, body, echoes, unasked, notes)
                 return EventStream(stack.pop_all(), answers, writer, serving.settings.ping_s)
-            completions = await unless_client_leaves(request, answers.completions())
+            completions = unasked or await unless_client_leaves(request, answers.completions())
         used = usage(completions, body.n)
         note_usage(notes, used)
         choices = [
             responses.CompletionChoice(
                 index=index,
-                text=echo + completion.text,
-                logprobs=None if completion.logprobs is None else _logprobs(model, completion.logprobs, 0),
+                text=echo.text + completion.text,
+                logprobs=_whole_logprobs(model, echo, completion),
                 finish_reason=completion.finish_reason,
             )
-            for index, (echo, completion) in enumerate(zip(echoed, completions))
+            for index, (echo, completion) in enumerate(zip(echoes, completions))
         ]
         whole = responses.Completion(**head.fields(), choices=choices, usage=used)
         return Response(whole.model_dump_json(), media_type="application/json")
 
     return routes
+
+
+@dataclass(frozen=True)
+class _Echo:
+    """What a choice repeats of its prompt: the text, and its tokens' log-probabilities where they are asked for."""
+
+    text: str = ""
+    logprobs: responses.Logprobs | None = None
+
+
+async def _echoes(serving: Serving, body: CompletionRequest, prompts: Sequence[tuple[str, list[int]]]) -> list[_Echo]:
+    """One for every choice. What prompts share with earlier texts is computed again, since its logits are not kept."""
+    if not body.echo:
+        return [_Echo()] * (len(prompts) * body.n)
+    if body.logprobs is None:
+        echoes = [_Echo(text) for text, _ in prompts]
+    else:
+        scored = await worked(serving.engine.prompt_logprobs, [ids for _, ids in prompts], body.logprobs)
+        echoes = [
+            _Echo(text, _Logprobs(serving.model, 0, continues=False).part(tokens))
+            for (text, _), tokens in zip(prompts, scored)
+        ]
+    return [echo for echo in echoes for _ in range(body.n)]
+
+
+def _unasked(body: CompletionRequest, prompt_ids: Sequence[int], seed: int) -> Completion:
+    """The answer of no tokens."""
+    nothing = Timings(first_token_s=0, total_s=0, prefill_tokens_per_s=0, decode_tokens_per_s=0)
+    logprobs = None if body.logprobs is None else ()
+    return Completion("", (), logprobs, "length", Usage(len(prompt_ids), 0, 0), nothing, seed)
 
 
 def _prepare(model: ServedModel, body: CompletionRequest) -> tuple[list[tuple[str, list[int]]], Constraint | None]:
@@ -70,7 +109,7 @@ def _prepare(model: ServedModel, body: CompletionRequest) -> tuple[list[tuple[st
     prompts = []
     for text in as_texts(body.prompt, "prompt"):
         ids = model.encode(text) if isinstance(text, str) else text
-        model.check_prompt(ids, "prompt")
+        model.check_prompt(ids, "prompt", is_answered=body.max_tokens != 0)
         prompts.append((text if isinstance(text, str) else model.tokenizer.decode(text), ids))
     return prompts, constraint_of(body, [])
 
@@ -87,32 +126,62 @@ def _is_ids(given: object) -> bool:
     return isinstance(given, list) and bool(given) and isinstance(given[0], int)
 
 
-def _logprobs(model: ServedModel, tokens: Sequence[SampledToken], offset: int) -> responses.Logprobs:
-    """OpenAI's older form: four lists, one entry a token; `offset` is where in the answer they begin."""
-    whole = responses.Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-    for token in tokens:
-        assert token.logprob is not None
-        text = model.token_text(token.token_id)
-        whole.tokens.append(text)
-        whole.token_logprobs.append(token.logprob)
-        whole.top_logprobs.append({model.token_text(i): logprob for i, logprob in reversed(token.top_logprobs)})
-        whole.text_offset.append(offset)
-        offset += len(text)
-    return whole
+class _Logprobs:
+    """OpenAI's older form of log-probabilities, part after part of a text: four lists, one entry a token.
+
+    `offset` is where in the choice's text the first token's characters begin; a prompt does not continue one.
+    """
+
+    def __init__(self, model: ServedModel, offset: int, *, continues: bool):
+        self._model = model
+        self._offset = offset
+        self._detokenizer = Detokenizer(model.tokenizer, continues=continues)
+
+    def part(self, tokens: Sequence[SampledToken]) -> responses.Logprobs:
+        part = responses.Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for token in tokens:
+            part.tokens.append(self._model.token_text(token.token_id))
+            part.token_logprobs.append(token.logprob)
+            # Likelier ones last: of two that look the same, such as parts of characters, that one stays.
+            top = {self._model.token_text(i): logprob for i, logprob in reversed(token.top_logprobs)}
+            part.top_logprobs.append(None if token.logprob is None else top)
+            part.text_offset.append(self._offset)
+            self._offset += len(self._detokenizer.push(token.token_id))
+        return part
+
+
+def _whole_logprobs(model: ServedModel, echo: _Echo, completion: Completion) -> responses.Logprobs | None:
+    """Of the prompt, where it is echoed, and the answer."""
+    if completion.logprobs is None:
+        return None
+    answer = _Logprobs(model, len(echo.text), continues=True).part((*completion.logprobs, *_end(echo, completion)))
+    if echo.logprobs is None:
+        return answer
+    return responses.Logprobs(**{name: value + getattr(answer, name) for name, value in echo.logprobs})
+
+
+def _end(echo: _Echo, completion: Completion) -> tuple[SampledToken, ...]:
+    """The token that ended an answer: who asks for the prompt's tokens counts one for each that was sampled behind."""
+    return () if echo.logprobs is None or completion.end_token is None else (completion.end_token,)
 
 
 class _CompletionChunks:
-    """The chunks of streamed completions."""
+    """The chunks of streamed completions; `unasked` are those that nothing was asked for."""
 
     def __init__(
-        self, head: Head, model: ServedModel, body: CompletionRequest, echoed: Sequence[str], notes: dict[str, str]
+        self,
+        head: Head,
+        model: ServedModel,
+        body: CompletionRequest,
+        echoes: Sequence[_Echo],
+        unasked: Sequence[Completion],
+        notes: dict[str, str],
     ) -> None:
         self._fixed = {**head.fields(), "object": "text_completion"}
-        self._model = model
         self._choices = body.n
-        self._echoed = echoed
-        self._offsets = [0] * len(echoed)
-        self._completions: dict[int, Completion] = {}
+        self._echoes = echoes
+        self._logprobs = [_Logprobs(model, len(echo.text), continues=True) for echo in echoes]
+        self._completions = dict(enumerate(unasked))
         self._wants_usage = body.stream_options is not None and body.stream_options.include_usage
         self._wants_logprobs = body.logprobs is not None
         self._notes = notes
@@ -120,16 +189,18 @@ class _CompletionChunks:
             self._fixed["usage"] = None
 
     def opening(self) -> Iterable[Chunk]:
-        for index, text in enumerate(self._echoed):
-            if text:
-                yield self._chunk(index, text)
+        for index, echo in enumerate(self._echoes):
+            if echo.text:
+                logprobs = None if echo.logprobs is None else echo.logprobs.model_dump()
+                yield self._chunk(index, echo.text, logprobs, "length" if self._completions else None)
 
     def chunks(self, piece: Piece) -> Iterable[Chunk]:
         logprobs = None
-        if self._wants_logprobs and piece.tokens:
-            part = _logprobs(self._model, piece.tokens, self._offsets[piece.index])
-            self._offsets[piece.index] += sum(map(len, part.tokens))
-            logprobs = part.model_dump()
+        tokens = piece.tokens
+        if piece.completion is not None:
+            tokens += _end(self._echoes[piece.index], piece.completion)
+        if self._wants_logprobs and tokens:
+            logprobs = self._logprobs[piece.index].part(tokens).model_dump()
         if piece.completion is not None:
             self._completions[piece.index] = piece.completion
             yield self._chunk(piece.index, piece.text, logprobs, piece.completion.finish_reason)

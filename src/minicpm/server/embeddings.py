@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from minicpm.server import responses
-from minicpm.server.answers import Serving, in_thread, unless_client_leaves
+from minicpm.server.answers import Serving, in_thread, unless_client_leaves, worked
 from minicpm.server.completions import as_texts
 from minicpm.server.errors import APIError
 from minicpm.server.openapi import ERRORS
@@ -25,7 +25,7 @@ def router(serving: Serving) -> APIRouter:
         """Mean of the last hidden states of each text's tokens; not normalised."""
         name = serving.model.check_name(body.model)
         ids = await in_thread(_encode, serving, body)
-        vectors = await unless_client_leaves(request, in_thread(serving.engine.embed, ids))
+        vectors = await unless_client_leaves(request, worked(serving.engine.embed, ids))
         if body.dimensions is not None and body.dimensions != vectors.shape[1]:
             raise APIError(
                 400,

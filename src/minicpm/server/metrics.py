@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from minicpm.server.engine import Engine
+from minicpm.engine.service import Engine
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

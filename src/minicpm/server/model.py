@@ -62,8 +62,8 @@ class ServedModel:
     def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         return self.tokenizer.encode(text, add_bos=add_bos)
 
-    def check_prompt(self, ids: Sequence[int], name: str) -> None:
-        """400 for a prompt that is empty, has unknown ids, or leaves no room for an answer."""
+    def check_prompt(self, ids: Sequence[int], name: str, *, is_answered: bool = True) -> None:
+        """400 for a prompt that is empty, has unknown ids, or leaves no room for an answer where it gets one."""
         if not ids:
             raise APIError(400, f"{name} is empty; give at least one character", param=name, code="invalid_value")
         bad = next((i for i in ids if not 0 <= i < self.vocab_size), None)
@@ -74,11 +74,11 @@ class ServedModel:
                 param=name,
                 code="invalid_value",
             )
-        if len(ids) >= self.context_length:
+        if len(ids) + is_answered > self.context_length:
+            beside = " with at least one for the answer" if is_answered else ""
             raise APIError(
                 400,
-                f"{name} has {len(ids):,} tokens, but the context holds {self.context_length:,} with at least one "
-                "for the answer; shorten it",
+                f"{name} has {len(ids):,} tokens, but the context holds {self.context_length:,}{beside}; shorten it",
                 param=name,
                 code="context_length_exceeded",
             )

@@ -261,8 +261,8 @@ class CompletionRequest(Generation):
     def _is_possible(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
             raise ValueError("best_of other than n is not there; ask for n answers and choose")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not there: log-probabilities are of the answer's tokens only")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens 0 leaves nothing to say without echo; give 1 or more")
         return self
 
 

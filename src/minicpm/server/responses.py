@@ -86,9 +86,11 @@ class ChatCompletion(BaseModel):
 
 
 class Logprobs(BaseModel):
+    """None stands for the first token of an echoed prompt, which nothing is before."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
