@@ -294,7 +294,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, tmp_path):
     terminal.wait_for(">>>")
     terminal.type("tell me a long story\r")
     terminal.wait_for("story")
-    terminal.wait_for_more(600)  # more than the echo of the line: the answer is running
+    terminal.wait_for_more(200)  # more than the echo of the line: the answer is running
     os.killpg(terminal.process.pid, signal.SIGINT)
     terminal.wait_for("[stopped]")
     terminal.wait_for(">>>")
