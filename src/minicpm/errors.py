@@ -1,7 +1,7 @@
 """Every error a user of the package may want to catch.
 
 A message says what was wrong, what was expected and what to do next. The command line prints it and
-exits with 1. A bad argument of a Python call is a plain ValueError.
+exits with 1. A bad argument of a Python call is a plain ValueError; of a command it exits with 2.
 """
 
 from __future__ import annotations

@@ -61,10 +61,10 @@ def test_bench_measures_an_engine_without_the_extension(minicpm, toy: Path, monk
 
 def test_bench_of_nothing_and_of_too_much_is_one_sentence(minicpm):
     nothing = minicpm("bench", "--prefill", "", "--decode", "", "--batch", "", "--verify", "0")
-    assert nothing.code == 1
+    assert nothing.code == 2
     assert "nothing to measure" in nothing.err
     deep = minicpm("bench", "--decode", "100000")
-    assert deep.code == 1
+    assert deep.code == 2
     assert "the context holds 2048" in deep.err
     assert deep.err.count("\n") == 1
 

@@ -161,7 +161,7 @@ def test_a_forgotten_conversation_gives_its_room_back(minicpm, toy):
 
 def test_an_empty_prompt_is_refused(minicpm, toy):
     outcome = minicpm("chat", "-m", toy, "")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "the prompt is empty" in outcome.err
 
 

@@ -32,14 +32,14 @@ def test_a_server_that_does_not_answer_is_said(minicpm):
 
 def test_a_key_without_a_server_is_said(minicpm):
     done = minicpm("demo", "--api-key", "secret")
-    assert done.code == 1
+    assert done.code == 2
     assert "--api-key is for the server at --url" in done.err
 
 
 @pytest.mark.parametrize("option", [["--threads", "2"], ["--backend", "native"], ["--offline"]], ids=lambda o: o[0])
 def test_an_option_that_would_change_nothing_is_refused(minicpm, option):
     done = minicpm("demo", "--url", "http://127.0.0.1:1/v1", *option)
-    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert (done.code, done.err.count("\n")) == (2, 1)
     assert f"{option[0]} is for a model in this process, not for the server at --url" in done.err
 
 

@@ -164,7 +164,7 @@ def test_a_copy_never_stands_where_the_file_does(minicpm, tmp_path: Path):
     broken = Parts(CONFIG).write(tmp_path / "broken.gguf")  # without a template
     before = broken.read_bytes()
     done = minicpm("doctor", broken, "--fix", broken, "--force")
-    assert done.code == 1
+    assert done.code == 2
     assert "is the file itself" in done.err
     assert broken.read_bytes() == before
     (tmp_path / "out.gguf").write_text("something else")

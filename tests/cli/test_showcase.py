@@ -84,21 +84,21 @@ def test_a_wrong_case_is_named_by_its_line(minicpm, toy, tmp_path, case, expecte
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "code", "expected"),
     [
-        (("--showcase", "a.jsonl", "-f", "b.txt"), "not in two of these ways"),
-        (("--showcase", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--showcase", "."), ". holds no .jsonl file"),
-        (("--showcase",), "there is no examples/showcases here"),
-        (("--samples", "0", "hi"), "--samples must be 1 or more"),
-        (("--vote", "hi"), "give --samples 2 or more"),
-        (("--samples", "2", "--temperature", "0", "hi"), "with temperature 0 all --samples are the same"),
+        (("--showcase", "a.jsonl", "-f", "b.txt"), 2, "not in two of these ways"),
+        (("--showcase", "nowhere.jsonl"), 1, "nowhere.jsonl"),
+        (("--showcase", "."), 1, ". holds no .jsonl file"),
+        (("--showcase",), 1, "there is no examples/showcases here"),
+        (("--samples", "0", "hi"), 2, "argument --samples: must be 1 or more"),
+        (("--vote", "hi"), 2, "give --samples 2 or more"),
+        (("--samples", "2", "--temperature", "0", "hi"), 2, "with temperature 0 all --samples are the same"),
     ],
 )
-def test_what_cannot_be_meant_is_one_sentence(minicpm, toy, tmp_path, monkeypatch, arguments, expected):
+def test_what_cannot_be_meant_is_one_sentence(minicpm, toy, tmp_path, monkeypatch, arguments, code, expected):
     monkeypatch.chdir(tmp_path)
     outcome = minicpm("run", "-m", toy, *arguments)
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (code, "")
     assert expected in outcome.err
 
 

@@ -77,4 +77,4 @@ def test_values_out_of_range_are_refused_in_a_sentence(minicpm: Command, toy: Pa
     done = minicpm("finetune", "-m", toy, "--data", questions, "--out", tmp_path / "run", "--length", "4096")
     assert done.code == 1 and "longer than the model's context of 2048" in done.err
     done = minicpm("pretrain", "--data", questions, "--out", tmp_path / "other")
-    assert done.code == 1 and "give the model's shape and a tokenizer, or a run to branch from" in done.err
+    assert done.code == 2 and "give the model's shape and a tokenizer, or a run to branch from" in done.err

@@ -106,5 +106,5 @@ def test_a_server_ends_with_the_signal_that_its_parent_gets():
 def test_options_of_the_other_server_are_refused(capsys: pytest.CaptureFixture[str], arguments, expected):
     from minicpm.cli.main import main
 
-    assert main(["serve", "--port", "0", *arguments]) == 1
+    assert main(["serve", "--port", "0", *arguments]) == 2
     assert expected in capsys.readouterr().err

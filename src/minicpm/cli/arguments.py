@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.output import is_terminal, talk_dim
@@ -27,6 +28,26 @@ _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
 }
 
 
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument's type: a whole number from `least` to `most`."""
+    expected = f"{least} or more" if most is None else f"from {least} to {most}"
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r:.40}") from None
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {value}")
+        return value
+
+    return read
+
+
+count = whole(1)
+port = whole(0, 65535)
+
+
 def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") -> None:
     """-m and --offline; `default` tells what is taken without them."""
     explanation = "a model's folder or .gguf file, or its name (see 'minicpm list' and 'minicpm pull')"
@@ -43,10 +64,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", default="auto", help="auto (the model's own), float32, bfloat16 or float16")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    group.add_argument("--context", type=int, metavar="TOKENS", help="longest conversation (default: the model's own)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per physical core)")
     group.add_argument(
-        "--tensor-parallel-size", type=int, metavar="N", help="graphics cards to divide the model among (vllm)"
+        "--context", type=count, metavar="TOKENS", help="longest conversation (default: the model's own)"
+    )
+    group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: one per physical core)")
+    group.add_argument(
+        "--tensor-parallel-size", type=count, metavar="N", help="graphics cards to divide the model among (vllm)"
     )
     group.add_argument("--no-lookup", action="store_true", help="never guess tokens ahead from the text so far")
 

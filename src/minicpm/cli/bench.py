@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from minicpm import native
-from minicpm.cli.arguments import add_engine_arguments, load_llm
+from minicpm.cli.arguments import add_engine_arguments, count, load_llm, whole
 from minicpm.cli.output import is_terminal, talk_dim
 from minicpm.cli.progress import format_bytes
 from minicpm.engine.bench import Measurement, Peaks, Plan, Speed, Spread, as_record, measure
@@ -41,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_list("--batch", "sequences that get a token each a step", DEFAULTS.batch)
     parser.add_argument(
         "--verify",
-        type=int,
+        type=whole(0),
         metavar="M",
         default=DEFAULTS.verify,
         help=f"steps over 1 to M tokens of one sequence, as drafts are verified (default: {DEFAULTS.verify}; 0: none)",
     )
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=count,
         metavar="N",
         default=DEFAULTS.repeats,
         help=f"windows of every point (default: {DEFAULTS.repeats})",

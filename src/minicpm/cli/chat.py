@@ -57,10 +57,7 @@ def run(args: argparse.Namespace) -> int:
     elif is_interactive:
         _converse_in_terminal(session, args)
     else:
-        for line in _piped_lines(obeys_commands=args.commands):
-            _take(session, line)
-            if session.is_over:
-                break
+        _converse_through_pipe(session, args)
     return 0
 
 
@@ -137,6 +134,16 @@ def _block(first: str, next_line: Callable[[], str | None]) -> str:
         lines.append(following)
     lines[-1] = lines[-1].rstrip().removesuffix(BLOCK)
     return "\n".join(lines).strip("\n")
+
+
+def _converse_through_pipe(session: ChatSession, args: argparse.Namespace) -> None:
+    for line in _piped_lines(obeys_commands=args.commands):
+        try:
+            _take(session, line)
+        except ValueError as error:  # a line's, not wrong usage of the verb
+            raise MiniCPMError(one_sentence(error)) from error
+        if session.is_over:
+            return
 
 
 def _converse_in_terminal(session: ChatSession, args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm import hub
 from minicpm.chat import STOP_STRINGS, contains_markers, template_for
-from minicpm.cli.arguments import add_model_argument
+from minicpm.cli.arguments import add_model_argument, count, whole
 from minicpm.cli.output import is_terminal, printable, talk
 from minicpm.cli.progress import TerminalProgress
 from minicpm.formats.config import DecoderConfig, read_config_json
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a .jsonl, .jsonl.gz or .json file")
     add_model_argument(parser)
     parser.add_argument("--train-on", choices=TRAIN_ON, default="assistant", help="(default: assistant)")
-    parser.add_argument("--length", type=int, default=512, metavar="N", help="tokens a row (default: 512)")
-    parser.add_argument("--show", type=int, default=1, metavar="N", help="records to show, with -m (default: 1)")
+    parser.add_argument("--length", type=count, default=512, metavar="N", help="tokens a row (default: 512)")
+    parser.add_argument("--show", type=whole(0), default=1, metavar="N", help="records to show, with -m (default: 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -136,7 +136,7 @@ def _print(summary: dict[str, Any], problems: list[Problem]) -> None:
             f"the longest record has {summary['longest']:,}"
         )
     talk(f"{kinds}{tokens}")
-    for note, count in summary["notes"].items():
-        talk(f"{count:,} {note}")
+    for note, number in summary["notes"].items():
+        talk(f"{number:,} {note}")
     if problems:
         talk(f"{len(problems):,} bad records; nothing is trained on a file that has any")

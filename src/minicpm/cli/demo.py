@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicpm.cli.arguments import add_engine_arguments, load_llm
+from minicpm.cli.arguments import add_engine_arguments, count, load_llm, port
 from minicpm.cli.output import talk
 from minicpm.errors import MissingExtra
 
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a vLLM that is started for it, or behind --url on any server that speaks OpenAI's protocol."
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port; 0 takes a free one (default: 7860)")
-    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="answers at once (default: 4)")
+    parser.add_argument("--port", type=port, default=7860, metavar="N", help="port; 0 takes a free one (default: 7860)")
+    parser.add_argument("--parallel", type=count, default=4, metavar="N", help="answers at once (default: 4)")
     parser.add_argument("--url", help="a running server, e.g. http://127.0.0.1:8000/v1; -m is a name of its models")
     parser.add_argument("--api-key", metavar="KEY", help="of that server (default: $OPENAI_API_KEY)")
     add_engine_arguments(parser)
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
         raise MissingExtra("the web demo", "demo") from error
     with bind(args.host, args.port) as listener, ExitStack() as stack:
         source = _source(args, stack)
-        host, port = listener.getsockname()[:2]
+        host, number = listener.getsockname()[:2]
         if args.host not in LOOPBACK:
             talk(f"Everybody who can reach {args.host} can use this page; it asks for no password.")
         shown = f"[{host}]" if ":" in host else host
-        serve(source, listener, is_local=args.host in LOOPBACK, on_ready=lambda: talk(f"http://{shown}:{port}/"))
+        serve(source, listener, is_local=args.host in LOOPBACK, on_ready=lambda: talk(f"http://{shown}:{number}/"))
     return 0
 
 

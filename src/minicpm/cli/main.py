@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if shows_traceback:
             raise
         talk(f"minicpm: {one_sentence(error)}")
-        return 1
+        # A bad argument is a plain ValueError, wherever it is noticed; text that is none has a kind of its own.
+        return 2 if type(error) is ValueError else 1
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm.chat import Message, validate_messages
-from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, given_sampling, load_llm
+from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, count, given_sampling, load_llm
 from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim
 from minicpm.cli.text_input import read_stdin, read_text
 from minicpm.cli.vote import Vote, vote
@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-s", "--system", metavar="TEXT", help="system text in front of every prompt")
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text itself")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="prompts computed at once (default: 8)")
+    parser.add_argument("--batch", type=count, default=8, metavar="N", help="prompts computed at once (default: 8)")
     parser.add_argument(
-        "--samples", type=int, default=1, metavar="N", help="answers per prompt, with the seeds SEED to SEED + N - 1"
+        "--samples", type=count, default=1, metavar="N", help="answers per prompt, with the seeds SEED to SEED + N - 1"
     )
     parser.add_argument(
         "--vote", action="store_true", help="print of a prompt's samples one with the most frequent final answer"
@@ -109,8 +109,6 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise ValueError("--system needs the chat template, which --raw leaves out")
     if sum([bool(args.prompts), bool(args.file), args.showcase is not None]) > 1:
         raise ValueError("give prompts as arguments, in --file or by --showcase, not in two of these ways")
-    if args.samples < 1:
-        raise ValueError(f"--samples must be 1 or more, got {args.samples}")
     if args.vote and args.samples == 1:
         raise ValueError("--vote compares the samples of a prompt; give --samples 2 or more")
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicpm.cli.arguments import add_engine_arguments, load_llm
+from minicpm.cli.arguments import add_engine_arguments, count, load_llm, port
 from minicpm.cli.output import printable, talk
 from minicpm.cli.progress import format_bytes
 from minicpm.cli.text_input import read_text
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: 8000)")
+    parser.add_argument("--port", type=port, default=8000, metavar="N", help="0 takes a free one (default: 8000)")
     parser.add_argument(
         "--served-model-name",
         action="append",
@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     engine = parser.add_argument_group("how many at once")
     engine.add_argument(
-        "--max-batch", type=int, metavar="N", help="answers written at once (default: 8; vLLM: its own)"
+        "--max-batch", type=count, metavar="N", help="answers written at once (default: 8; vLLM: its own)"
     )
     engine.add_argument(
-        "--queue-limit", type=int, default=256, metavar="N", help="answers that may wait; more get 429 (default: 256)"
+        "--queue-limit", type=count, default=256, metavar="N", help="answers that may wait; more get 429 (default: 256)"
     )
     engine.add_argument(
         "--kv-cache-size",

@@ -240,7 +240,7 @@ def _windows(llm: LLM, path: Path, progress: Progress) -> WindowScore:
         raise ValueError(f"the model reads {llm.context_length} tokens, a window has {WINDOW_TOKENS}")
     count = len(ids) // WINDOW_TOKENS
     if count == 0:
-        raise ValueError(f"{path}: has {len(ids):,} tokens; one window takes {WINDOW_TOKENS:,}")
+        raise FormatError(path, f"has {len(ids):,} tokens; one window takes {WINDOW_TOKENS:,}")
     nats = 0.0
     progress.begin(f"reading {path.name}", len(data))
     try:

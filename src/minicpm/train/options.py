@@ -82,5 +82,7 @@ class RunOptions:
         for name in ("steps", "warmup_steps", "decay_steps", "save_every", "eval_every", "threads", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
         if not self.steps and not self.epochs > 0:
             raise ValueError("give the number of steps, or epochs above 0")
