@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import httpx
 import pytest
@@ -248,3 +251,22 @@ def test_ten_thousand_dropped_streams_take_no_memory(start: Callable[..., Runnin
     for _ in range(10):
         drop(1000)
     assert _rss_bytes() - before < 20 << 20
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [("/v1/embeddings", {"input": "a"}), ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": 1})],
+    ids=["embeddings", "echo"],
+)
+def test_work_ends_when_its_client_hangs_up(start: Callable[..., Running], path: str, body: dict[str, Any]):
+    engine = StubEngine()
+    asked, ended = threading.Event(), threading.Event()
+    endless: Future[Any] = Future()
+    engine.embed = engine.prompt_logprobs = lambda *arguments: (asked.set(), endless)[1]
+    endless.add_done_callback(lambda future: ended.set())
+    data = json.dumps(body).encode()
+    head = HEAD.replace(CHAT.encode(), path.encode()) + f"Content-Length: {len(data)}\r\n\r\n".encode()
+    with connected(start(engine)) as connection:
+        connection.sendall(head + data)
+        assert asked.wait(60)
+    assert ended.wait(60) and endless.cancelled()
