@@ -268,15 +268,15 @@ void Model::prepare_slice(const Linear& next, const float* x, int tokens, int to
       kernels_.quantize(x, first, last, G, activations(columns_of(next), G, tokens, thread), token);
   }
   if (uses_kind(next, WeightKind::kBfloat16)) {
-    kernels_.prepare_pairs(x, first, last, float_inputs(nullptr, 0, true, tokens, thread), token);
+    kernels_.prepare_pairs(x, first, last, float_inputs(x, 0, tokens, thread), token);
   }
 }
 
-// Inputs x (T, stride), or what is kept of them for weights in bfloat16: of a single token every thread has its own.
-FloatInputs Model::float_inputs(const float* x, size_t stride, bool is_bfloat16, int tokens, int thread) const {
-  const size_t widest = static_cast<size_t>(workspace_->widest);
+// Inputs x (T, stride), and where their pairs are kept: of a single token every thread has its own.
+FloatInputs Model::float_inputs(const float* x, size_t stride, int tokens, int thread) const {
+  const size_t pair_stride = static_cast<size_t>(workspace_->widest);
   const size_t row = tokens > 1 ? 0 : static_cast<size_t>(thread);
-  return {x, workspace_->pairs.data() + row * widest, is_bfloat16 ? widest : stride};
+  return {x, stride, workspace_->pairs.data() + row * pair_stride, pair_stride};
 }
 
 Activations Model::activations(int columns, int G, int tokens, int thread) const {
@@ -306,8 +306,7 @@ void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tok
     const Output to{out, stride, weight.rows, is_residual, shape_.residual_scale};
     out += weight.rows;
     if (!weight.is_integer()) {
-      const bool is_bfloat16 = weight.kind == WeightKind::kBfloat16;
-      const FloatInputs inputs = float_inputs(x, x_stride, is_bfloat16, tokens, thread);
+      const FloatInputs inputs = float_inputs(x, x_stride, tokens, thread);
       const size_t rows = (tokens > 1 ? kFloatChunkBytes : kChunkBytes) / weight.row_bytes();
       float* sums = w.float_sums.data() + w.float_sums_stride * thread;
       for_chunks(weight.rows, larger(8, smaller(kMostFloatRows, static_cast<int>(rows) / 8 * 8)), thread,

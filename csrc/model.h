@@ -93,7 +93,7 @@ class Model {
   static float* own_row(float* rows, int stride, int tokens, int thread);
   void apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
              bool is_residual, int thread);
-  FloatInputs float_inputs(const float* x, size_t stride, bool is_bfloat16, int tokens, int thread) const;
+  FloatInputs float_inputs(const float* x, size_t stride, int tokens, int thread) const;
   void attend(const Batch& batch, int layer, int thread);
   AttentionJob attention_job(const Row& row, const Batch& batch, int layer, int head, int heads, int thread) const;
   int heads_per_unit(const Batch& batch) const;

@@ -61,12 +61,13 @@ struct Activations {
   int32_t* tile_starts(int tile) const { return starts + static_cast<size_t>(tile) * width * groups; }
 };
 
-// Inputs of float weights (T, stride), each row followed by zeros up to a multiple of 32: as they are or, for weights
-// in bfloat16, as pairs rounded to it, in the form and with the numbers (of at most 4 bytes) of the instruction set.
+// Inputs of float weights, a token's followed by zeros up to a multiple of 32: as they are, and for weights in bfloat16
+// rounded to it, as pairs, in the form and with the numbers (of at most 4 bytes) of the instruction set.
 struct FloatInputs {
   const float* floats;
-  void* pairs;
   size_t stride;
+  void* pairs;
+  size_t pair_stride;  // in inputs, too
 };
 
 // Where a product (T, N) goes: out[t * stride + n] = y, or += y * residual_scale.

@@ -441,7 +441,7 @@ static void linear_rows(const Weight& weight, const FloatInputs& x, int tokens, 
   switch (weight.kind) {
     case WeightKind::kBfloat16: {
       auto* pairs = static_cast<typename V::PairInput*>(x.pairs);
-      return linear_rows_of<V, WeightKind::kBfloat16>(weight, pairs, x.stride, tokens, first, last, to, sums);
+      return linear_rows_of<V, WeightKind::kBfloat16>(weight, pairs, x.pair_stride, tokens, first, last, to, sums);
     }
     case WeightKind::kHalf:
       return linear_rows_of<V, WeightKind::kHalf>(weight, x.floats, x.stride, tokens, first, last, to, sums);
@@ -453,7 +453,7 @@ static void linear_rows(const Weight& weight, const FloatInputs& x, int tokens, 
 // Rounded to bfloat16, to nearest, ties to even; subnormal numbers to zero.
 template <class V>
 static void prepare_pairs(const float* x, int first, int last, const FloatInputs& to, int token) {
-  auto* pairs = static_cast<typename V::PairInput*>(to.pairs) + static_cast<size_t>(token) * to.stride;
+  auto* pairs = static_cast<typename V::PairInput*>(to.pairs) + static_cast<size_t>(token) * to.pair_stride;
   for (int k = first; k < last; k += 2 * kLanes) {
     uint32_t words[2 * kLanes] = {};
     for (int i = 0; i < smaller(2 * kLanes, last - k); ++i) {

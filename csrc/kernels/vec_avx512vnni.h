@@ -7,15 +7,15 @@
 #include <cstring>
 #include <utility>
 
-struct Avx512Vnni {
+#include "kernels/split_pairs.h"
+
+struct Avx512Vnni : SplitPairs<Avx512Vnni> {
   using F = __m512;
   using I = __m512i;
   using Bytes = __m512i;
   using Weights8 = __m512i;
-  using PairInput = float;
   using PairPart = F;
 
-  static constexpr int kPairParts = 2;
   static constexpr int kFloatRows = 4;
   static constexpr int kFloatTokens = 6;
   static constexpr int kDirectWidth = 8;
@@ -83,14 +83,6 @@ struct Avx512Vnni {
   static I magnitude_bits(F x) { return _mm512_and_si512(_mm512_castps_si512(x), set1_int(0x7fffffff)); }
   static F power_of_two(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, set1_int(127)), 23)); }
 
-  static void store_pairs(const uint32_t* words, float* out) {
-    for (int i = 0; i < 16; ++i) std::memcpy(out + i, words + 2 * i + 1, sizeof *out);
-    for (int i = 0; i < 16; ++i) std::memcpy(out + i + 16, words + 2 * i, sizeof *out);
-  }
-  template <int part>
-  static F input_part(const float* p) {
-    return load(p + 16 * part);
-  }
   template <int part>
   static F weight_part(const uint16_t* p) {
     const __m512i pairs = _mm512_loadu_si512(p), second = set1_int(static_cast<int32_t>(0xffff0000));

@@ -23,8 +23,9 @@
 #include <utility>
 
 #include "float16.h"
+#include "kernels/split_pairs.h"
 
-struct Generic {
+struct Generic : SplitPairs<Generic> {
   struct F {
     float lane[16];
   };
@@ -35,10 +36,8 @@ struct Generic {
     uint8_t byte[64];
   };
   using Weights8 = Bytes;
-  using PairInput = float;
   using PairPart = F;
 
-  static constexpr int kPairParts = 2;
   static constexpr int kFloatRows = 2;
   static constexpr int kFloatTokens = 2;
   static constexpr int kDirectWidth = 4;
@@ -145,14 +144,6 @@ struct Generic {
     return each([&](int i) { return float_from_bits((static_cast<uint32_t>(n.lane[i]) + 127u) << 23); });
   }
 
-  static void store_pairs(const uint32_t* words, float* out) {
-    for (int i = 0; i < 16; ++i) out[i] = float_from_bits(words[2 * i + 1]);
-    for (int i = 0; i < 16; ++i) out[i + 16] = float_from_bits(words[2 * i]);
-  }
-  template <int part>
-  static F input_part(const float* p) {
-    return load(p + 16 * part);
-  }
   template <int part>
   static F weight_part(const uint16_t* p) {
     // By words: GCC 12 vectorizes loads of every second number into loads of others.

@@ -13,9 +13,10 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/split_pairs.h"
 #include "kernels/unroll.h"
 
-struct NeonDot {
+struct NeonDot : SplitPairs<NeonDot> {
   struct F {
     float32x4_t a, b, c, d;  // lanes 0 .. 3, 4 .. 7, 8 .. 11, 12 .. 15
   };
@@ -29,10 +30,8 @@ struct NeonDot {
     int8x16_t a, b, c, d;
   };
 
-  using PairInput = float;
   using PairPart = F;
 
-  static constexpr int kPairParts = 2;
   static constexpr int kFloatRows = 2;
   static constexpr int kFloatTokens = 2;
   // Of 32 registers a tile of 4 tokens has 16 for its sums and 4 for weights.
@@ -134,14 +133,6 @@ struct NeonDot {
   static I magnitude_bits(F x) { return {magnitudes(x.a), magnitudes(x.b), magnitudes(x.c), magnitudes(x.d)}; }
   static F power_of_two(I n) { return {powers(n.a), powers(n.b), powers(n.c), powers(n.d)}; }
 
-  static void store_pairs(const uint32_t* words, float* out) {
-    for (int i = 0; i < 16; ++i) std::memcpy(out + i, words + 2 * i + 1, sizeof *out);
-    for (int i = 0; i < 16; ++i) std::memcpy(out + i + 16, words + 2 * i, sizeof *out);
-  }
-  template <int part>
-  static F input_part(const float* p) {
-    return load(p + 16 * part);
-  }
   template <int part>
   static F weight_part(const uint16_t* p) {
     return {pair_part<part>(p), pair_part<part>(p + 8), pair_part<part>(p + 16), pair_part<part>(p + 24)};

@@ -7,7 +7,9 @@
 #include <cstring>
 #include <utility>
 
-struct Ymm {
+#include "kernels/split_pairs.h"
+
+struct Ymm : SplitPairs<Ymm> {
   struct F {
     __m256 low, high;
   };
@@ -15,10 +17,8 @@ struct Ymm {
     __m256i low, high;
   };
   using Bytes = I;
-  using PairInput = float;
   using PairPart = F;
 
-  static constexpr int kPairParts = 2;
   static constexpr int kFloatRows = 2;
   static constexpr int kFloatTokens = 2;
   static constexpr int kDirectWidth = 4;
@@ -119,14 +119,6 @@ struct Ymm {
             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.high, bias), 23))};
   }
 
-  static void store_pairs(const uint32_t* words, float* out) {
-    for (int i = 0; i < 16; ++i) std::memcpy(out + i, words + 2 * i + 1, sizeof *out);
-    for (int i = 0; i < 16; ++i) std::memcpy(out + i + 16, words + 2 * i, sizeof *out);
-  }
-  template <int part>
-  static F input_part(const float* p) {
-    return load(p + 16 * part);
-  }
   template <int part>
   static F weight_part(const uint16_t* p) {
     return {pair_part<part>(load256(p)), pair_part<part>(load256(p + 16))};
