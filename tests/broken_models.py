@@ -28,6 +28,16 @@ CHATML = (
     "<|im_start|>assistant\n"
 )
 
+# What sound and broken models are asked, to be read and to be answered.
+TEXTS = (
+    "Pip was a brave little owl who lived by a quiet river. Every summer the others swam in the lake, but Pip stayed "
+    'on the sand. "I can teach you," said his friend Nala the otter. Pip went in up to his knees, and then he stopped. '
+    'He was scared. "Just try a little every day," said Nala.',
+    "<用户>讲个故事<AI>",
+    "  two\n\nlines 12",
+)
+QUESTION = "What does a nurse do?"
+
 Fields = dict[str, Field]
 
 

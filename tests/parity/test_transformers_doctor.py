@@ -17,22 +17,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from broken_models import FOLDER_FAULTS, as_floats, nano_of_2024, spoil
+from broken_models import FOLDER_FAULTS, QUESTION, TEXTS, as_floats, nano_of_2024, spoil
 from minicpm.cli.main import main
 from minicpm.tokenizer import Tokenizer
 from small_models import WIDE, random_weights, write_model
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
-
-TEXTS = (
-    "Pip was a brave little owl who lived by a quiet river. Every summer the others swam in the lake, but Pip stayed "
-    'on the sand. "I can teach you," said his friend Nala the otter. Pip went in up to his knees, and then he stopped. '
-    'He was scared. "Just try a little every day," said Nala.',
-    "<用户>讲个故事<AI>",
-    "  two\n\nlines 12",
-)
-QUESTION = "What does a nurse do?"
 
 # What a user sees of a fault, in transformers as it comes ("plain") or with minicpm.models ("ours").
 SEEN = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from environments import needing, python_of
 from minicpm.engine.backend import Row
 from minicpm.engine.llm import LLM
 from minicpm.engine.numpy import NumpyBackend
@@ -20,13 +21,9 @@ from minicpm.quant.format import IntWeight, read_weight
 from minicpm.quant.gguf import write_gguf
 from small_models import WIDE, random_weights, write_model
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-llamacpp" / "bin" / "python"
+PYTHON = python_of("llamacpp")
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.skipif(not PYTHON.exists(), reason="llama.cpp is not there (make peers sets .venv-llamacpp up)"),
-]
+pytestmark = needing("llamacpp", "llama.cpp")
 
 TEXTS = (
     "Which city is the capital of China?",

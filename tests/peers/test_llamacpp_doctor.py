@@ -10,27 +10,15 @@ from typing import Any
 
 import pytest
 
-from broken_models import GGUF_FAULTS, broken_gguf, nano_of_2024, wide_nano
+from broken_models import GGUF_FAULTS, QUESTION, TEXTS, broken_gguf, nano_of_2024, wide_nano
+from environments import needing, python_of
 from minicpm.cli.main import main
 from minicpm.quant.gguf import write_gguf
 from small_models import WIDE, random_weights, write_model
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-llamacpp" / "bin" / "python"
+PYTHON = python_of("llamacpp")
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.skipif(not PYTHON.exists(), reason="llama.cpp is not there (make peers sets .venv-llamacpp up)"),
-]
-
-TEXTS = (
-    "Pip was a brave little owl who lived by a quiet river. Every summer the others swam in the lake, but Pip stayed "
-    'on the sand. "I can teach you," said his friend Nala the otter. Pip went in up to his knees, and then he stopped. '
-    'He was scared. "Just try a little every day," said Nala.',
-    "<用户>讲个故事<AI>",
-    "  two\n\nlines 12",
-)
-QUESTION = "What does a nurse do?"
+pytestmark = needing("llamacpp", "llama.cpp")
 
 # What a user sees of a fault, and nothing else of what is looked at.
 SEEN = {

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
+from environments import ROOT, needing, python_of
 from minicpm.engine.backend import Row
 from minicpm.engine.numpy import NumpyBackend
 from minicpm.formats.checkpoint import open_checkpoint
@@ -22,13 +23,9 @@ from minicpm.quant.gguf import write_gguf
 from minicpm.quant.quality import Comparison
 from small_models import write_model
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-llamacpp" / "bin" / "python"
+PYTHON = python_of("llamacpp")
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.skipif(not PYTHON.exists(), reason="llama.cpp is not there (make peers sets .venv-llamacpp up)"),
-]
+pytestmark = needing("llamacpp", "llama.cpp")
 
 # llama_ftype of presets; docs/formats.md has the table. A preset names its main type only: a file of Q2_K holds Q3_K,
 # Q4_K, Q4_0 and a Q6_K embedding, too.

@@ -9,21 +9,18 @@ from pathlib import Path
 import pytest
 
 from broken_models import as_floats, nano_of_2024, spoil
+from environments import needing, python_of
 from minicpm.cli.main import main
 from minicpm.formats.convert import convert
 from minicpm.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-mlx" / "bin" / "python"
+PYTHON = python_of("mlx")
 TEXT = (
     "Pip was a brave little owl who lived by a quiet river. Every summer the others swam in the lake, but Pip stayed "
     "on the sand."
 )
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.skipif(not PYTHON.exists(), reason="mlx-lm is not there (make peers sets .venv-mlx up)"),
-]
+pytestmark = needing("mlx", "mlx-lm")
 
 
 @pytest.fixture(scope="module")

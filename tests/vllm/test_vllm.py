@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 import pytest
 
+from environments import ROOT, needing, python_of
 from minicpm import LLM
 from minicpm.demo.vllm import VllmOptions, running_vllm
 from minicpm.formats.checkpoint import open_checkpoint
@@ -34,14 +35,10 @@ from minicpm.quant.folder import quantize_folder
 from minicpm.sampling import SamplingParams
 from small_models import write_model
 
-ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "vllm.md"
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+PYTHON = python_of("vllm")
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not there (make vllm sets .venv-vllm up)"),
-]
+pytestmark = needing("vllm", "vLLM", mark="vllm", target="vllm")
 
 # vLLM's attention for the CPU has no heads of 16: two of 64 here.
 TINY = DecoderConfig(

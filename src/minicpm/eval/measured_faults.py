@@ -23,7 +23,7 @@ from minicpm.eval.foresight import chosen, logits_of
 from minicpm.eval.passages import passages
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.faults import DIM_MODEL_BASE, ROPE_THETA, SCALE_DEPTH, SCALE_EMB, Correction, Fault
+from minicpm.formats.faults import DIM_MODEL_BASE, ROPE_THETA, SCALE_DEPTH, SCALE_EMB, SCALES_SYMPTOM, Correction, Fault
 from minicpm.formats.gguf_model import published_rows, rows_to_store
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import IntWeight, read_weight
@@ -155,8 +155,7 @@ def _faults(checkpoint: Checkpoint, best: Correction, told: str, can_reorder_row
                 "lost-scales",
                 f"scale_emb {config.scale_emb:g}, scale_depth {config.scale_depth:g} and dim_model_base "
                 f"{config.dim_model_base} are not what the weights were trained with: {told}",
-                "garbage from the first word on: without its constants MiniCPM is another function (model_type llama "
-                "does not make it one)",
+                f"{SCALES_SYMPTOM} (model_type llama does not make it one)",
                 f"the constants of MiniCPM-1B and 2B of 2024 ({SCALE_EMB}, {SCALE_DEPTH}, {DIM_MODEL_BASE})",
             )
         )

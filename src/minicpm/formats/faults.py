@@ -25,6 +25,12 @@ TEMPLATE_SYMPTOM = (
     "chat programs put {found} around a question, which the model never saw: it rambles, answers beside the point, or "
     "does not stop"
 )
+SCALES_SYMPTOM = "garbage from the first word on: without its constants MiniCPM is another function"
+SCALES_CURE = (
+    f"the constants of MiniCPM-1B and 2B of 2024 (scale_emb {SCALE_EMB}, scale_depth {SCALE_DEPTH}, "
+    f"dim_model_base {DIM_MODEL_BASE}); a model trained with others "
+)
+ROPE_CURE = f"{ROPE_THETA:g}, the base of every MiniCPM-1B and 2B of 2024 but the 128k one"
 TEMPLATE_CURE = "MiniCPM's own template (<用户>question<AI>)"
 
 

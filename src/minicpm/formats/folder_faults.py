@@ -22,9 +22,12 @@ from minicpm.formats.compressed_tensors import PACKED, SCALE
 from minicpm.formats.config import MAX_CONFIG_BYTES, MUP_KEYS, DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.faults import (
     DIM_MODEL_BASE,
+    ROPE_CURE,
     ROPE_THETA,
     SCALE_DEPTH,
     SCALE_EMB,
+    SCALES_CURE,
+    SCALES_SYMPTOM,
     Correction,
     Examination,
     Fault,
@@ -201,9 +204,8 @@ class FolderExamination(Examination):
             Fault(
                 "missing-mup",
                 f"{CONFIG} has no {', '.join(missing)}",
-                "garbage from the first word on: without its constants MiniCPM is another function",
-                f"the constants of MiniCPM-1B and 2B of 2024 (scale_emb {SCALE_EMB}, scale_depth {SCALE_DEPTH}, "
-                f"dim_model_base {DIM_MODEL_BASE}); a model trained with others needs its own config.json",
+                SCALES_SYMPTOM,
+                SCALES_CURE + "needs its own config.json",
             )
         )
 
@@ -218,7 +220,7 @@ class FolderExamination(Examination):
                 f"{CONFIG} has no rope_theta, as the releases of 2024",
                 "right in transformers, whose default is MiniCPM's; mlx-lm takes 1e6 and answers worse the longer the "
                 "text",
-                f"{ROPE_THETA:g}, the base of every MiniCPM-1B and 2B of 2024 but the 128k one",
+                ROPE_CURE,
             )
         )
 

@@ -18,10 +18,9 @@ from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import llama
 from minicpm.formats.convert import require_disk
 from minicpm.formats.faults import (
-    DIM_MODEL_BASE,
+    ROPE_CURE,
     ROPE_THETA,
-    SCALE_DEPTH,
-    SCALE_EMB,
+    SCALES_CURE,
     Correction,
     Examination,
     Fault,
@@ -118,8 +117,7 @@ class GgufExamination(Examination):
                 f"{', '.join(self._key(key) for key in missing)} missing, as in files of early 2024",
                 "greedy answers look right, but sampling gives confused text and perplexity is absurd: today's "
                 "llama.cpp takes a default it then divides by, and logits of MiniCPM-2B come out 81 times too large",
-                f"the constants of MiniCPM-1B and 2B of 2024 (scale_emb {SCALE_EMB}, scale_depth {SCALE_DEPTH}, "
-                f"dim_model_base {DIM_MODEL_BASE}); a model trained with others must be converted from its folder",
+                SCALES_CURE + "must be converted from its folder",
             )
         )
 
@@ -133,7 +131,7 @@ class GgufExamination(Examination):
                 f"{self._key('rope.freq_base')} is missing",
                 "right in llama.cpp, whose default is MiniCPM's; programs with another default (1e6) answer worse the "
                 "longer the text",
-                f"{ROPE_THETA:g}, the base of every MiniCPM-1B and 2B of 2024 but the 128k one",
+                ROPE_CURE,
             )
         )
 
