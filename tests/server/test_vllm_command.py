@@ -101,6 +101,7 @@ def test_a_server_ends_with_the_signal_that_its_parent_gets():
         (("--tensor-parallel-size", "2"), "--tensor-parallel-size is for --backend vllm"),
         (("--backend", "vllm", "--grace", "3"), "--grace is for our own server"),
         (("--backend", "vllm", "--threads", "3"), "--threads is for our own server"),
+        (("--backend", "vllm", "--threads", "256"), "--threads is for our own server"),  # another option's default
     ],
 )
 def test_options_of_the_other_server_are_refused(capsys: pytest.CaptureFixture[str], arguments, expected):

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from minicpm.server.settings import Settings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Options that only our own server has, and what they are where nobody gives them.
+_OURS_ALONE = {
+    "queue_limit": 256,
+    "timeout": 3600.0,
+    "grace": 30.0,
+    "allowed_host": None,
+    "device": "auto",
+    "threads": None,
+    "no_lookup": False,
+}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -50,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch", type=count, metavar="N", help="answers written at once (default: 8; vLLM: its own)"
     )
     engine.add_argument(
-        "--queue-limit", type=count, default=256, metavar="N", help="answers that may wait; more get 429 (default: 256)"
+        "--queue-limit",
+        type=count,
+        default=_OURS_ALONE["queue_limit"],
+        metavar="N",
+        help="answers that may wait; more get 429 (default: 256)",
     )
     engine.add_argument(
         "--kv-cache-size",
@@ -59,10 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory for keys and values, such as 2GB (default: as far as memory is free, for --max-batch contexts)",
     )
     engine.add_argument(
-        "--timeout", type=float, default=3600.0, metavar="S", help="longest time of one answer (default: 3600)"
+        "--timeout",
+        type=float,
+        default=_OURS_ALONE["timeout"],
+        metavar="S",
+        help="longest time of one answer (default: 3600)",
     )
     engine.add_argument(
-        "--grace", type=float, default=30.0, metavar="S", help="what a shutdown waits for answers (default: 30)"
+        "--grace",
+        type=float,
+        default=_OURS_ALONE["grace"],
+        metavar="S",
+        help="what a shutdown waits for answers (default: 30)",
     )
     access = parser.add_argument_group("who may ask")
     access.add_argument(
@@ -133,8 +155,8 @@ def _hand_over(args: argparse.Namespace, settings: Settings) -> int:
     from minicpm.cli.progress import TerminalProgress
     from minicpm.server.vllm import VllmServer, serve
 
-    for name in ("queue_limit", "timeout", "grace", "allowed_host", "device", "threads", "no_lookup"):
-        if getattr(args, name) not in (None, False, "auto", 256, 3600.0, 30.0):
+    for name, default in _OURS_ALONE.items():
+        if getattr(args, name) != default:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for our own server; vLLM's has its own, to be given after --"
             )
