@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("minicpm", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 SAMPLE_INTERVAL_S = 0.02
 
@@ -101,7 +103,7 @@ def write_results(name: str, rows: list[dict[str, object]], note: str, **more: o
     path = RESULTS / f"{name}.json"
     content = {
         "benchmark": name,
-        "command": " ".join(["python", *[Path(sys.argv[0]).as_posix(), *sys.argv[1:]]]),
+        "command": shlex.join(["python", *map(_portable, sys.argv)]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "note": note,
@@ -112,6 +114,15 @@ def write_results(name: str, rows: list[dict[str, object]], note: str, **more: o
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def _portable(word: str) -> str:
+    """An argument as anyone may type it: of an absolute path what lies in this checkout, or else its name."""
+    option, equals, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    return option + equals + (path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name)
 
 
 def row(what: str, cost: Cost, **more: object) -> dict[str, object]:

@@ -83,7 +83,7 @@ def logits(backend: Backend, texts: Sequence[Sample]) -> Iterator[Floats]:
 def opened(folder: Path) -> Backend:
     """The engine that users have: native where it is built, numpy with the same bits where it is not."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
-        return NativeBackend(checkpoint) if native.why_missing() is None else NumpyBackend(checkpoint)
+        return NativeBackend(checkpoint) if native.why_missing() is None else NumpyBackend(checkpoint, is_exact=True)
 
 
 def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> Backend:
@@ -141,7 +141,7 @@ class Bench:
         """Weights that are not quantized, as the native engine runs them: keys and values are int8."""
         folder = self.work / dtype
         convert(self.work / "float", folder, to="hf", dtype=dtype)
-        return {"preset": dtype, "outlier_scale": 1, **numbers(self.compare(NativeBackend(open_checkpoint(folder))))}
+        return {"preset": dtype, "outlier_scale": 1, **numbers(self.compare(opened(folder)))}
 
     def part_rows(self, preset: str, scale: float) -> Iterator[dict[str, object]]:
         """The same with more and more rounded."""

@@ -130,3 +130,13 @@ def test_the_readme_quotes_the_tables_of_the_peers_and_nothing_else():
     assert all(str(value) in shown for row in rows for key, value in row.items() if "fastest peer" in key)
     with pytest.raises(ValueError, match="no lines"):
         report.with_peers("# A README without borders", results)
+
+
+def test_a_recorded_command_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import costs
+
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    script, inside = str(BENCHMARKS / "x.py"), str(BENCHMARKS.parent / "runs" / "2b")
+    monkeypatch.setattr(sys, "argv", [script, "--folder", inside, "--peer", f"vllm={tmp_path}/python", "--only", "a b"])
+    recorded = json.loads(costs.write_results("x", [], "").read_text(encoding="utf-8"))["command"]
+    assert recorded == "python benchmarks/x.py --folder runs/2b --peer vllm=python --only 'a b'"
