@@ -71,6 +71,11 @@ class Entrant:
     def is_ours(self) -> bool:
         return self.script == "minicpm_llm.py"
 
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+        return next((bits for name, bits in (("int4", 4), ("int8", 8)) if self.model.startswith(name)), 16)
+
 
 OURS = Path(sys.executable)
 LLAMA, VLLM = ROOT / ".venv-llamacpp" / "bin" / "python", ROOT / ".venv-vllm" / "bin" / "python"
@@ -87,10 +92,10 @@ ENTRANTS = (
         arguments=("plain-attention",),
         starts=3,
     ),
-    Entrant("vllm bf16", "vllm_cpu.py", "granite", VLLM, 12 * GB),
+    Entrant("vllm bf16", "vllm_cpu.py", "granite", VLLM, 11.5 * GB),
     Entrant("transformers bf16", "transformers_cpu.py", "granite", OURS, 8 * GB),
     Entrant("llama.cpp Q4_0, head Q8_0", "llamacpp.py", "int4.gguf", LLAMA, 5.7 * GB, starts=3, is_extra=True),
-    Entrant("minicpm int8", "minicpm_llm.py", "int8", OURS, 4 * GB, preset="int8", starts=3, is_extra=True),
+    Entrant("minicpm int8", "minicpm_llm.py", "int8", OURS, 3.5 * GB, preset="int8", starts=3, is_extra=True),
     Entrant("minicpm bf16", "minicpm_llm.py", "bf16", OURS, 6.5 * GB, preset="bfloat16", starts=3, is_extra=True),
     Entrant("llama.cpp Q8_0", "llamacpp.py", "int8.gguf", LLAMA, 7 * GB, starts=3, is_extra=True),
     Entrant("llama.cpp BF16", "llamacpp.py", "bf16.gguf", LLAMA, 8 * GB, starts=3, is_extra=True),
@@ -415,8 +420,7 @@ def point_row(
         ratios = dict(ratios_to_peers(point, preset, done))
         if ratios:
             name = min(ratios, key=lambda peer: ratios[peer])
-            row["fastest peer"] = name
-            row[f"{preset} / fastest peer"] = round(ratios[name], 2)
+            row[f"{preset} / fastest peer"] = f"{ratios[name]:.2f} ({name})"
     for running in entries:
         if running.entrant.preset:
             row[f"{running.entrant.preset}, of peak"] = percent(part_of_peak(running, point, config, paths))
@@ -428,9 +432,11 @@ def percent(part: float | None) -> str:
 
 
 def ratios_to_peers(point: str, preset: str, done: Sequence[tuple[int, Running]]) -> Iterator[tuple[str, float]]:
+    """Ours over every peer whose weights have no fewer bits: what has fewer to read is no peer of a wide preset."""
     less_is_better = point.startswith("verify")
+    bits = next(running.entrant.bits for _, running in done if running.entrant.preset == preset)
     for group, running in done:
-        if running.entrant.is_ours or point not in running.windows:
+        if running.entrant.is_ours or point not in running.windows or running.entrant.bits < bits:
             continue
         same = [o for g, o in done if o.entrant.preset == preset and point in o.windows]
         beside = [o for g, o in done if g == group and o in same] or same

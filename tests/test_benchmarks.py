@@ -76,6 +76,17 @@ def test_a_ratio_is_of_medians_of_windows_that_took_turns():
     assert dict(ratios_to_peers("decode 4000", "int4-small", done)) == {}
 
 
+def test_weights_of_fewer_bits_are_no_peer():
+    from versus_peers import ratios_to_peers
+
+    done = [
+        (0, running("minicpm bf16", "bfloat16", decode_0=[5.0])),
+        (0, running("llama.cpp Q8_0", None, decode_0=[10.0])),
+        (0, running("llama.cpp BF16", None, decode_0=[4.0])),
+    ]
+    assert dict(ratios_to_peers("decode 0", "bfloat16", done)) == {"llama.cpp BF16": 1.25}
+
+
 def test_a_ratio_of_costs_is_turned_round():
     from versus_peers import ratios_to_peers
 
