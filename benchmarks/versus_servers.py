@@ -227,10 +227,10 @@ def free_port() -> int:
         return port
 
 
-def is_ready(port: int) -> bool:
+def is_ready(port: int, path: str = "/v1/models") -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             return b" 200 " in connection.recv(64)
     except OSError:
         return False

@@ -120,7 +120,7 @@ def _environment(server: VllmServer) -> dict[str, str]:
 
 def _watched(words: list[str], environment: dict[str, str]) -> int:
     """Run a command; SIGTERM and Ctrl-C are its to obey, and it does not outlive this process's end."""
-    process = subprocess.Popen(words, env=environment)
+    process = subprocess.Popen(words, env=environment, process_group=0)
     try:
         with _passing_on(process):
             return process.wait()
@@ -130,21 +130,21 @@ def _watched(words: list[str], environment: dict[str, str]) -> int:
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # vLLM's workers, too
                 process.wait()
+
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextmanager
 def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A terminal's Ctrl-C reaches the child by itself; SIGTERM to us alone is handed down."""
+    """Every signal that ends a program reaches the child once: a terminal sends them to our process group alone."""
 
     def hand_down(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, hand_down),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    }
+    before = {number: signal.signal(number, hand_down) for number in _ENDING}
     try:
         yield
     finally:
