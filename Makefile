@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
 .PHONY: help setup chat test test-slow test-peers test-vllm test-browser test-arm test-wheel check format bench peers vllm clients native \
-	native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
+	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
@@ -20,6 +20,7 @@ help:
 	@echo "make native-sanitize           its tests under the address and undefined sanitizers"
 	@echo "make native-thread-sanitize    its tests under the thread sanitizer"
 	@echo "make test-arm                  its ARM kernels, cross-compiled and emulated by qemu"
+	@echo "make isa-matrix                what was proved of every set of kernels, ARM's included, into docs/numerics.md"
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
@@ -176,7 +177,16 @@ ARM_TOOLS := aarch64-linux-gnu-g++ qemu-aarch64-static
 test-arm: setup
 	@for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || { \
 	  echo "make test-arm needs $$tool; on Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2; exit 1; }; done
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m arm tests/arm
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m arm tests/arm $(ARM_RECORD)
+
+# Written anew where this machine has the kernels; of others the record keeps what their machines proved.
+ISA_RECORD := --isa-record tests/data/isa_matrix.json
+
+isa-matrix: setup
+	$(BIN)/python -m pytest -q tests/engine/test_native.py tests/engine/test_numpy.py tests/test_sampling_native.py \
+	  tests/test_sampling.py $(ISA_RECORD)
+	$(MAKE) test-arm ARM_RECORD="$(ISA_RECORD)"
+	$(BIN)/python tests/isa_matrix.py
 
 # Damaged model files: docs/formats.md says what is promised, tests/fuzz/run.py how a finding is repeated.
 fuzz: setup

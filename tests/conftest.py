@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ("isa_matrix",)
+
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
 CONFIGS = TESTS / "data" / "configs"

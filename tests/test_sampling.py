@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
 from minicpm.errors import GenerationError
-from minicpm.sampling import PRESETS_2024, SampledToken, Sampler, SamplingParams, uniform53
+from minicpm.sampling import PRESETS_2024, SampledToken, Sampler, SamplingParams, draw_reference, uniform53
 
 PLAIN = SamplingParams(temperature=1.0, top_p=1.0, repetition_penalty=1.0)
 V = 122_753
@@ -149,6 +149,7 @@ logit_arrays = hnp.arrays(
 )  # fmt: skip
 
 
+@pytest.mark.proves("draws", isa="numpy")
 @settings(max_examples=250, deadline=None)
 @given(
     logits=logit_arrays,
@@ -168,6 +169,7 @@ def test_a_drawn_token_is_the_inverse_cdf_of_the_warped_scores(
     expected, distance = drawn_by_definition(scores, uniform53(seed, 0, position) / 2**53)
     assume(distance > 1e-6)
     assert Sampler(params, seed).sample(logits, position).token_id == expected
+    assert draw_reference(logits.copy(), params, seed, 0, position) == expected
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), PLAIN, PRESETS_2024["minicpm_chat"]], ids=["ours", "plain", "k"])

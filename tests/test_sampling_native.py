@@ -47,6 +47,7 @@ params_strategy = st.builds(
 )
 
 
+@pytest.mark.proves("draws")
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=200, deadline=None)
 @given(
@@ -67,6 +68,7 @@ def test_native_draws_are_those_of_the_reference(
     assert drawn(isa, scores, params, seed, choice, position) == expected
 
 
+@pytest.mark.proves("draws")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", ["equal", "few values", "flat", "usual", "wide"])
 def test_native_draws_from_a_whole_vocabulary_are_those_of_the_reference(isa: str, kind: str):

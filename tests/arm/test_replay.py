@@ -8,10 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import isa_matrix
 from minicpm import native
 
 ROOT = Path(__file__).parents[2]
@@ -50,16 +53,26 @@ def replay() -> Path:
     return build / "replay"
 
 
+@dataclass(frozen=True)
+class Cases:
+    """What the tests asked and got, and what of the kernels they proved thereby, each with the tests that did."""
+
+    path: Path
+    proved: dict[str, list[str]]
+
+
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the tests asked and got, with this machine's generic kernels; they have to pass."""
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    """Of this machine's generic kernels; the tests have to pass."""
     path = tmp_path_factory.mktemp("arm") / "cases.bin"
+    record = path.with_name("record.json")
     plugin = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([plugin, *filter(None, [os.environ.get("PYTHONPATH")])])}
     environment.pop("MINICPM_ISA", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "recorder", "--record", path]
-    subprocess.run([*command, "-k", RECORDED_TESTS, *RECORDED_FILES], check=True, cwd=ROOT, env=environment)
-    return path
+    command += ["--isa-record", record, "--isa-place", "here", "-k", RECORDED_TESTS]
+    subprocess.run([*command, *RECORDED_FILES], check=True, cwd=ROOT, env=environment)
+    return Cases(path, isa_matrix.read(record)["here"]["generic"])
 
 
 def replayed(replay: Path, cases: Path, processor: str) -> subprocess.CompletedProcess[str]:
@@ -74,8 +87,10 @@ def replayed(replay: Path, cases: Path, processor: str) -> subprocess.CompletedP
         ("cortex-a53", ["generic"]),
     ],
 )
-def test_an_emulated_processor_gives_the_bits_recorded_here(replay: Path, cases: Path, processor: str, isas: list[str]):
-    result = replayed(replay, cases, processor)
+def test_an_emulated_processor_gives_the_bits_recorded_here(
+    replay: Path, cases: Cases, processor: str, isas: list[str], record_property: Callable[[str, object], None]
+):
+    result = replayed(replay, cases.path, processor)
     assert result.returncode == 0, result.stderr
     first, *compared = result.stdout.splitlines()
     assert first.split() == isas
@@ -83,11 +98,15 @@ def test_an_emulated_processor_gives_the_bits_recorded_here(replay: Path, cases:
     for line in compared:
         numbers, draws = (int(word) for word in line.split() if word.isdecimal())
         assert numbers > 1_000_000 and draws > 100, line
+    for isa in isas:
+        for proved, tests in cases.proved.items():
+            for test in tests:
+                record_property("proves", (f"qemu {processor}", isa, proved, test))
 
 
-def test_one_wrong_bit_is_found(replay: Path, cases: Path, tmp_path: Path):
+def test_one_wrong_bit_is_found(replay: Path, cases: Cases, tmp_path: Path):
     """The file ends with a draw: its id, the last word, becomes the next one."""
-    wrong = bytearray(cases.read_bytes())
+    wrong = bytearray(cases.path.read_bytes())
     wrong[-8] ^= 1
     (tmp_path / "wrong.bin").write_bytes(wrong)
     result = replayed(replay, tmp_path / "wrong.bin", "cortex-a76")

@@ -91,6 +91,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 MODELS = ("odd-int4", "odd-int8", *(f"even-{preset}" for preset in PRESETS))
+PROVES_PRODUCTS = {bits: pytest.mark.proves(f"int{bits} products") for bits in (4, 8)}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,9 @@ def references(folders: dict[str, Path]) -> dict[str, NumpyBackend]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=PROVES_PRODUCTS[8 if name.endswith("int8") else 4]) for name in MODELS]
+)
 def test_every_preset_gives_numpys_bits_for_any_number_of_tokens(folders, references, name: str, isa: str):
     """One token, register tiles of every width, panels with and without a rest."""
     backend = load_native(folders[name], isa)
@@ -114,6 +117,7 @@ def test_every_preset_gives_numpys_bits_for_any_number_of_tokens(folders, refere
 FLOAT_CONFIGS = {"odd": ODD, "even": EVEN}
 
 
+@pytest.mark.proves("float weights")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("shape", FLOAT_CONFIGS)
@@ -126,6 +130,7 @@ def test_weights_that_are_not_quantized_give_numpys_bits(tmp_path: Path, shape: 
         assert same_bits(logits(load_native(folder, isa, threads), ids, chunks), expected), threads
 
 
+@pytest.mark.proves("float weights")
 @pytest.mark.parametrize("isa", ISAS)
 def test_wide_bfloat16_rows_give_numpys_bits(tmp_path: Path, isa: str):
     """Inputs so wide that many tokens take a row in several slabs."""
@@ -137,6 +142,7 @@ def test_wide_bfloat16_rows_give_numpys_bits(tmp_path: Path, isa: str):
     assert same_bits(logits(load_native(folder, isa, 2), ids, [1] * 20), expected)
 
 
+@pytest.mark.proves("not finite")
 @pytest.mark.parametrize("isa", ISAS)
 def test_what_is_not_finite_in_bfloat16_is_nan_where_numpy_has_nan(tmp_path: Path, isa: str):
     def damage(weights: dict[str, np.ndarray]) -> None:
@@ -220,6 +226,7 @@ def test_any_model_gives_numpys_bits(tmp_path_factory, config, linear, outer, co
     shutil.rmtree(root)
 
 
+@pytest.mark.proves("attention")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (5, 1)], ids=["a head each", "five share a head"])
 def test_long_texts_give_numpys_bits(tmp_path: Path, heads: int, kv_heads: int, isa: str):
@@ -279,6 +286,7 @@ def test_any_model_gives_its_own_bits_however_it_is_asked(tmp_path_factory, conf
     shutil.rmtree(root)
 
 
+@pytest.mark.proves("attention", "whole models")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("preset", ["int4", "int4-small", "int8"])
 def test_the_head_counts_of_minicpm_1b_give_numpys_bits(tmp_path: Path, preset: str, isa: str):
@@ -303,6 +311,7 @@ def test_the_head_counts_of_minicpm_1b_give_numpys_bits(tmp_path: Path, preset: 
     assert same_bits(logits(backend, ids, [1, 16, 20]), expected)
 
 
+@pytest.mark.proves("whole models")
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_built_in_model_gives_numpys_bits(isa: str):
     backend, reference = load_native(embedded.FOLDER, isa, 2), load_numpy(embedded.FOLDER)
@@ -314,7 +323,7 @@ def test_the_built_in_model_gives_numpys_bits(isa: str):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("end", ["lowest", "highest"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [pytest.param(bits, marks=PROVES_PRODUCTS[bits]) for bits in (4, 8)])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("shape", ["odd", "even"])
 def test_extreme_codes_do_not_saturate(
@@ -358,6 +367,7 @@ def test_tokens_without_any_weight_are_zeros(folders, tmp_path: Path, isa: str):
     assert same_bits(logits(load_native(tmp_path / "int4", isa), ids), logits(load_numpy(tmp_path / "int4"), ids))
 
 
+@pytest.mark.proves("not finite")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
 def test_what_is_not_finite_is_nan_where_numpy_has_nan(folders, tmp_path: Path, bad: float, isa: str):
@@ -378,6 +388,7 @@ def test_what_is_not_finite_is_nan_where_numpy_has_nan(folders, tmp_path: Path, 
     assert np.isnan(found[20:]).all()
 
 
+@pytest.mark.proves("not finite")
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path, isa: str):
     name = "model.embed_tokens.weight" + SCALE
@@ -391,6 +402,7 @@ def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path,
     assert np.isnan(found[20:]).all() and np.isnan(expected[20:]).all()
 
 
+@pytest.mark.proves("whole models")
 @pytest.mark.parametrize("isa", ISAS)
 def test_layers_of_mixed_kinds_give_numpys_bits(folders, tmp_path: Path, isa: str):
     """Weights that share an input in 4 bits, 8 bits and float, some with binary32 scales."""
@@ -414,6 +426,7 @@ def test_layers_of_mixed_kinds_give_numpys_bits(folders, tmp_path: Path, isa: st
         assert same_bits(logits(backend, some_ids(1, count)), logits(reference, some_ids(1, count)))
 
 
+@pytest.mark.proves("whole models")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 4.0}])
 def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, object], isa: str):
@@ -429,6 +442,7 @@ def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, 
 # --- the same bits as itself -------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("any threads and chunks")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ["odd-int4", "even-int8"])
 def test_threads_batches_chunks_and_forgotten_tokens_change_nothing(folders, name: str, isa: str):

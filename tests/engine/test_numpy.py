@@ -22,6 +22,7 @@ from minicpm.errors import GenerationError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.convert import convert
+from minicpm.formats.tensor import TensorView
 from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS, WEIGHT_TYPES, IntWeight, read_weight
 from tiny_models import EVEN, ODD, write_model
@@ -81,6 +82,7 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 class TestFloat32:
+    @pytest.mark.proves("whole models", isa="numpy")
     @pytest.mark.parametrize("name", ["minicpm2b_tied", "minicpm2b_untied_sharded"])
     def test_logits_equal_the_original_code(self, golden: Path, name: str):
         backend = load(golden / name)
@@ -122,6 +124,7 @@ class TestFloat32:
 # --- the same bits -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("any threads and chunks", isa="numpy")
 @pytest.mark.parametrize("name", INTEGER)
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
@@ -141,6 +144,7 @@ def test_decoding_one_by_one_equals_one_prefill(backends, name: str):
     assert same_bits(logits(backends[name], ids, [1] * 37), logits(backends[name], ids))
 
 
+@pytest.mark.proves("any threads and chunks", isa="numpy")
 @pytest.mark.parametrize("name", INTEGER)
 def test_a_ragged_batch_gives_the_bits_of_each_text_alone(backends, name: str):
     backend, random = backends[name], np.random.default_rng(2)
@@ -184,7 +188,9 @@ def test_text_is_the_same_alone_and_in_a_batch(golden: Path, tmp_path: Path):
 # --- the arithmetic against exact whole numbers and other definitions -------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    "bits", [pytest.param(b, marks=pytest.mark.proves(f"int{b} products", isa="numpy")) for b in (4, 8)]
+)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("G", [64, 128])
 def test_worst_case_sums_are_exact(bits: int, sign: int, G: int):
@@ -197,6 +203,7 @@ def test_worst_case_sums_are_exact(bits: int, sign: int, G: int):
     assert np.array_equal(IntLinear([kind.pack(codes, scales, G)], True)(x), np.full((2, 3), sums, np.float32))
 
 
+@pytest.mark.proves("int4 products", "int8 products", isa="numpy")
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
@@ -225,6 +232,30 @@ def test_a_linear_layer_is_the_documented_loop(seed: int, K: int, G: int, bits: 
             S = int((a * codes[n, part]).sum())
             y = y + (f32(S) * f32(scales[n, g])) * (m / f32(127))
         assert found[n] == y
+
+
+@pytest.mark.proves("float weights", isa="numpy")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("K", [1, 31, 32, 33, 100])
+def test_a_linear_layer_of_floats_is_the_documented_loop(dtype: str, K: int):
+    """docs/numerics.md section 3: lane by lane, of bfloat16 the second of every pair first."""
+    random, f32 = np.random.default_rng(K), np.float32
+    weights = TensorView.from_float32("w", random.standard_normal((2, K)).astype(np.float32), dtype)
+    x = random.standard_normal(K).astype(np.float32)
+    found = engine.LaneLinear(weights)(x[None])[0]
+    if dtype == "bfloat16":
+        x = TensorView.from_float32("x", x, "bfloat16").float32()
+        order = [(j, j // 2 % 16) for pair in range(0, K + K % 2, 2) for j in (pair + 1, pair)]
+    else:
+        order = [(j, j % 16) for j in range(K)]
+    for n, row in enumerate(weights.float32()):
+        lanes = [f32(0)] * 16
+        for k, lane in order:
+            if k < K:
+                lanes[lane] = lanes[lane] + x[k] * row[k]
+        for half in (8, 4, 2, 1):
+            lanes = [lanes[i] + lanes[i + half] for i in range(half)]
+        assert found[n] == lanes[0]
 
 
 def test_lane_sums_are_the_documented_loop():
@@ -283,6 +314,7 @@ def test_keys_are_stored_within_half_a_step(magnitude: float):
         assert (np.abs(found - x) <= steps * np.float32(0.5 + 127 * 2**-11)).all()
 
 
+@pytest.mark.proves("attention", isa="numpy")
 @pytest.mark.parametrize("T, D", [(1, 64), (40, 64), (35, 40), (17, 16)])
 def test_attention_is_the_documented_loop(T: int, D: int):
     """docs/numerics.md sections 7 and 8, one token after the other, for the last query of one head."""
@@ -367,6 +399,7 @@ def int8_attention(module, query, key, value, attention_mask, *, scaling, **kwar
     return out.transpose(1, 2), None
 
 
+@pytest.mark.proves("whole models", isa="numpy")
 @pytest.mark.parametrize("name", [name for name in INTEGER if not name.startswith("spiky")])
 def test_logits_differ_from_torch_on_dequantized_weights_no_more_than_activation_rounding_does(
     folders: dict[str, Path], backends, tmp_path: Path, name: str
@@ -440,6 +473,7 @@ def test_a_quantized_model_answers_without_importing_torch(golden: Path, tmp_pat
 # --- what it refuses ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("not finite", isa="numpy")
 @pytest.mark.parametrize("where", ["model.embed_tokens.weight_scale", "model.norm.weight"])
 def test_numbers_that_overflow_are_refused_when_sampled(folders: dict[str, Path], tmp_path: Path, where: str):
     import shutil
