@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+BLOCK_TOKENS = 16  # of the cache, as in docs/numerics.md, section 7
+
 
 class KVSequence:
     """Tokens of one text whose keys and values are held; where these lie is the backend's own class's to know."""
@@ -61,12 +63,18 @@ class KVCache(Protocol):
 
     tokens: int  # the budget
 
-    def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> KVSequence | None:
+    def open(
+        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+    ) -> KVSequence | None:
         """A sequence that may reach `planned_tokens`, and already holds what is cached of the prompt.
 
         None while open sequences leave too little of the budget. At least the prompt's last token is left to compute,
-        since its logits are needed. Only texts of the same rotary base share anything.
+        since its logits are needed. Only texts of the same rotary base share anything. With `keeps_all` it can be cut
+        back to any length; else, of a model with a sliding window, by a few tokens only.
         """
+
+    def held_tokens(self, planned_tokens: int) -> int:
+        """How many tokens of a text that may reach `planned_tokens` are held at once."""
 
     def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
         """Let an open sequence reach `planned_tokens`; False, and nothing changes, where others leave too little."""

@@ -17,17 +17,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Backend, CacheUsage, KVSequence
+from minicpm.engine.backend import BLOCK_TOKENS, Backend, CacheUsage, KVSequence
 from minicpm.errors import GenerationError, ModelError
-
-BLOCK_TOKENS = 16  # as in docs/numerics.md, section 7
 
 # An answer that memory would cut below this is refused rather than begun.
 SHORTEST_ANSWER_TOKENS = 64
 # Of the free memory, keys and values take no more than this; the rest is for a step's own numbers and other programs.
 MOST_OF_FREE_MEMORY = 0.8
 
-_ROOT = -1  # stands for the block before a text's first one
+ROOT = -1  # stands for the block before a text's first one
 
 
 def blocks_of(tokens: int) -> int:
@@ -35,11 +33,11 @@ def blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-def budget_tokens(backend: Backend, context_length: int, max_batch: int, kv_cache_bytes: int | None) -> int:
+def budget_tokens(backend: Backend, text_tokens: int, max_batch: int, kv_cache_bytes: int | None) -> int:
     """Tokens whose keys and values may be held at once for as long as a model is loaded, in whole blocks.
 
-    Without `kv_cache_bytes` there is room for `max_batch` contexts and for one more, so that a batch doesn't wipe out
-    what was computed before; less where less memory is free.
+    Without `kv_cache_bytes` there is room for `max_batch` texts of which `text_tokens` are held and for one more, so
+    that a batch doesn't wipe out what was computed before; less where less memory is free.
     """
     block_bytes = BLOCK_TOKENS * backend.cache_bytes_per_token
     if kv_cache_bytes is not None:
@@ -49,7 +47,7 @@ def budget_tokens(backend: Backend, context_length: int, max_batch: int, kv_cach
                 "give at least that, or leave it out"
             )
         return kv_cache_bytes // block_bytes * BLOCK_TOKENS
-    wanted = (max_batch + 1) * blocks_of(context_length) * BLOCK_TOKENS
+    wanted = (max_batch + 1) * blocks_of(text_tokens) * BLOCK_TOKENS
     free = backend.free_cache_bytes()
     if free is None:
         return wanted
@@ -179,7 +177,12 @@ class BlockCache:
 
     # --- for the engine ------------------------------------------------------------------------------------------
 
-    def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> BlockSequence | None:
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens
+
+    def open(
+        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+    ) -> BlockSequence | None:
         with self._lock:
             base = self._rope_key(rope_length)
             chain = self._cached_chain(base, prompt_ids[:-1])
@@ -258,16 +261,13 @@ class BlockCache:
                 if known is None:
                     self._keep(block, key)
                 elif known != block:
-                    self._use(known)
-                    sequence.blocks[index] = known
-                    self._give_back(sequence, block)
-                    sequence.forget_table()
+                    self._share(sequence, index, known)
 
     def cut(self, sequence: BlockSequence) -> None:
         """Give back the blocks behind the sequence's length."""
         with self._lock:
-            while len(sequence.blocks) > blocks_of(sequence.length):
-                self._give_back(sequence, sequence.blocks.pop())
+            for index in range(len(sequence.blocks) - 1, blocks_of(sequence.length) - 1, -1):
+                self._give_back(sequence, index, sequence.blocks.pop())
             is_partial = sequence.length % BLOCK_TOKENS != 0
             sequence.is_last_cached = is_partial and sequence.blocks[-1] in self._keys
 
@@ -278,7 +278,7 @@ class BlockCache:
         chain: list[int] = []
         for start in range(0, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
             ids = tuple(token_ids[start : start + BLOCK_TOKENS])
-            block = self._known(_Key(base, chain[-1] if chain else _ROOT, ids))
+            block = self._known(_Key(base, chain[-1] if chain else ROOT, ids))
             if block is None:
                 break
             chain.append(block)
@@ -288,7 +288,7 @@ class BlockCache:
         return self._children.get((key.rope_base, key.parent), {}).get(key.token_ids)
 
     def _key(self, sequence: BlockSequence, index: int) -> _Key:
-        parent = sequence.blocks[index - 1] if index else _ROOT
+        parent = sequence.blocks[index - 1] if index else ROOT
         ids = sequence.token_ids[BLOCK_TOKENS * index : BLOCK_TOKENS * (index + 1)]
         return _Key(sequence.rope_base, parent, tuple(ids))
 
@@ -297,7 +297,7 @@ class BlockCache:
 
         The end of an earlier text is taken over as it is, nobody else needs it; of a full block a copy is made.
         """
-        parent = sequence.blocks[-1] if sequence.blocks else _ROOT
+        parent = sequence.blocks[-1] if sequence.blocks else ROOT
         best_ids, best_length = self._most_similar((sequence.rope_base, parent), tuple(token_ids[:BLOCK_TOKENS]))
         if not best_length:
             return
@@ -327,6 +327,14 @@ class BlockCache:
         return (beside[lengths.index(longest)], longest) if longest else ((), 0)
 
     # --- keeping -------------------------------------------------------------------------------------------------
+
+    def _share(self, sequence: BlockSequence, index: int, known: int) -> None:
+        """A sequence takes a cached block in the place of its own one, which holds the same."""
+        own = sequence.blocks[index]
+        self._use(known)
+        sequence.blocks[index] = known
+        self._give_back(sequence, index, own)
+        sequence.forget_table()
 
     def _keep(self, block: int, key: _Key) -> None:
         children = self._children.setdefault((key.rope_base, key.parent), {})
@@ -414,8 +422,8 @@ class BlockCache:
             else:
                 self._free.append(block)
 
-    def _give_back(self, sequence: BlockSequence, block: int) -> None:
-        """An open sequence leaves a block; if that makes one available, it is promised to the sequence again."""
+    def _give_back(self, sequence: BlockSequence, index: int, block: int) -> None:
+        """An open sequence leaves its block `index`; if that makes one available, it is promised to it again."""
         self._leave(block)
         if self._users[block] == 0:
             sequence.promised_blocks += 1
@@ -432,7 +440,12 @@ class SequenceCache:
         self._planned: dict[int, int] = {}  # of open sequences, by id()
         self._idle: OrderedDict[int, KVSequence] = OrderedDict()
 
-    def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> KVSequence | None:
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens
+
+    def open(
+        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+    ) -> KVSequence | None:
         running = sum(self._planned.values()) + planned_tokens
         if running > self.tokens:
             return None

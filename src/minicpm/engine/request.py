@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm.chat import StopMatcher
-from minicpm.engine.backend import KVSequence
+from minicpm.engine.backend import BLOCK_TOKENS, KVSequence
 from minicpm.engine.constraint import Matcher
-from minicpm.engine.kv_cache import BLOCK_TOKENS
 from minicpm.engine.lookup import MOST_STEP_TOKENS, Chance, Guesses
 from minicpm.sampling import Draw, SampledToken, Sampler, SamplingParams, sample_together
 from minicpm.tokenizer import Detokenizer, Tokenizer
