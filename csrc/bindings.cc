@@ -2,10 +2,12 @@
 // weights' bytes, the norms) is kept alive by the model's wrapper.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <tuple>
 
 #include "isa.h"
@@ -109,11 +111,18 @@ int64_t draw_token(const std::string& isa, WritableVector scores, double tempera
   return draw(*kernels, scores.data(), scores.size(), warpers, uniform53(seed, choice, position));
 }
 
+CacheKind kind_of_cache(const std::string& dtype) {
+  if (dtype == "int8") return CacheKind::kInt8;
+  if (dtype == "bfloat16") return CacheKind::kBfloat16;
+  throw nb::value_error("the dtype of keys and values must be int8 or bfloat16");
+}
+
 // A pool, and marks for a look at tables that leaves them as they were.
 struct PythonPool {
-  PythonPool(int layers, int kv_heads, int head_dim, int blocks)
-      : pool(checked(layers, "layers must be 1 to 16777216"), checked(kv_heads, "kv_heads must be 1 to 16777216"),
-             checked(head_dim, "head_dim must be 1 to 16777216"), checked(blocks, "blocks must be 1 to 16777216")),
+  PythonPool(int layers, int kv_heads, int head_dim, int blocks, const std::string& dtype)
+      : pool(kind_of_cache(dtype), checked(layers, "layers must be 1 to 16777216"),
+             checked(kv_heads, "kv_heads must be 1 to 16777216"), checked(head_dim, "head_dim must be 1 to 16777216"),
+             checked(blocks, "blocks must be 1 to 16777216")),
         is_written(static_cast<size_t>(blocks), false) {}
 
   static int checked(int count, const char* message) {
@@ -193,9 +202,9 @@ class PythonModel {
  public:
   PythonModel(const std::string& isa, int threads, int hidden, int heads, int kv_heads, int intermediate,
               int vocabulary, double eps, double embedding_scale, double residual_scale, double logit_scale,
-              double query_scale)
+              double query_scale, int sink_blocks, int window_blocks)
       : model_(checked(hidden, heads, kv_heads, intermediate, vocabulary, eps, embedding_scale, residual_scale,
-                       logit_scale, query_scale),
+                       logit_scale, query_scale, sink_blocks, window_blocks),
                checked_kernels(isa), checked_threads(threads)) {}
 
   void set_embedding(const OwnedWeight& embedding) {
@@ -226,7 +235,8 @@ class PythonModel {
 
   void forward(const std::vector<PythonPool*>& pools, const std::vector<Integers>& tables,
                const std::vector<int>& lengths, const std::vector<int>& counts, Integers token_ids, Matrix cos,
-               Matrix sin, Integers wanted, WritableMatrix out, bool is_hidden) {
+               Matrix sin, Integers wanted, WritableMatrix out, bool is_hidden, std::optional<Matrix> sink_cos,
+               std::optional<Matrix> sink_sin) {
     require(has_embedding_ && has_head_, "the model has no embedding or no head yet");
     require(pools.size() == counts.size() && tables.size() == counts.size() && lengths.size() == counts.size() &&
                 !counts.empty(),
@@ -249,6 +259,12 @@ class PythonModel {
     require(token_ids.size() == T, "token_ids are not as many as the counts say");
     require(cos.shape(0) == T && cos.shape(1) == half && sin.shape(0) == T && sin.shape(1) == half,
             "cos and sin are (tokens, head_dim / 2)");
+    const bool has_window = shape().window_blocks > 0;
+    require(sink_cos.has_value() == has_window && sink_sin.has_value() == has_window,
+            "sink_cos and sink_sin are for a model with a sliding window, and it needs them");
+    require(!has_window || (sink_cos->shape(0) == T && sink_cos->shape(1) == half && sink_sin->shape(0) == T &&
+                            sink_sin->shape(1) == half),
+            "sink_cos and sink_sin are (tokens, head_dim / 2)");
     require(wanted.size() <= T && out.shape(0) == wanted.size() &&
                 out.shape(1) == static_cast<size_t>(is_hidden ? shape().hidden : shape().vocabulary),
             "out is (wanted, vocabulary or hidden), wanted at most as many as tokens");
@@ -262,6 +278,8 @@ class PythonModel {
     batch.tokens = static_cast<int>(tokens);
     batch.cos = cos.data();
     batch.sin = sin.data();
+    batch.sink_cos = has_window ? sink_cos->data() : nullptr;
+    batch.sink_sin = has_window ? sink_sin->data() : nullptr;
     batch.wanted = wanted.data();
     batch.wanted_count = static_cast<int>(wanted.size());
     batch.logits = is_hidden ? nullptr : out.data();
@@ -274,13 +292,17 @@ class PythonModel {
 
  private:
   static ModelShape checked(int hidden, int heads, int kv_heads, int intermediate, int vocabulary, double eps,
-                            double embedding_scale, double residual_scale, double logit_scale, double query_scale) {
+                            double embedding_scale, double residual_scale, double logit_scale, double query_scale,
+                            int sink_blocks, int window_blocks) {
     constexpr int kMost = 1 << 22;
     require(hidden > 0 && hidden <= kMost && intermediate > 0 && intermediate <= kMost && vocabulary > 0 &&
                 vocabulary <= kMost,
             "hidden, intermediate and vocabulary must be 1 to 4194304");
     require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && hidden % heads == 0 && hidden / heads % 2 == 0,
             "heads must divide hidden, kv_heads heads, and a head be even");
+    require((sink_blocks == 0 && window_blocks == 0) ||
+                (sink_blocks > 0 && window_blocks > 0 && sink_blocks <= kMost && window_blocks <= kMost),
+            "a sliding window has blocks of sinks and of the window, at most 4194304; without one both are 0");
     return {hidden,
             heads,
             kv_heads,
@@ -291,7 +313,9 @@ class PythonModel {
             static_cast<float>(embedding_scale),
             static_cast<float>(residual_scale),
             static_cast<float>(logit_scale),
-            static_cast<float>(query_scale)};
+            static_cast<float>(query_scale),
+            sink_blocks,
+            window_blocks};
   }
 
   const ModelShape& shape() const { return model_.shape(); }
@@ -339,7 +363,8 @@ NB_MODULE(_native, m) {
       .def("__init__", &make_weight, "kind"_a, "data"_a, "rows"_a, "columns"_a, "group_size"_a = 0,
            "has_half_scales"_a = false);
   nb::class_<PythonPool>(m, "KvPool")
-      .def(nb::init<int, int, int, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a, "blocks"_a)
+      .def(nb::init<int, int, int, int, const std::string&>(), "layers"_a, "kv_heads"_a, "head_dim"_a, "blocks"_a,
+           "dtype"_a = "int8")
       .def_prop_ro("blocks", [](const PythonPool& self) { return self.pool.blocks(); })
       .def(
           "copy",
@@ -360,15 +385,17 @@ NB_MODULE(_native, m) {
           },
           "blocks"_a);
   nb::class_<PythonModel>(m, "Model")
-      .def(nb::init<const std::string&, int, int, int, int, int, int, double, double, double, double, double>(),
+      .def(nb::init<const std::string&, int, int, int, int, int, int, double, double, double, double, double, int,
+                    int>(),
            "isa"_a, "threads"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "intermediate"_a, "vocabulary"_a, "eps"_a,
-           "embedding_scale"_a, "residual_scale"_a, "logit_scale"_a, "query_scale"_a)
+           "embedding_scale"_a, "residual_scale"_a, "logit_scale"_a, "query_scale"_a, "sink_blocks"_a = 0,
+           "window_blocks"_a = 0)
       .def("set_embedding", &PythonModel::set_embedding, "weight"_a)
       .def("add_layer", &PythonModel::add_layer, "attention_norm"_a, "qkv"_a, "o"_a, "mlp_norm"_a, "gate_up"_a,
            "down"_a)
       .def("set_head", &PythonModel::set_head, "norm"_a, "weights"_a)
       .def("forward", &PythonModel::forward, "pools"_a, "tables"_a, "lengths"_a, "counts"_a, "token_ids"_a, "cos"_a,
-           "sin"_a, "wanted"_a, "out"_a, "is_hidden"_a = false)
+           "sin"_a, "wanted"_a, "out"_a, "is_hidden"_a = false, "sink_cos"_a = nb::none(), "sink_sin"_a = nb::none())
       .def_prop_ro("threads", &PythonModel::threads);
   nb::class_<Machine>(m, "Machine")
       .def(

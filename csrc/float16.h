@@ -19,6 +19,14 @@ static inline uint32_t bits_of_float(float value) {
 
 static inline float float_from_bfloat16(uint16_t word) { return float_from_bits(static_cast<uint32_t>(word) << 16); }
 
+// Rounds to nearest, ties to even; subnormal numbers become zero.
+static inline uint16_t bfloat16_from_float(float value) {
+  const uint32_t bits = bits_of_float(value), magnitude = bits & 0x7fffffff;
+  if (magnitude < 0x00800000) return static_cast<uint16_t>(bits >> 16 & 0x8000);
+  const uint32_t rounded = magnitude > 0x7f800000 ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
+  return static_cast<uint16_t>(rounded >> 16);
+}
+
 static inline float float_from_half(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t magnitude = half & 0x7fff;

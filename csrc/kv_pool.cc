@@ -7,12 +7,14 @@
 #include <cstring>
 #include <new>
 
-KvPool::KvPool(int layers, int kv_heads, int head_dim, int blocks)
-    : layers_(layers),
+KvPool::KvPool(CacheKind kind, int layers, int kv_heads, int head_dim, int blocks)
+    : kind_(kind),
+      layers_(layers),
       kv_heads_(kv_heads),
       head_dim_(head_dim),
       blocks_(blocks),
-      block_bytes_(HeadBlock::bytes(ceil_div(head_dim, kHeadBlock)) * static_cast<size_t>(kv_heads)) {
+      head_bytes_(head_block_bytes(kind, head_dim)),
+      block_bytes_(head_bytes_ * static_cast<size_t>(kv_heads)) {
   const size_t pieces = static_cast<size_t>(layers) * static_cast<size_t>(blocks);
   if (__builtin_mul_overflow(block_bytes_, pieces, &bytes_)) throw std::bad_alloc();
   void* data = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -31,8 +33,8 @@ uint8_t* KvPool::at(int layer, int block) const {
 }
 
 HeadCache KvPool::head(const int32_t* table, int layer, int kv_head) const {
-  const int blocks = ceil_div(head_dim_, kHeadBlock);
-  return {at(layer, 0) + HeadBlock::bytes(blocks) * static_cast<size_t>(kv_head), table, block_bytes_, blocks};
+  uint8_t* first = at(layer, 0) + head_bytes_ * static_cast<size_t>(kv_head);
+  return {first, table, block_bytes_, head_bytes_, ceil_div(head_dim_, kHeadBlock), kind_};
 }
 
 void KvPool::copy(int from, int to) {

@@ -13,12 +13,13 @@
 class KvPool {
  public:
   // Takes address space alone: a block takes memory when it is first written. std::bad_alloc where there is none.
-  KvPool(int layers, int kv_heads, int head_dim, int blocks);
+  KvPool(CacheKind kind, int layers, int kv_heads, int head_dim, int blocks);
   ~KvPool();
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
   int blocks() const { return blocks_; }
+  CacheKind kind() const { return kind_; }
   bool fits(int layers, int kv_heads, int head_dim) const {
     return layers == layers_ && kv_heads == kv_heads_ && head_dim == head_dim_;
   }
@@ -34,8 +35,9 @@ class KvPool {
  private:
   uint8_t* at(int layer, int block) const;
 
+  const CacheKind kind_;
   const int layers_, kv_heads_, head_dim_, blocks_;
-  const size_t block_bytes_;  // of one layer
+  const size_t head_bytes_, block_bytes_;  // of one layer
   size_t bytes_ = 0;
   uint8_t* data_ = nullptr;
 };

@@ -401,6 +401,12 @@ AttentionJob Model::attention_job(const Row& row, const Batch& batch, int layer,
   job.head_dim = D;
   job.cos = batch.cos + static_cast<size_t>(row.first) * (D / 2);
   job.sin = batch.sin + static_cast<size_t>(row.first) * (D / 2);
+  if (batch.sink_cos != nullptr) {
+    job.sink_cos = batch.sink_cos + static_cast<size_t>(row.first) * (D / 2);
+    job.sink_sin = batch.sink_sin + static_cast<size_t>(row.first) * (D / 2);
+    job.sink_blocks = shape_.sink_blocks;
+    job.window_blocks = shape_.window_blocks;
+  }
   job.first_position = row.length;
   job.tokens = row.count;
   job.query_scale = shape_.query_scale;

@@ -23,6 +23,8 @@ struct ModelShape {
   float residual_scale;
   float logit_scale;
   float query_scale;
+  // Of a sliding window, else 0: blocks of 16 tokens that are its sinks, and that lie in it before a token's own.
+  int sink_blocks = 0, window_blocks = 0;
 };
 
 // Weights of one input, their outputs behind each other.
@@ -48,10 +50,11 @@ struct Row {
 
 struct Batch {
   std::vector<Row> rows;
-  const int32_t* token_ids;  // (T)
-  int tokens;                // T
-  const float *cos, *sin;    // (T, head_dim / 2)
-  const int32_t* wanted;     // places in the batch whose logits are wanted
+  const int32_t* token_ids;          // (T)
+  int tokens;                        // T
+  const float *cos, *sin;            // (T, head_dim / 2)
+  const float *sink_cos, *sink_sin;  // the same as the sinks of a sliding window see the tokens, or null
+  const int32_t* wanted;             // places in the batch whose logits are wanted
   int wanted_count;
   float* logits;  // (wanted_count, vocabulary)
   float* hidden;  // (wanted_count, hidden): the normed hidden states instead of logits where this isn't null

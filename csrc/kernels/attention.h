@@ -10,7 +10,7 @@
 
 // The job of the i-th head alone.
 static inline AttentionJob head_of(AttentionJob job, int i) {
-  job.cache.first += HeadBlock::bytes(job.cache.blocks) * static_cast<size_t>(i);
+  job.cache.first += job.cache.head_bytes * static_cast<size_t>(i);
   job.query_offset += i * job.queries * job.head_dim;
   job.key_offset += i * job.head_dim;
   job.value_offset += i * job.head_dim;
@@ -77,9 +77,26 @@ static void file_head(const AttentionJob& job) {
   }
 }
 
+static inline void file_head_as_bfloat16(const AttentionJob& job) {
+  const int D = job.head_dim, padded = round_up(D, kLanes);
+  for (int t = 0; t < job.tokens; ++t) {
+    const int position = job.first_position + t, lane = position % kLanes;
+    const Bfloat16Block block{job.cache.data(position / kLanes)};
+    const float* row = job.qkv + t * job.qkv_stride;
+    const size_t half = static_cast<size_t>(t) * (D / 2);
+    rotate(row + job.key_offset, job.cos + half, job.sin + half, D, job.scratch);
+    for (int k = 0; k < D; ++k) block.keys()[k * kLanes + lane] = bfloat16_from_float(job.scratch[k]);
+    uint16_t* values = block.values(D) + static_cast<size_t>(lane) * padded;
+    for (int k = 0; k < padded; ++k) values[k] = k < D ? bfloat16_from_float(row[job.value_offset + k]) : uint16_t{0};
+  }
+}
+
 template <class V>
 static void file_keys_and_values(const AttentionJob& job) {
-  for (int i = 0; i < job.heads; ++i) file_head<V>(head_of(job, i));
+  for (int i = 0; i < job.heads; ++i) {
+    const AttentionJob one = head_of(job, i);
+    one.cache.kind == CacheKind::kInt8 ? file_head<V>(one) : file_head_as_bfloat16(one);
+  }
 }
 
 // What a tile of queries keeps in the scratch memory, one piece behind the other. A template, as all code in headers
@@ -100,20 +117,50 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 static inline int position_of(const AttentionJob& job, int query) { return job.first_position + query / job.queries; }
 
+// The first block of the window of the token at a position: of what lies behind the sinks. 0 where all is attended to.
+static inline int first_block(const AttentionJob& job, int position) {
+  return job.sink_cos == nullptr ? 0 : larger(job.sink_blocks, position / kLanes - job.window_blocks);
+}
+
+// Whether the whole of block b is out of reach for a token whose window begins with `first`.
+static inline bool is_out_of_reach(const AttentionJob& job, int b, int first) {
+  return b >= job.sink_blocks && b < first;
+}
+
+// How a tile of queries goes through the cache: load(cos, sin), then step(b) for every block that one of them attends
+// to. `first` is the first block of the earliest query's window, `blocks` what lies up to the last query.
+template <class Load, class Step>
+static MINICPM_INLINE void for_blocks(const AttentionJob& job, int first, int blocks, Load load, Step step) {
+  int b = 0;
+  if (job.sink_cos != nullptr) {
+    load(job.sink_cos, job.sink_sin);
+    for (; b < smaller(job.sink_blocks, blocks); ++b) step(b);
+    if (b == blocks) return;
+    b = first;
+  }
+  load(job.cos, job.sin);
+  for (; b < blocks; ++b) step(b);
+}
+
 static inline float* output_of(const AttentionJob& job, int query) {
   return job.out + query / job.queries * job.out_stride + query % job.queries * job.head_dim;
+}
+
+// Rotates by cos and sin (tokens, head_dim / 2) and scales a query.
+static inline void load_query(const AttentionJob& job, int query, const float* cos, const float* sin, float* out) {
+  const int D = job.head_dim, token = query / job.queries;
+  const size_t half = static_cast<size_t>(token) * (D / 2);
+  rotate(job.qkv + token * job.qkv_stride + job.query_offset + query % job.queries * D, cos + half, sin + half, D, out);
+  for (int k = 0; k < D; ++k) out[k] *= job.query_scale;
 }
 
 // Rotates, scales and quantizes a query, its codes 4 at a time `step` bytes apart, and its E scales and sums `lanes`
 // apart. `head` (32 E) is room to do it in.
 template <class V>
-static void quantize_query(const AttentionJob& job, int query, float* head, int8_t* codes, int lanes, float* scales,
-                           int32_t* sums) {
-  const int D = job.head_dim, E = job.cache.blocks, token = query / job.queries;
-  const size_t half = static_cast<size_t>(token) * (D / 2);
-  rotate(job.qkv + token * job.qkv_stride + job.query_offset + query % job.queries * D, job.cos + half, job.sin + half,
-         D, head);
-  for (int k = 0; k < D; ++k) head[k] *= job.query_scale;
+static void quantize_query(const AttentionJob& job, int query, const float* cos, const float* sin, float* head,
+                           int8_t* codes, int lanes, float* scales, int32_t* sums) {
+  const int D = job.head_dim, E = job.cache.blocks;
+  load_query(job, query, cos, sin, head);
   for (int k = D; k < E * kHeadBlock; ++k) head[k] = 0.0f;
   for (int j = 0; j < E; ++j) {
     quantize_group<V>(head + j * kHeadBlock, kHeadBlock, codes + j * kHeadBlock * lanes, 4 * lanes, scales + j * lanes,
@@ -168,7 +215,7 @@ class TokenLanes {
   TokenLanes(const AttentionJob& job, int first_query)
       : job_(job), E_(job.cache.blocks), padded_(E_ * kHeadBlock), first_query_(first_query) {
     Scratch<V> scratch(job.scratch);
-    float* head = scratch.floats(padded_);
+    head_ = scratch.floats(padded_);
     totals_ = scratch.floats(R * padded_);
     codes_ = scratch.codes(R * padded_);
     scales_ = scratch.floats(R * E_);
@@ -177,13 +224,20 @@ class TokenLanes {
     weight_scales_ = scratch.floats(R * E_);
     for (int r = 0; r < R; ++r) {
       position_[r] = position_of(job, first_query + r);
+      first_[r] = first_block(job, position_[r]);
       running_[r] = kMinusInfinity;
       norm_[r] = 0.0f;
-      quantize_query<V>(job, first_query + r, head, codes_ + 4 * r, R, scales_ + r, sums_ + r);
     }
     std::memset(totals_, 0, R * padded_ * sizeof(float));
   }
 
+  void load(const float* cos, const float* sin) {
+    for (int r = 0; r < R; ++r) {
+      quantize_query<V>(job_, first_query_ + r, cos, sin, head_, codes_ + 4 * r, R, scales_ + r, sums_ + r);
+    }
+  }
+
+  int first() const { return first_[0]; }
   int blocks() const { return position_[R - 1] / kLanes + 1; }
 
   // Block b of `count` heads from `first` on.
@@ -238,8 +292,9 @@ class TokenLanes {
 
   // The weights of query r in block b as codes and scales; and what its totals so far count.
   MINICPM_INLINE float weigh(const HeadBlock& block, int b, int r, F score) {
-    // Tokens behind the query count as -infinity, and exactly 0 below: what lies there may be anything, even NaN.
-    const int count = larger(0, position_[r] - b * kLanes + 1);
+    // Tokens behind the query and before its window count as -infinity, and exactly 0 below: what lies there may be
+    // anything, even NaN.
+    const int count = is_out_of_reach(job_, b, first_[r]) ? 0 : larger(0, position_[r] - b * kLanes + 1);
     const bool is_whole = count >= kLanes;
     if (!is_whole) score = V::keep_first(score, count, V::set1(kMinusInfinity));
     const float largest = V::largest(score);
@@ -297,13 +352,14 @@ class TokenLanes {
 
   const AttentionJob job_;
   const int E_, padded_, first_query_;
+  float* head_;           // (32 E)
   float* totals_;         // (R, 32 E)
   int8_t* codes_;         // (8 E, R, 4)
   float* scales_;         // (E, R)
   int32_t* sums_;         // (E, R)
   int8_t* weights_;       // (R, E, 16)
   float* weight_scales_;  // (R, E)
-  int position_[R];
+  int position_[R], first_[R];
   float running_[R], norm_[R];
 };
 
@@ -316,29 +372,23 @@ class QueryLanes {
   QueryLanes(const AttentionJob& job, int first_query, int end_query)
       : job_(job), E_(job.cache.blocks), padded_(E_ * kHeadBlock), first_query_(first_query), end_query_(end_query) {
     Scratch<V> scratch(job.scratch);
-    float* head = scratch.floats(padded_);
+    head_ = scratch.floats(padded_);
     totals_ = scratch.floats(padded_ * kLanes);
-    int8_t* codes = scratch.codes(padded_ * kLanes);
-    codes_ = reinterpret_cast<uint8_t*>(codes);
+    codes_ = reinterpret_cast<uint8_t*>(scratch.codes(padded_ * kLanes));
     keys_ = scratch.codes(padded_ * kLanes);
     scales_ = scratch.floats(E_ * kLanes);
-    int32_t* sums = scratch.words(E_ * kLanes);
+    sums_ = scratch.words(E_ * kLanes);
     scores_ = scratch.floats(kLanes * kLanes);
     numbers_ = scratch.floats(kLanes * kLanes);
     weights_ = scratch.words(E_ * 4 * kLanes);
     weight_scales_ = scratch.floats(E_ * kLanes);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      quantize_query<V>(job, smaller(first_query + lane, end_query - 1), head, codes + 4 * lane, kLanes, scales_ + lane,
-                        sums + lane);
-    }
-    for (int i = 0; i < padded_ * kLanes; ++i) codes_[i] ^= 0x80;
     std::memset(totals_, 0, padded_ * kLanes * sizeof(float));
   }
 
   void run() {
     F running = V::set1(kMinusInfinity), norm = V::zero();
     const int blocks = position_of(job_, end_query_ - 1) / kLanes + 1;
-    for (int b = 0; b < blocks; ++b) {
+    const auto step = [&](int b) {
       const HeadBlock block = job_.cache.block(b);
       prefetch(job_.cache, b + 1, blocks);
       scores(block);
@@ -349,7 +399,10 @@ class QueryLanes {
       running = largest;
       norm = V::add(V::mul(norm, alpha), weigh(block, b, largest));
       sum_values(block, alpha);
-    }
+    };
+    for_blocks(
+        job_, first_block(job_, position_of(job_, first_query_)), blocks,
+        [&](const float* cos, const float* sin) { load(cos, sin); }, step);
     for (int k = 0; k < job_.head_dim; ++k) V::store(totals_ + k * kLanes, V::div(V::load(totals_ + k * kLanes), norm));
     for (int query = first_query_; query < end_query_; ++query) {
       float* out = output_of(job_, query);
@@ -360,6 +413,15 @@ class QueryLanes {
  private:
   using F = typename V::F;
   static constexpr int kRows = V::kSumsAtOnce;
+
+  void load(const float* cos, const float* sin) {
+    int8_t* codes = reinterpret_cast<int8_t*>(codes_);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      quantize_query<V>(job_, smaller(first_query_ + lane, end_query_ - 1), cos, sin, head_, codes + 4 * lane, kLanes,
+                        scales_ + lane, sums_ + lane);
+    }
+    for (int i = 0; i < padded_ * kLanes; ++i) codes_[i] ^= 0x80;
+  }
 
   MINICPM_INLINE void scores(const HeadBlock& block) const {
     float key_scales[kLanes];
@@ -394,14 +456,24 @@ class QueryLanes {
     }
   }
 
-  bool hides_any(int b) const { return b * kLanes + kLanes - 1 > position_of(job_, first_query_); }
+  bool hides_any(int b) const {
+    return b * kLanes + kLanes - 1 > position_of(job_, first_query_) ||
+           is_out_of_reach(job_, b, first_block(job_, position_of(job_, end_query_ - 1)));
+  }
 
-  // Numbers (16 tokens, 16 queries) of tokens behind a query become `hidden`: what lies there may be anything.
+  // Numbers (16 tokens, 16 queries) of tokens behind a query or before its window become `hidden`: what lies there may
+  // be anything.
   void hide(int b, float* numbers, F hidden) const {
+    int reach = kLanes;  // lanes from there on have it before their windows
+    if (job_.sink_cos != nullptr && b >= job_.sink_blocks) {
+      const int end = (b + job_.window_blocks + 1) * kLanes;  // the first position whose window begins behind b
+      reach = larger(0, smaller(kLanes, (end - job_.first_position) * job_.queries - first_query_));
+    }
     for (int t = 0; t < kLanes; ++t) {
       const int count = (b * kLanes + t - job_.first_position) * job_.queries - first_query_;
       float* row = numbers + t * kLanes;
-      V::store(row, V::keep_first(hidden, larger(0, smaller(kLanes, count)), V::load(row)));
+      const F seen = V::keep_first(V::load(row), reach, hidden);
+      V::store(row, V::keep_first(hidden, larger(0, smaller(kLanes, count)), seen));
     }
   }
 
@@ -487,14 +559,108 @@ class QueryLanes {
 
   const AttentionJob job_;
   const int E_, padded_, first_query_, end_query_;
+  float* head_;           // (32 E)
   float* totals_;         // (32 E, 16)
   uint8_t* codes_;        // (8 E, 16, 4) plus 128
   int8_t* keys_;          // (8 E, 16, 4)
   float* scales_;         // (E, 16)
+  int32_t* sums_;         // (E, 16), of no use here
   float* scores_;         // (16 tokens, 16)
   float* numbers_;        // (16 tokens, 16): the weights of one of the E blocks
   int32_t* weights_;      // (E, 4, 16 queries, 4 tokens)
   float* weight_scales_;  // (E, 16)
+};
+
+// --- keys and values in bfloat16 ---------------------------------------------------------------------------------
+
+// R queries of one head: a lane is a token for scores, a number of the head for values.
+template <class V, int R>
+class Bfloat16Lanes {
+ public:
+  Bfloat16Lanes(const AttentionJob& job, int first_query)
+      : job_(job), D_(job.head_dim), padded_(round_up(D_, kLanes)), first_query_(first_query) {
+    Scratch<V> scratch(job.scratch);
+    queries_ = scratch.floats(R * D_);
+    totals_ = scratch.floats(R * padded_);
+    weights_ = scratch.floats(R * kLanes);
+    for (int r = 0; r < R; ++r) {
+      position_[r] = position_of(job, first_query + r);
+      first_[r] = first_block(job, position_[r]);
+      running_[r] = kMinusInfinity;
+      norm_[r] = 0.0f;
+    }
+    std::memset(totals_, 0, R * padded_ * sizeof(float));
+  }
+
+  void run() {
+    for_blocks(
+        job_, first_[0], position_[R - 1] / kLanes + 1,
+        [&](const float* cos, const float* sin) {
+          for (int r = 0; r < R; ++r) load_query(job_, first_query_ + r, cos, sin, queries_ + r * D_);
+        },
+        [&](int b) { step(Bfloat16Block{job_.cache.data(b)}, b); });
+    for (int r = 0; r < R; ++r) {
+      float* out = output_of(job_, first_query_ + r);
+      for (int k = 0; k < D_; ++k) out[k] = totals_[r * padded_ + k] / norm_[r];
+    }
+  }
+
+ private:
+  using F = typename V::F;
+
+  void step(const Bfloat16Block& block, int b) {
+    F score[R];
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { score[r] = V::zero(); });
+    for (int k = 0; k < D_; ++k) {
+      const F keys = V::load_bfloat16(block.keys() + k * kLanes);
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+        score[r] = V::add(score[r], V::mul(V::set1(queries_[r * D_ + k]), keys));
+      });
+    }
+    float alpha[R];
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { alpha[r] = weigh(b, r, score[r]); });
+    for (int e = 0; e < padded_; e += kLanes) {
+      F sum[R];
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero(); });
+      for (int t = 0; t < kLanes; ++t) {
+        const F values = V::load_bfloat16(block.values(D_) + t * padded_ + e);
+        unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+          // Of a token that does not count the values may be anything, even NaN.
+          const float weight = weights_[r * kLanes + t];
+          if (weight != 0.0f) sum[r] = V::add(sum[r], V::mul(V::set1(weight), values));
+        });
+      }
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+        float* total = totals_ + r * padded_ + e;
+        V::store(total, V::add(V::mul(V::load(total), V::set1(alpha[r])), sum[r]));
+      });
+    }
+  }
+
+  // The weights of query r in block b; and what its totals so far count.
+  MINICPM_INLINE float weigh(int b, int r, F score) {
+    const int count = is_out_of_reach(job_, b, first_[r]) ? 0 : smaller(kLanes, position_[r] - b * kLanes + 1);
+    score = V::keep_first(score, larger(0, count), V::set1(kMinusInfinity));
+    const float largest = V::largest(score);
+    float lanes[kLanes], alpha = 1.0f;
+    if (largest > running_[r]) {
+      V::store(lanes, exponential<V>(V::set1(running_[r] - largest)));
+      alpha = lanes[0];
+      running_[r] = largest;
+    }
+    const F p = V::keep_first(exponential<V>(V::sub(score, V::set1(running_[r]))), larger(0, count), V::zero());
+    V::store(weights_ + r * kLanes, p);
+    norm_[r] = norm_[r] * alpha + V::fold(p);
+    return alpha;
+  }
+
+  const AttentionJob job_;
+  const int D_, padded_, first_query_;
+  float* queries_;  // (R, D)
+  float* totals_;   // (R, D rounded up to 16)
+  float* weights_;  // (R, 16)
+  int position_[R], first_[R];
+  float running_[R], norm_[R];
 };
 
 // body(the largest of the rising `options` that is at most `count`).
@@ -512,16 +678,32 @@ static void attend_together(const AttentionJob& job, int first_query) {
   constexpr int kTogether = TokenLanes<V, R>::kTogether;
   std::optional<TokenLanes<V, R>> heads[kMostHeads];
   for (int i = 0; i < job.heads; ++i) heads[i].emplace(head_of(job, i), first_query);
-  for (int b = 0; b < heads[0]->blocks(); ++b) {
-    int i = 0;
-    for (; i + kTogether <= job.heads; i += kTogether) TokenLanes<V, R>::template step<kTogether>(heads, job, i, b);
-    for (; i < job.heads; ++i) TokenLanes<V, R>::template step<1>(heads, job, i, b);
-  }
+  for_blocks(
+      job, heads[0]->first(), heads[0]->blocks(),
+      [&](const float* cos, const float* sin) {
+        for (int i = 0; i < job.heads; ++i) heads[i]->load(cos, sin);
+      },
+      [&](int b) {
+        int i = 0;
+        for (; i + kTogether <= job.heads; i += kTogether) TokenLanes<V, R>::template step<kTogether>(heads, job, i, b);
+        for (; i < job.heads; ++i) TokenLanes<V, R>::template step<1>(heads, job, i, b);
+      });
   for (int i = 0; i < job.heads; ++i) heads[i]->finish();
 }
 
 template <class V>
+static void attend_to_bfloat16(const AttentionJob& job) {
+  for (int q = job.first_query; q < job.end_query;) {
+    with_widest(typename V::DirectWidths{}, job.end_query - q, [&](auto width) {
+      for (int i = 0; i < job.heads; ++i) Bfloat16Lanes<V, width>(head_of(job, i), q).run();
+      q += width;
+    });
+  }
+}
+
+template <class V>
 static void attend(const AttentionJob& job) {
+  if (job.cache.kind == CacheKind::kBfloat16) return attend_to_bfloat16<V>(job);
   int q = job.first_query;
   for (; q + kQueryLanesFrom <= job.end_query; q += kLanes) {
     for (int i = 0; i < job.heads; ++i) QueryLanes<V>(head_of(job, i), q, smaller(q + kLanes, job.end_query)).run();

@@ -91,15 +91,33 @@ struct HeadBlock {
   uint16_t* value_scales(int blocks) const { return key_scales(blocks) + kLanes * blocks; }
 };
 
+// The same in bfloat16, of D numbers: keys [D][16 tokens], values [16 tokens][D rounded up to 16].
+struct Bfloat16Block {
+  uint8_t* data;
+
+  static constexpr size_t bytes(int D) { return static_cast<size_t>(D + round_up(D, kLanes)) * 2 * kLanes; }
+  uint16_t* keys() const { return reinterpret_cast<uint16_t*>(data); }
+  uint16_t* values(int D) const { return keys() + static_cast<size_t>(D) * kLanes; }
+};
+
+enum class CacheKind { kInt8, kBfloat16 };
+
+constexpr size_t head_block_bytes(CacheKind kind, int head_dim) {
+  return kind == CacheKind::kInt8 ? HeadBlock::bytes(ceil_div(head_dim, kHeadBlock)) : Bfloat16Block::bytes(head_dim);
+}
+
 // The cached tokens of one head of one layer: blocks of a pool, by the text's table of their numbers. A table ends with
 // one entry more than it has blocks, so that the block behind the last can be fetched ahead; what it holds is no token.
 struct HeadCache {
   uint8_t* first;        // the head's part of the pool's block 0 in this layer
   const int32_t* table;  // the pool's number of the text's block 0, 1, ...
   size_t stride;         // bytes from one block of the pool to the next
+  size_t head_bytes;     // from one head's part of a block to the next
   int blocks;            // E
+  CacheKind kind;
 
-  HeadBlock block(int index) const { return {first + static_cast<size_t>(table[index]) * stride}; }
+  uint8_t* data(int index) const { return first + static_cast<size_t>(table[index]) * stride; }
+  HeadBlock block(int index) const { return {data(index)}; }
 };
 
 // Attention of the new tokens of one sequence for `heads` neighbouring heads of keys and values. Queries of a head are
@@ -113,6 +131,10 @@ struct AttentionJob {
   int queries;                                 // heads of queries that share one of them
   int head_dim;
   const float *cos, *sin;  // (tokens, head_dim / 2)
+  // Under a sliding window the same as the attention sinks see the tokens, else null; blocks of the sinks, and of the
+  // window before a token's own.
+  const float *sink_cos, *sink_sin;
+  int sink_blocks, window_blocks;
   int first_position;
   int tokens;
   float query_scale;

@@ -450,16 +450,13 @@ static void linear_rows(const Weight& weight, const FloatInputs& x, int tokens, 
   }
 }
 
-// Rounded to bfloat16, to nearest, ties to even; subnormal numbers to zero.
 template <class V>
 static void prepare_pairs(const float* x, int first, int last, const FloatInputs& to, int token) {
   auto* pairs = static_cast<typename V::PairInput*>(to.pairs) + static_cast<size_t>(token) * to.pair_stride;
   for (int k = first; k < last; k += 2 * kLanes) {
     uint32_t words[2 * kLanes] = {};
     for (int i = 0; i < smaller(2 * kLanes, last - k); ++i) {
-      const uint32_t bits = bits_of_float(x[k + i]), magnitude = bits & 0x7fffffff;
-      const uint32_t rounded = magnitude > 0x7f800000 ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
-      words[i] = magnitude < 0x00800000 ? bits & 0x80000000 : rounded & 0xffff0000;
+      words[i] = static_cast<uint32_t>(bfloat16_from_float(x[k + i])) << 16;
     }
     V::store_pairs(words, pairs + k);
   }

@@ -20,6 +20,7 @@ from minicpm import native
 # Kinds of records, as replay.cc numbers them.
 WEIGHT, MODEL, EMBEDDING, LAYER, HEAD, POOL, COPY, FORWARD, DRAW = range(9)
 KINDS = ("int4", "int8", "float16", "bfloat16", "float32")
+CACHE_KINDS = ("int8", "bfloat16")
 
 Field = int | float | np.ndarray | Sequence[int]
 
@@ -60,9 +61,9 @@ class RecordedWeight:
 
 
 class RecordedPool:
-    def __init__(self, trace: Trace, made: Any, shape: Sequence[int]):
+    def __init__(self, trace: Trace, made: Any, shape: Sequence[int], dtype: str):
         self.made, self.number, self._trace = made, trace.number(POOL), trace
-        trace.write(POOL, *shape)
+        trace.write(POOL, CACHE_KINDS.index(dtype), *shape)
 
     def copy(self, source: int, destination: int) -> None:
         self.made.copy(source, destination)
@@ -92,11 +93,14 @@ class RecordedModel:
 
     def forward(self, pools: Sequence[RecordedPool], tables: Sequence[np.ndarray], *batch: Any) -> None:
         lengths, counts, token_ids, cos, sin, wanted, out, is_hidden = (*batch, False)[:8]
+        sinks = batch[8:] or (None, None)
         self._made.forward(
-            [pool.made for pool in pools], tables, lengths, counts, token_ids, cos, sin, wanted, out, is_hidden
+            [pool.made for pool in pools], tables, lengths, counts, token_ids, cos, sin, wanted, out, is_hidden, *sinks
         )
         numbers = [pool.number for pool in pools]
-        arrays = (np.asarray(array) for array in (*tables, token_ids, cos, sin, wanted, out))
+        # Of a model without a sliding window the sinks' arrays are empty.
+        sinks = [np.zeros(0, np.float32) if array is None else array for array in sinks]
+        arrays = (np.asarray(array) for array in (*tables, token_ids, cos, sin, *sinks, wanted, out))
         self._trace.write(FORWARD, self._number, int(is_hidden), numbers, list(lengths), list(counts), *arrays)
 
     def __getattr__(self, name: str) -> Any:
@@ -106,7 +110,7 @@ class RecordedModel:
 class RecordedExtension:
     """The extension, where what computes is written down; the rest is its own."""
 
-    SIZES = ("threads", "hidden", "heads", "kv_heads", "intermediate", "vocabulary")
+    SIZES = ("threads", "hidden", "heads", "kv_heads", "intermediate", "vocabulary", "sink_blocks", "window_blocks")
     SCALES = ("eps", "embedding_scale", "residual_scale", "logit_scale", "query_scale")
 
     def __init__(self, extension: ModuleType, trace: Trace):
@@ -118,8 +122,9 @@ class RecordedExtension:
     def Weight(self, kind: str, data: np.ndarray, *shape: int) -> RecordedWeight:  # noqa: N802
         return RecordedWeight(self._trace, self._extension.Weight(kind, data, *shape), kind, data, *shape)
 
-    def KvPool(self, *shape: int) -> RecordedPool:  # noqa: N802
-        return RecordedPool(self._trace, self._extension.KvPool(*shape), shape)
+    def KvPool(self, layers: int, kv_heads: int, head_dim: int, blocks: int, dtype: str = "int8") -> RecordedPool:  # noqa: N802
+        shape = (layers, kv_heads, head_dim, blocks)
+        return RecordedPool(self._trace, self._extension.KvPool(*shape, dtype), shape, dtype)
 
     def Model(self, **arguments: Any) -> RecordedModel:  # noqa: N802
         made = self._extension.Model(**arguments)

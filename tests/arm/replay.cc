@@ -132,6 +132,8 @@ class Replay {
     shape.head_dim = shape.hidden / shape.heads;
     shape.intermediate = from_.count();
     shape.vocabulary = from_.count();
+    shape.sink_blocks = from_.count();
+    shape.window_blocks = from_.count();
     for (float* scale :
          {&shape.eps, &shape.embedding_scale, &shape.residual_scale, &shape.logit_scale, &shape.query_scale}) {
       *scale = static_cast<float>(from_.real());  // they were rounded when they were written
@@ -173,8 +175,9 @@ class Replay {
   }
 
   void make_pool() {
+    const auto kind = static_cast<CacheKind>(from_.number());
     const int layers = from_.count(), kv_heads = from_.count(), head_dim = from_.count(), blocks = from_.count();
-    pools_.push_back(std::make_unique<KvPool>(layers, kv_heads, head_dim, blocks));
+    pools_.push_back(std::make_unique<KvPool>(kind, layers, kv_heads, head_dim, blocks));
   }
 
   void copy_block() {
@@ -205,6 +208,9 @@ class Replay {
     batch.cos = from_.array<float>();
     batch.sin = from_.array<float>();
     size_t wanted, size;
+    batch.sink_cos = from_.array<float>(&size);
+    batch.sink_sin = from_.array<float>();
+    if (size == 0) batch.sink_cos = batch.sink_sin = nullptr;
     batch.wanted = from_.array<int32_t>(&wanted);
     batch.wanted_count = static_cast<int>(wanted);
     const float* expected = from_.array<float>(&size);

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from minicpm import LLM, SamplingParams, native
 from minicpm.engine.backend import Backend, Row
 from minicpm.engine.kv_cache import common_prefix_length
 from minicpm.engine.numpy import NumpyBackend
+from minicpm.engine.window import SlidingWindow
 from minicpm.errors import FormatError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
@@ -34,16 +36,16 @@ ISAS = [] if native.why_missing() else native.extension().runnable_isas()
 VOCABULARY = EVEN.vocab_size
 
 
-def load_native(folder: Path, isa: str, threads: int = 1) -> Backend:
+def load_native(folder: Path, isa: str, threads: int = 1, **options: Any) -> Backend:
     from minicpm.engine.native import NativeBackend
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MINICPM_ISA", isa)
-        return NativeBackend(open_checkpoint(folder, allow_quantized=True), threads)
+        return NativeBackend(open_checkpoint(folder, allow_quantized=True), threads, **options)
 
 
-def load_numpy(folder: Path) -> NumpyBackend:
-    return NumpyBackend(open_checkpoint(folder, allow_quantized=True))
+def load_numpy(folder: Path, **options: Any) -> NumpyBackend:
+    return NumpyBackend(open_checkpoint(folder, allow_quantized=True), **options)
 
 
 def some_ids(seed: int, count: int, vocabulary: int = VOCABULARY) -> list[int]:
@@ -390,13 +392,15 @@ def test_what_is_not_finite_is_nan_where_numpy_has_nan(folders, tmp_path: Path, 
 
 @pytest.mark.proves("not finite")
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path, isa: str):
+@pytest.mark.parametrize("kv_dtype", ["int8", "bfloat16"])
+def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path, kv_dtype: str, isa: str):
     name = "model.embed_tokens.weight" + SCALE
     scales = load_file(folders["even-int4"] / "model.safetensors")[name].astype(np.float32)
     scales[7] = 3e38
     folder = edited(folders["even-int4"], tmp_path / "bad", **{name.replace(".", "__"): scales})
     ids = [*range(8, 28), 7, *range(8, 18)]
-    found, expected = logits(load_native(folder, isa), ids), logits(load_numpy(folder), ids)
+    found = logits(load_native(folder, isa, kv_dtype=kv_dtype), ids)
+    expected = logits(load_numpy(folder, kv_dtype=kv_dtype), ids)
     assert same_bits(found[:20], expected[:20])
     assert np.isfinite(np.delete(found[:20], 7, axis=1)).all()  # as a row of the tied head, 7 overflows everywhere
     assert np.isnan(found[20:]).all() and np.isnan(expected[20:]).all()
@@ -440,6 +444,37 @@ def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, 
 
 
 # --- the same bits as itself -------------------------------------------------------------------------------------
+
+
+# Few and many queries a step, short of the window, across its beginning, and far behind it.
+CACHE_CHUNKS = [1, 5, 16, 3, 40, 1, 1, 2, 7, 100, 9, 61, 1, 4]
+
+
+@pytest.mark.proves("bfloat16 cache, sliding window")
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["odd-int4", "even-int4"])
+@pytest.mark.parametrize("kv_dtype", ["int8", "bfloat16"])
+@pytest.mark.parametrize("window", [None, SlidingWindow(16), SlidingWindow(48, 32)], ids=["all", "16+16", "32+48"])
+def test_every_cache_and_window_gives_numpys_bits(folders, name: str, kv_dtype: str, window, isa: str):
+    ids = some_ids(7, sum(CACHE_CHUNKS))
+    reference = load_numpy(folders[name], kv_dtype=kv_dtype, window=window)
+    backend = load_native(folders[name], isa, threads=2, kv_dtype=kv_dtype, window=window)
+    expected = logits(reference, ids)
+    assert same_bits(logits(backend, ids, CACHE_CHUNKS), expected)
+    assert same_bits(logits(backend, ids), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("window", [None, SlidingWindow(32)], ids=["all", "16+32"])
+def test_a_cache_in_bfloat16_gives_numpys_bits_for_any_heads(tmp_path: Path, window, isa: str):
+    """Heads of 40 numbers, five of queries to one of keys and values."""
+    config = replace(EVEN, hidden_size=200, num_attention_heads=5, num_key_value_heads=1)
+    folder = write_model(tmp_path / "source", config)
+    quantize_folder(folder, tmp_path / "int8", preset="int8")
+    options = {"kv_dtype": "bfloat16", "window": window}
+    reference, backend = load_numpy(tmp_path / "int8", **options), load_native(tmp_path / "int8", isa, **options)
+    ids = some_ids(3, 150)
+    assert same_bits(logits(backend, ids, [33, 1, 1, 80, 35]), logits(reference, ids))
 
 
 @pytest.mark.proves("any threads and chunks")

@@ -28,6 +28,7 @@ from minicpm.quant.format import PRESETS, WEIGHT_TYPES, IntWeight, read_weight
 from tiny_models import EVEN, ODD, write_model
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, ignore_eos=True)
+INT8 = engine.attention_kind("int8", 64)
 
 
 @pytest.fixture(scope="module")
@@ -320,10 +321,10 @@ def test_attention_is_the_documented_loop(T: int, D: int):
     """docs/numerics.md sections 7 and 8, one token after the other, for the last query of one head."""
     random, f32 = np.random.default_rng(T), np.float32
     config = DecoderConfig(hidden_size=D, num_attention_heads=1, num_hidden_layers=1)
-    sequence = NumpySequence(config, T, True)
+    sequence = NumpySequence(config, T, INT8)
     queries, keys, values = (random.standard_normal((T, 1, D)).astype(np.float32) * 3 for _ in range(3))
     sequence.append(0, keys, values)
-    found = engine.attend(queries, sequence, 0, True)[-1, 0]
+    found = engine.attend(queries, sequence, 0, INT8)[-1, 0]
     (k, dk), (v, dv) = (
         (codes[:, 0].astype(np.int64), scales[:, 0].astype(np.float32))
         for codes, scales in map(engine.quantize_heads, (keys, values))
@@ -356,6 +357,37 @@ def test_attention_is_the_documented_loop(T: int, D: int):
     assert same_bits(found, (total / norm)[:D])
 
 
+@pytest.mark.parametrize("T, D", [(1, 64), (40, 64), (35, 40)])
+def test_attention_over_bfloat16_is_the_documented_loop(T: int, D: int):
+    random, f32 = np.random.default_rng(T), np.float32
+    config = DecoderConfig(hidden_size=D, num_attention_heads=1, num_hidden_layers=1)
+    kind = engine.attention_kind("bfloat16", D)
+    sequence = NumpySequence(config, T, kind)
+    queries, keys, values = (random.standard_normal((T, 1, D)).astype(np.float32) * 3 for _ in range(3))
+    sequence.append(0, keys, values)
+    found = engine.attend(queries, sequence, 0, kind)[-1, 0]
+    torch = pytest.importorskip("torch")
+    k, v = (torch.from_numpy(x[:, 0]).bfloat16().float().numpy() for x in (keys, values))
+    M, total, norm = f32(-np.inf), np.zeros(D, np.float32), f32(0)
+    for first in range(0, T, 16):
+        tokens = range(first, min(T, first + 16))
+        scores = {}
+        for t in tokens:
+            scores[t] = f32(0)
+            for i in range(D):
+                scores[t] = scores[t] + queries[-1, 0, i] * k[t, i]
+        new = max(M, *scores.values())
+        p = {t: engine.exp(np.array(score - new))[()] for t, score in scores.items()}
+        B = np.zeros(D, np.float32)
+        for t in tokens:
+            B = B + p[t] * v[t]
+        alpha = engine.exp(np.array(M - new))[()]
+        total = total * alpha + B
+        norm = norm * alpha + engine.lane_sum(np.array([*p.values()], np.float32))
+        M = new
+    assert same_bits(found, total / norm)
+
+
 def test_rms_norm_is_the_documented_formula():
     random, f32 = np.random.default_rng(0), np.float32
     h, weight = random.standard_normal((2, 5, 144)).astype(np.float32)
@@ -365,12 +397,12 @@ def test_rms_norm_is_the_documented_formula():
 
 def test_attention_over_equal_values_is_that_value():
     """Weights sum to one whatever the scores are, over many blocks."""
-    sequence = NumpySequence(EVEN, 100, True)
+    sequence = NumpySequence(EVEN, 100, INT8)
     random = np.random.default_rng(0)
     keys = random.standard_normal((53, 2, 64)).astype(np.float32) * 30
     values = np.broadcast_to(random.standard_normal((1, 2, 64)).astype(np.float32), keys.shape)
     sequence.append(0, keys, values)
-    out = engine.attend(random.standard_normal((53, 4, 64)).astype(np.float32), sequence, 0, True)
+    out = engine.attend(random.standard_normal((53, 4, 64)).astype(np.float32), sequence, 0, INT8)
     codes, scales = engine.quantize_heads(values[:1])
     stored = (codes * scales.astype(np.float32)[..., None]).reshape(2, 64)
     assert np.abs(out - np.repeat(stored, 2, axis=0)[None]).max() < 2e-6 * np.abs(stored).max()
@@ -446,14 +478,14 @@ def test_logits_differ_from_torch_on_dequantized_weights_no_more_than_activation
 
 
 def test_what_was_forgotten_cannot_spoil_what_comes_after():
-    sequence, random = NumpySequence(EVEN, 100, True), np.random.default_rng(0)
+    sequence, random = NumpySequence(EVEN, 100, INT8), np.random.default_rng(0)
     good = random.standard_normal((5, 2, 64)).astype(np.float32)
     sequence.append(0, good, good)
     sequence.extend([0] * 5)
     bad = np.full((6, 2, 64), np.nan, np.float32)
     sequence.append(0, bad, bad)
     sequence.append(0, good[:1], good[:1])
-    assert np.isfinite(engine.attend(random.standard_normal((1, 4, 64)).astype(np.float32), sequence, 0, True)).all()
+    assert np.isfinite(engine.attend(random.standard_normal((1, 4, 64)).astype(np.float32), sequence, 0, INT8)).all()
 
 
 def test_a_quantized_model_answers_without_importing_torch(golden: Path, tmp_path: Path):

@@ -85,7 +85,7 @@ def test_two_texts_share_their_windows_until_one_goes_on():
     read(first, text)
     second = opened(cache, [*text, 2])
     assert second.length == 320
-    assert second.blocks == first.blocks
+    assert second.blocks[-2:] == first.blocks[-2:]
     for token in range(200):
         compute(first, [token])
         compute(second, [1000 + token])

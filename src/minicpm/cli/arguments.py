@@ -67,6 +67,19 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--context", type=count, metavar="TOKENS", help="longest conversation (default: the model's own)"
     )
+    group.add_argument(
+        "--sliding-window",
+        type=count,
+        metavar="TOKENS",
+        help="attend to so many tokens back and to the first ones only, in bounded memory, with --context as long as "
+        "you like; a multiple of 16 (native, numpy)",
+    )
+    group.add_argument(
+        "--attention-sinks", type=count, metavar="TOKENS", help="how many first ones those are (default: 16)"
+    )
+    group.add_argument(
+        "--kv-cache-dtype", default="auto", help="how keys and values are kept: auto, int8 or bfloat16 (native, numpy)"
+    )
     group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: one per physical core)")
     group.add_argument(
         "--tensor-parallel-size", type=count, metavar="N", help="graphics cards to divide the model among (vllm)"
@@ -103,10 +116,13 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
 def load_llm(args: argparse.Namespace, *, max_batch: int = 1, kv_cache_bytes: int | None = None) -> LLM:
     """Load the model the arguments name; progress of a download goes to stderr."""
     from minicpm.cli.progress import TerminalProgress
+    from minicpm.engine.backend import BLOCK_TOKENS
     from minicpm.engine.llm import LLM
 
     if args.tensor_parallel_size is not None and args.backend != "vllm":
         raise ValueError("--tensor-parallel-size is for --backend vllm")
+    if args.attention_sinks is not None and args.sliding_window is None:
+        raise ValueError("--attention-sinks is for --sliding-window; give that, too")
     if is_terminal(sys.stderr):
         talk_dim("Loading ...")
     return LLM(
@@ -118,6 +134,9 @@ def load_llm(args: argparse.Namespace, *, max_batch: int = 1, kv_cache_bytes: in
         threads=args.threads,
         max_batch=max_batch,
         kv_cache_bytes=kv_cache_bytes,
+        kv_cache_dtype=args.kv_cache_dtype,
+        sliding_window=args.sliding_window,
+        attention_sinks=args.attention_sinks or BLOCK_TOKENS,
         lookup="off" if args.no_lookup else "auto",
         vllm_options={"tensor_parallel_size": args.tensor_parallel_size} if args.tensor_parallel_size else None,
         offline=args.offline,

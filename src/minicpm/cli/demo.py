@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIBRARIES = ("gradio", "fastapi", "uvicorn", "httpx", "starlette")
 # Options of the engines in this process, and what they are where they are not given.
-_ENGINE = {"device": "auto", "threads": None, "no_lookup": False}
+_ENGINE = {
+    "device": "auto",
+    "threads": None,
+    "no_lookup": False,
+    "sliding_window": None,
+    "attention_sinks": None,
+    "kv_cache_dtype": "auto",
+}
 _LOADING = {"backend": "auto", "dtype": "auto", "context": None, "tensor_parallel_size": None, "offline": None}
 
 

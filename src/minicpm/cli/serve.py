@@ -32,6 +32,9 @@ _OURS_ALONE = {
     "device": "auto",
     "threads": None,
     "no_lookup": False,
+    "sliding_window": None,
+    "attention_sinks": None,
+    "kv_cache_dtype": "auto",
 }
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 

@@ -73,9 +73,6 @@ class KVCache(Protocol):
         back to any length; else, of a model with a sliding window, by a few tokens only.
         """
 
-    def held_tokens(self, planned_tokens: int) -> int:
-        """How many tokens of a text that may reach `planned_tokens` are held at once."""
-
     def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
         """Let an open sequence reach `planned_tokens`; False, and nothing changes, where others leave too little."""
 
@@ -107,6 +104,9 @@ class Backend(Protocol):
 
     def free_cache_bytes(self) -> int | None:
         """Memory that keys and values may still take now; None where the system does not tell."""
+
+    def held_tokens(self, planned_tokens: int) -> int:
+        """Most tokens whose keys and values a text that may reach `planned_tokens` holds at once."""
 
     def rope_key(self, length: int) -> float:
         """Rotary base a sequence of planned `length` gets; sequences of equal keys may share a prefix."""

@@ -177,9 +177,6 @@ class BlockCache:
 
     # --- for the engine ------------------------------------------------------------------------------------------
 
-    def held_tokens(self, planned_tokens: int) -> int:
-        return planned_tokens
-
     def open(
         self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
     ) -> BlockSequence | None:
@@ -439,9 +436,6 @@ class SequenceCache:
         self._rope_key = rope_key
         self._planned: dict[int, int] = {}  # of open sequences, by id()
         self._idle: OrderedDict[int, KVSequence] = OrderedDict()
-
-    def held_tokens(self, planned_tokens: int) -> int:
-        return planned_tokens
 
     def open(
         self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False

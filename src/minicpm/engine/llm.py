@@ -23,13 +23,14 @@ import numpy.typing as npt
 from minicpm import hub, native
 from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
-from minicpm.engine.backend import Backend, KVSequence, Row
+from minicpm.engine.backend import BLOCK_TOKENS, Backend, KVSequence, Row
 from minicpm.engine.constraint import Constraint, Constraints
 from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
 from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Pace, Scheduler, no_room
 from minicpm.engine.vllm import VllmBackend, VllmScheduler, require_vllm
+from minicpm.engine.window import MOST_POSITIONS, SlidingWindow
 from minicpm.errors import GenerationError, MissingExtra, ModelError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
@@ -42,6 +43,7 @@ LOOKUPS = ("auto", "off")
 # Weights that the native engine reads at half the bytes of float32, which is left to those who compute in it.
 SHORT_DTYPES = ("bfloat16", "float16")
 BACKENDS = ("auto", "native", "torch", "numpy", "vllm")
+KV_CACHE_DTYPES = ("auto", "int8", "bfloat16")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
 WORTHWHILE_ANSWER_TOKENS = 1024
 # Logits of a whole text are looked at in parts of so many bytes: 130 tokens of MiniCPM-2B's vocabulary.
@@ -64,10 +66,13 @@ class LLM:
     is 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'; `context` lowers the longest sequence below
     the model's own limit; at most `max_batch` requests run at once, fewer where their keys and values would take more
     than `kv_cache_bytes`, which is fixed here (None: `max_batch` contexts and one for idle texts, as far as memory is
-    free); `lookup` 'auto' guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off'
-    never does; `vllm_options` are engine arguments of vLLM, such as tensor_parallel_size. `LLM.sampling` are the
-    model's own defaults, for requests that bring no SamplingParams. Raises MiniCPMError subclasses when the model
-    cannot be used, ValueError for an option that cannot be.
+    free). Keys and values are kept as `kv_cache_dtype`, 'int8' or 'bfloat16' ('auto': the backend's own). With a
+    `sliding_window` a token attends to so many tokens before it and to the `attention_sinks` first ones, and no text
+    holds more than those; `context` may then be longer than the model's own limit (engine/window.py). `lookup` 'auto'
+    guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off' never does;
+    `vllm_options` are engine arguments of vLLM, such as tensor_parallel_size. `LLM.sampling` are the model's own
+    defaults, for requests that bring no SamplingParams. Raises MiniCPMError subclasses when the model cannot be used,
+    ValueError for an option that cannot be.
     """
 
     def __init__(
@@ -81,6 +86,9 @@ class LLM:
         threads: int | None = None,
         max_batch: int = 8,
         kv_cache_bytes: int | None = None,
+        kv_cache_dtype: str = "auto",
+        sliding_window: int | None = None,
+        attention_sinks: int = BLOCK_TOKENS,
         lookup: str = "auto",
         vllm_options: Mapping[str, Any] | None = None,
         offline: bool | None = None,
@@ -89,6 +97,7 @@ class LLM:
         _check_choice("backend", backend, BACKENDS)
         _check_choice("dtype", dtype, ("auto", *FLOAT_DTYPES))
         _check_choice("lookup", lookup, LOOKUPS)
+        _check_choice("kv_cache_dtype", kv_cache_dtype, KV_CACHE_DTYPES)
         _check_at_least_one("threads", threads)
         _check_at_least_one("context", context)
         _check_at_least_one("max_batch", max_batch)
@@ -98,14 +107,13 @@ class LLM:
         self.tokenizer = checkpoint.tokenizer()
         self.template = checkpoint.chat_template()
         self.sampling = advised_sampling(checkpoint)
-        longest = checkpoint.config.context_length
-        if context is not None and context > longest:
-            raise ValueError(f"context {context} is more than the {longest} tokens this model is made for")
+        window = None if sliding_window is None else SlidingWindow(sliding_window, attention_sinks)
+        _check_context(checkpoint.config.context_length, context, window)
         if vllm_options and backend != "vllm":
             raise ValueError(f"vllm_options are for the backend vllm, not for {backend}")
         self.backend: Backend
         if backend == "vllm":
-            _check_for_vllm(device=device, threads=threads)
+            _check_for_vllm(device=device, threads=threads, kv_cache_dtype=kv_cache_dtype, window=window)
             self.backend = VllmBackend(
                 checkpoint,
                 dtype=dtype,
@@ -116,8 +124,9 @@ class LLM:
             )
             self.context_length = self.backend.context_length
         else:
-            self.backend = _load(checkpoint, backend, dtype=dtype, device=device, threads=threads)
-            self.context_length = context or longest
+            options = _Options(dtype, device, threads, kv_cache_dtype, window)
+            self.backend = _load(checkpoint, backend, options)
+            self.context_length = context or checkpoint.config.context_length
         self._max_batch = max_batch
         # A verified token is the plain one only where its logits are.
         self._step_times = StepTimes() if lookup == "auto" and self.backend.is_exact else None
@@ -125,7 +134,12 @@ class LLM:
         self._pace = Pace()
         self._constraints = Constraints(self.tokenizer, self.backend.vocab_size, self._eos_token_ids)
         self._cache = self.backend.new_cache(
-            budget_tokens(self.backend, self.context_length, max_batch, kv_cache_bytes)
+            budget_tokens(
+                self.backend,
+                self.backend.held_tokens(self.context_length),
+                max_batch,
+                kv_cache_bytes,
+            )
         )
 
     def chat(
@@ -316,7 +330,7 @@ class LLM:
                 raise GenerationError(
                     f"text {number} has {len(ids)} tokens, more than the context's {self.context_length}; split it"
                 )
-            if len(ids) > self._cache.tokens:
+            if self.backend.held_tokens(len(ids)) > self._cache.tokens:
                 raise self._beyond_budget(f"text {number}", len(ids))
 
     def loglikelihood(
@@ -356,7 +370,7 @@ class LLM:
         """A sequence of the cache that may grow to `tokens`, holding what is known of all but the prompt's last."""
         if tokens > self._cache.tokens:
             raise self._beyond_budget("the text", tokens)
-        sequence = self._cache.open(prompt_ids, tokens, tokens)
+        sequence = self._cache.open(prompt_ids, tokens, tokens, keeps_all=True)
         if sequence is None:
             raise no_room(self.backend, self._cache, tokens)
         try:
@@ -463,7 +477,7 @@ class LLM:
         """Tokens an answer may have; without a limit of its own it gets that of the memory for keys and values."""
         wanted = min(max_tokens or self.context_length, rope_length - prompt_tokens)
         room = self._cache.tokens - prompt_tokens
-        if wanted <= room:
+        if self.backend.held_tokens(prompt_tokens + wanted) <= self._cache.tokens:
             return wanted
         if max_tokens is not None or room < SHORTEST_ANSWER_TOKENS:
             raise self._beyond_budget(f"{name} and its answer", prompt_tokens + wanted)
@@ -471,6 +485,7 @@ class LLM:
 
     def _beyond_budget(self, name: str, tokens: int) -> GenerationError:
         megabytes = self.backend.cache_bytes_per_token / 1e6
+        tokens = self.backend.held_tokens(tokens)
         return GenerationError(
             f"{name} may take {tokens} tokens, which need {tokens * megabytes:,.1f} MB for keys and values; the cache "
             f"holds {self._cache.tokens} tokens in {self._cache.tokens * megabytes:,.1f} MB. Lower max_tokens, shorten "
@@ -511,29 +526,61 @@ class LLM:
             raise GenerationError(f"{token_count} tokens are more than the context's {self.context_length}")
 
 
-def _load(checkpoint: Checkpoint, backend: str, *, dtype: str, device: str, threads: int | None) -> Backend:
+@dataclass(frozen=True)
+class _Options:
+    """How a model is loaded, as LLM takes it."""
+
+    dtype: str
+    device: str
+    threads: int | None
+    kv_cache_dtype: str
+    window: SlidingWindow | None
+
+    @property
+    def needs_our_cache(self) -> bool:
+        """Whether something is asked of the keys and values that only the native and the numpy engine do."""
+        return self.kv_cache_dtype != "auto" or self.window is not None
+
+
+def _load(checkpoint: Checkpoint, backend: str, options: _Options) -> Backend:
     """Load with the backend of a name, or for auto with the one that fits the weights and the machine."""
-    is_quantized = bool(checkpoint.packings)
     if backend == "auto":
-        backend = _automatic(checkpoint, dtype, device)
+        backend = _automatic(checkpoint, options)
     if backend == "native":
-        return _load_native(checkpoint, dtype=dtype, device=device, threads=threads)
+        return _load_native(checkpoint, options)
     if backend == "numpy":
-        return _load_numpy(checkpoint, dtype=dtype, device=device, threads=threads)
-    if is_quantized:
+        return _load_numpy(checkpoint, options)
+    if checkpoint.packings:
         raise ModelError(
             f"{checkpoint.path}: its weights are quantized, which the {backend} backend cannot run; use native or numpy"
         )
-    return _load_torch(checkpoint, dtype=dtype, device=device, threads=threads)
+    if options.needs_our_cache:
+        raise ValueError(f"kv_cache_dtype and sliding_window are the native and the numpy backend's, not {backend}'s")
+    return _load_torch(checkpoint, dtype=options.dtype, device=options.device, threads=options.threads)
 
 
-def _automatic(checkpoint: Checkpoint, dtype: str, device: str) -> str:
+def _check_context(longest: int, context: int | None, window: SlidingWindow | None) -> None:
+    """ValueError for a context or a window that is longer than the model is made for."""
+    if window is not None and window.reach > longest:
+        raise ValueError(
+            f"a sliding window of {window.tokens} tokens with {window.sinks} sinks reaches over {window.reach} "
+            f"positions, more than the {longest} this model is made for"
+        )
+    if context is not None and context > (longest if window is None else MOST_POSITIONS):
+        hint = "; with a sliding_window it may be longer" if window is None else " under a sliding window"
+        limit = (
+            f"{longest} tokens this model is made for" if window is None else f"{MOST_POSITIONS} positions there are"
+        )
+        raise ValueError(f"context {context} is more than the {limit}{hint}")
+
+
+def _automatic(checkpoint: Checkpoint, options: _Options) -> str:
     """Native for quantized weights, and on a CPU for those in 16 bits; torch for others, and on a GPU.
 
     Where the one that fits is not there numpy computes, and a warning says so.
     """
-    missing = native.why_missing()
-    if checkpoint.packings:
+    missing, dtype, device = native.why_missing(), options.dtype, options.device
+    if checkpoint.packings or options.needs_our_cache:
         if missing is None:
             return "native"
         _warn_once(f"the native engine is not there ({missing}), so the numpy backend computes, slowly")
@@ -553,20 +600,26 @@ def _warn_once(message: str) -> None:
     _LOGGER.warning(message)
 
 
-def _load_native(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
+def _load_native(checkpoint: Checkpoint, options: _Options) -> Backend:
     if missing := native.why_missing():
         raise ModelError(f"the native engine is not there ({missing}); install a C++ compiler and minicpm again")
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"the native backend runs on the cpu, got device {device!r}")
-    if dtype not in (("auto",) if checkpoint.packings else ("auto", checkpoint.config.dtype)):
-        raise ValueError(f"the native backend computes with the weights as they are stored, got dtype {dtype!r}")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"the native backend runs on the cpu, got device {options.device!r}")
+    if options.dtype not in (("auto",) if checkpoint.packings else ("auto", checkpoint.config.dtype)):
+        raise ValueError(
+            f"the native backend computes with the weights as they are stored, got dtype {options.dtype!r}"
+        )
     from minicpm.engine.native import NativeBackend
 
-    return NativeBackend(checkpoint, threads)
+    return NativeBackend(checkpoint, options.threads, kv_dtype=options.kv_cache_dtype, window=options.window)
 
 
-def _check_for_vllm(*, device: str, threads: int | None) -> None:
+def _check_for_vllm(*, device: str, threads: int | None, kv_cache_dtype: str, window: SlidingWindow | None) -> None:
     require_vllm()
+    if kv_cache_dtype != "auto":
+        raise ValueError("how vLLM keeps keys and values is an option of its own: vllm_options={'kv_cache_dtype': ...}")
+    if window is not None:
+        raise ValueError("sliding_window is for the backends native and numpy, not for vllm")
     if device != "auto":
         raise ValueError(f"vLLM runs on the device it was built for, got device {device!r}; leave it out")
     if threads is not None:
@@ -583,17 +636,17 @@ def _has_gpu() -> bool:
     return sys.platform == "darwin" or any(Path(path).exists() for path in paths)
 
 
-def _load_numpy(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
-    if threads is not None:
+def _load_numpy(checkpoint: Checkpoint, options: _Options) -> Backend:
+    if options.threads is not None:
         raise ValueError("numpy counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"the numpy backend runs on the cpu, got device {device!r}")
-    if dtype not in (("auto",) if checkpoint.packings else ("auto", "float32")):
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"the numpy backend runs on the cpu, got device {options.device!r}")
+    if options.dtype not in (("auto",) if checkpoint.packings else ("auto", "float32")):
         known = "the quantized weights as they are" if checkpoint.packings else "float32"
-        raise ValueError(f"the numpy backend computes with {known}, got dtype {dtype!r}")
+        raise ValueError(f"the numpy backend computes with {known}, got dtype {options.dtype!r}")
     from minicpm.engine.numpy import NumpyBackend
 
-    return NumpyBackend(checkpoint)
+    return NumpyBackend(checkpoint, kv_dtype=options.kv_cache_dtype, window=options.window)
 
 
 def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:

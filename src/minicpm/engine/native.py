@@ -20,8 +20,10 @@ from minicpm import native
 from minicpm.engine.backend import Row
 from minicpm.engine.kv_cache import BlockCache, BlockSequence, blocks_of
 from minicpm.engine.memory import free_memory_bytes
-from minicpm.engine.numpy import KV_BLOCK, RotaryTables
+from minicpm.engine.numpy import RotaryTables, cache_bytes_per_token
 from minicpm.engine.packed import packed_weights
+from minicpm.engine.window import MOST_POSITIONS, SlidingWindow
+from minicpm.engine.window_cache import WindowCache
 from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
@@ -180,17 +182,26 @@ class NativeBackend:
     name = "native"
     is_exact = True
 
-    def __init__(self, checkpoint: Checkpoint, threads: int | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        threads: int | None = None,
+        *,
+        kv_dtype: str = "auto",
+        window: SlidingWindow | None = None,
+    ):
         if checkpoint.folded_scales is not None:
             raise ModelError(f"{checkpoint.path}: a llama-format model; convert it --to hf for the native backend")
         self.config = config = checkpoint.config
         self.isa = native.isa()
         self.vocab_size = config.vocab_size
-        self.context_length = config.context_length
+        self.context_length = config.context_length if window is None else MOST_POSITIONS
         self.trained_length = config.max_position_embeddings
-        heads = 2 * config.num_hidden_layers * config.num_key_value_heads
-        self.cache_bytes_per_token = heads * -(-config.head_dim // KV_BLOCK) * (KV_BLOCK + 2)
-        self._rotary = RotaryTables(config)
+        self.kv_dtype = "int8" if kv_dtype == "auto" else kv_dtype
+        self.window = window
+        self.cache_bytes_per_token = cache_bytes_per_token(config, self.kv_dtype)
+        self._rotary = RotaryTables(config, window)
+        self._most_row_tokens = MAX_STEP_TOKENS if window is None else window.step_tokens
         self._model = native.extension().Model(
             isa=self.isa,
             threads=native.thread_count(threads),
@@ -204,6 +215,8 @@ class NativeBackend:
             residual_scale=config.residual_scale,
             logit_scale=config.logit_scale,
             query_scale=1 / math.sqrt(config.head_dim),
+            sink_blocks=0 if window is None else window.sink_blocks,
+            window_blocks=0 if window is None else window.blocks,
         )
         self._file_bytes = self._load(checkpoint)
 
@@ -215,22 +228,29 @@ class NativeBackend:
         config = self.config
         try:
             pool = native.extension().KvPool(
-                config.num_hidden_layers, config.num_key_value_heads, config.head_dim, blocks_of(tokens)
+                config.num_hidden_layers,
+                config.num_key_value_heads,
+                config.head_dim,
+                blocks_of(tokens),
+                self.kv_dtype,
             )
         except MemoryError:
             raise ModelError(
                 f"the system does not give {tokens * self.cache_bytes_per_token / 1e9:.1f} GB of address space for the "
                 f"keys and values of {tokens} tokens; lower the context, max_batch or kv_cache_bytes"
             ) from None
-        return BlockCache(pool, self.rope_key)
+        return BlockCache(pool, self.rope_key) if self.window is None else WindowCache(pool, self.rope_key, self.window)
 
     def new_sequence(self, rope_length: int) -> BlockSequence:
-        sequence = self.new_cache(rope_length).open((), rope_length, rope_length)
+        sequence = self.new_cache(rope_length).open((), rope_length, rope_length, keeps_all=True)
         assert sequence is not None
         return sequence
 
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens if self.window is None else min(planned_tokens, self.window.held_tokens)
+
     def rope_key(self, length: int) -> float:
-        return self.config.rope_base(length)
+        return self._rotary.base(length)
 
     def free_cache_bytes(self) -> int | None:
         free = free_memory_bytes()
@@ -244,7 +264,8 @@ class NativeBackend:
         return self._in_steps([Row(row.sequence, row.token_ids, "all") for row in rows], is_hidden=True)
 
     def _in_steps(self, rows: Sequence[Row], *, is_hidden: bool) -> list[Floats]:
-        if sum(len(row.token_ids) for row in rows) <= MAX_STEP_TOKENS:
+        counts = [len(row.token_ids) for row in rows]
+        if sum(counts) <= MAX_STEP_TOKENS and max(counts) <= self._most_row_tokens:
             return self._step(rows, is_hidden)
         lengths = [row.sequence.length for row in rows]
         try:
@@ -256,11 +277,11 @@ class NativeBackend:
 
     def _row_in_steps(self, row: Row, is_hidden: bool) -> Floats:
         """(n, vocab or hidden) of a row alone, cut into steps."""
-        starts = range(0, len(row.token_ids), MAX_STEP_TOKENS)
+        starts = range(0, len(row.token_ids), self._most_row_tokens)
         parts = []
         for start in starts:
             kind = row.logits if row.logits != "last" or start == starts[-1] else "none"
-            part = Row(row.sequence, row.token_ids[start : start + MAX_STEP_TOKENS], kind)
+            part = Row(row.sequence, row.token_ids[start : start + self._most_row_tokens], kind)
             parts.append(self._step([part], is_hidden)[0])
         return np.concatenate(parts)
 
@@ -275,6 +296,7 @@ class NativeBackend:
         ends = list(accumulate(counts))
         wanted = [place for end, n in zip(ends, wanted_counts) for place in range(end - n, end)]
         cos, sin = self._rotary.of(rows)
+        sink_cos, sink_sin = self._rotary.of_sinks(rows) or (None, None)
         width = self.config.hidden_size if is_hidden else self.vocab_size
         out = np.empty((len(wanted), width), np.float32)
         self._model.forward(
@@ -288,6 +310,8 @@ class NativeBackend:
             np.array(wanted, np.int32),
             out,
             is_hidden,
+            sink_cos,
+            sink_sin,
         )
         for sequence, row in zip(sequences, rows):
             sequence.extend(row.token_ids)

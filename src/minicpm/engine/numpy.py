@@ -8,9 +8,10 @@ whole numbers is exact as long as sums stay below 2**24, so BLAS does the intege
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Context, Decimal
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from minicpm.engine.backend import KVSequence, Row
 from minicpm.engine.kv_cache import SequenceCache
 from minicpm.engine.memory import free_memory_bytes
+from minicpm.engine.window import MOST_POSITIONS, SlidingWindow
 from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -151,17 +153,33 @@ def rope_table(base: float, head_dim: int, factor: float, length: int) -> tuple[
 class RotaryTables:
     """cos and sin of every position a model's sequences have reached, per rotary base."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config: DecoderConfig, window: SlidingWindow | None = None):
         self._config = config
+        self._window = window
         self._tables: dict[float, tuple[Floats, Floats]] = {}
+
+    def base(self, rope_length: int) -> float:
+        """Of a text planned for `rope_length`; under a sliding window no distance is longer than its reach."""
+        return self._config.rope_base(rope_length if self._window is None else min(rope_length, self._window.reach))
 
     def of(self, rows: Sequence[Row]) -> tuple[Floats, Floats]:
         """cos and sin (T, D / 2) of all rows' new tokens."""
+        return self._chosen(
+            rows, [slice(row.sequence.length, row.sequence.length + len(row.token_ids)) for row in rows]
+        )
+
+    def of_sinks(self, rows: Sequence[Row]) -> tuple[Floats, Floats] | None:
+        """The same as the attention sinks see the new tokens; None without a sliding window."""
+        if self._window is None:
+            return None
+        return self._chosen(rows, [self._window.sink_positions(_positions(row)) for row in rows])
+
+    def _chosen(self, rows: Sequence[Row], positions: Sequence[npt.NDArray[np.int64] | slice]) -> tuple[Floats, Floats]:
         parts = []
-        for row in rows:
-            start, end = row.sequence.length, row.sequence.length + len(row.token_ids)
-            cos, sin = self._table(self._config.rope_base(row.sequence.rope_length), end)
-            parts.append((cos[start:end], sin[start:end]))
+        for row, chosen in zip(rows, positions):
+            end = row.sequence.length + len(row.token_ids)
+            cos, sin = self._table(self.base(row.sequence.rope_length), end)
+            parts.append((cos[chosen], sin[chosen]))
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([cos for cos, _ in parts]), np.concatenate([sin for _, sin in parts])
@@ -172,6 +190,10 @@ class RotaryTables:
         if base not in self._tables or len(self._tables[base][0]) < length:
             self._tables[base] = rope_table(base, self._config.head_dim, factor, max(256, 2 * length))
         return self._tables[base]
+
+
+def _positions(row: Row) -> npt.NDArray[np.int64]:
+    return np.arange(row.sequence.length, row.sequence.length + len(row.token_ids))
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
@@ -299,19 +321,29 @@ class _Layer:
 # --- keys, values, attention -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class AttentionKind:
+    """How keys and values are kept, and what is done with them: docs/numerics.md, sections 7 and 8."""
+
+    width: int  # numbers of a head that share a scale
+    dtype: type[np.generic]
+    file: Callable[[Floats], tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]]
+    score: Callable[[Floats, Floats, Floats], Floats]
+    sum_values: Callable[[Floats, Floats], Floats]
+
+
 class NumpySequence(KVSequence):
-    """Keys and values of one text in blocks of 16 tokens: codes with scales, or float32 with scales of 1.
+    """Keys and values of one text in blocks of 16 tokens: codes with scales, or numbers with scales of 1.
 
     A forward pass writes behind `length` and extends it when all layers are done, so an interrupted pass leaves the
     sequence as it was.
     """
 
-    def __init__(self, config: DecoderConfig, rope_length: int, is_quantized: bool):
+    def __init__(self, config: DecoderConfig, rope_length: int, kind: AttentionKind):
         super().__init__(rope_length)
-        self._is_quantized = is_quantized
-        width = KV_BLOCK if is_quantized else config.head_dim
-        shape = (config.num_hidden_layers, 2, 0, config.num_key_value_heads, -(-config.head_dim // width))
-        self._codes = np.zeros((*shape, width), np.int8 if is_quantized else np.float32)
+        self._kind = kind
+        shape = (config.num_hidden_layers, 2, 0, config.num_key_value_heads, -(-config.head_dim // kind.width))
+        self._codes = np.zeros((*shape, kind.width), kind.dtype)
         self._scales = np.ones(shape, np.float16)
 
     def append(self, layer: int, keys: Floats, values: Floats) -> None:
@@ -319,21 +351,21 @@ class NumpySequence(KVSequence):
         end = self.length + len(keys)
         if self._codes.shape[2] < end:
             self._grow(max(end, 2 * self._codes.shape[2]))
-        for kind, states in enumerate((keys, values)):
-            part = np.s_[layer, kind, self.length : end]
-            if self._is_quantized:
-                self._codes[part], self._scales[part] = quantize_heads(states)
-            else:
-                self._codes[part] = states[:, :, None]
+        for which, states in enumerate((keys, values)):
+            part = np.s_[layer, which, self.length : end]
+            codes, scales = self._kind.file(states)
+            self._codes[part] = codes
+            if scales is not None:
+                self._scales[part] = scales
 
-    def read(self, layer: int, kind: int, end: int) -> tuple[Floats, Floats]:
-        """Keys (kind 0) or values (1) before token `end`, up to whole blocks of 16 tokens, as float32.
+    def read(self, layer: int, which: int, end: int) -> tuple[Floats, Floats]:
+        """Keys (`which` 0) or values (1) before token `end`, up to whole blocks of 16 tokens, as float32.
 
         Codes (H_kv, E, S, width) and scales (H_kv, E, S); what is not written yet is zero.
         """
         S = -(-end // LANES) * LANES
-        codes = self._codes[layer, kind, :S].transpose(1, 2, 0, 3).astype(np.float32)
-        scales = self._scales[layer, kind, :S].transpose(1, 2, 0).astype(np.float32)
+        codes = self._codes[layer, which, :S].transpose(1, 2, 0, 3).astype(np.float32)
+        scales = self._scales[layer, which, :S].transpose(1, 2, 0).astype(np.float32)
         codes[:, :, end:] = 0
         scales[:, :, end:] = 0
         return codes, scales
@@ -344,43 +376,67 @@ class NumpySequence(KVSequence):
         self._scales = np.pad(self._scales, [(0, added if axis == 2 else 0) for axis in range(5)], constant_values=1)
 
 
-def attend(queries: Floats, sequence: NumpySequence, layer: int, is_quantized: bool) -> Floats:
-    """Attention of the T newest tokens, already appended: queries (T, H, D), rotated and scaled -> (T, H, D)."""
+def attend(
+    queries: Floats,
+    sequence: NumpySequence,
+    layer: int,
+    kind: AttentionKind,
+    window: SlidingWindow | None = None,
+    sink_queries: Floats | None = None,
+) -> Floats:
+    """Attention of the T newest tokens, already appended: queries (T, H, D), rotated and scaled -> (T, H, D).
+
+    With a `window`, `sink_queries` are the same, rotated as the attention sinks see them.
+    """
     T, H, _ = queries.shape
     step = max(1, BLOCK_ELEMENTS // (H * 4 * (sequence.length + T)))
     parts = []
     for start in range(0, T, step):
-        chunk = queries[start : start + step]
-        end = sequence.length + start + len(chunk)
+        chosen = slice(start, start + step)
+        sinks = None if sink_queries is None else sink_queries[chosen]
+        end = sequence.length + min(start + step, T)
         keys, values = sequence.read(layer, 0, end), sequence.read(layer, 1, end)
-        parts.append(_attend_chunk(chunk, end - len(chunk), keys, values, is_quantized))
+        parts.append(_attend_chunk(queries[chosen], sinks, sequence.length + start, keys, values, kind, window))
     return np.concatenate(parts)
 
 
 def _attend_chunk(
-    queries: Floats, first: int, keys: tuple[Floats, Floats], values: tuple[Floats, Floats], is_quantized: bool
+    queries: Floats,
+    sink_queries: Floats | None,
+    first: int,
+    keys: tuple[Floats, Floats],
+    values: tuple[Floats, Floats],
+    kind: AttentionKind,
+    window: SlidingWindow | None,
 ) -> Floats:
     """Online softmax over blocks of 16 tokens; queries (T, H, D) at positions first, first + 1, ..."""
     T, H, D = queries.shape
     codes, scales = values
     H_kv, E, S, width = codes.shape
-    # Queries that share a head of keys and values lie behind each other: (H_kv, T R, D).
-    grouped = queries.reshape(T, H_kv, -1, D).transpose(1, 0, 2, 3).reshape(H_kv, -1, D)
-    scores = (_quantized_scores if is_quantized else _float_scores)(grouped, *keys)  # (H_kv, T R, S)
-    positions = np.repeat(np.arange(first, first + T), H // H_kv)
-    seen = np.arange(S) <= positions[:, None]
+
+    def scores_of(queries: Floats) -> Floats:
+        # Queries that share a head of keys and values lie behind each other: (H_kv, T R, D) -> (H_kv, T R, S).
+        grouped = queries.reshape(T, H_kv, -1, D).transpose(1, 0, 2, 3).reshape(H_kv, -1, D)
+        return kind.score(grouped, *keys)
+
+    positions, tokens = np.repeat(np.arange(first, first + T), H // H_kv)[:, None], np.arange(S)
+    seen, scores = tokens <= positions, scores_of(queries)
+    if window is not None and sink_queries is not None:
+        is_sink = tokens < window.sinks
+        seen &= is_sink | (tokens // LANES >= positions // LANES - window.blocks)
+        scores = np.where(is_sink, scores_of(sink_queries), scores)
     scores = np.where(seen, scores, np.float32(-np.inf))
     blocks = scores.reshape(H_kv, -1, S // LANES, LANES)
     running = np.maximum.accumulate(blocks.max(axis=3), axis=2)
     p = exp(blocks - running[..., None])
     alpha = exp(running[:, :, :-1] - running[:, :, 1:])
-    # A later token's scale may be NaN: nothing of it reaches the queries before it.
+    # A token that is not seen may hold anything, even NaN: nothing of it reaches the query.
     visible = seen.reshape(1, -1, S // LANES, 1, LANES)
     scales = scales.reshape(H_kv, 1, E, S // LANES, LANES).swapaxes(2, 3)
     weights = np.where(visible, p[:, :, :, None] * scales, np.float32(0))  # (H_kv, T R, blocks, E, 16)
     weights = weights.transpose(0, 2, 3, 1, 4)
     codes = codes.reshape(H_kv, E, S // LANES, LANES, width).swapaxes(1, 2)
-    weighted = (_quantized_sums if is_quantized else np.matmul)(weights, codes)  # (H_kv, blocks, E, T R, width)
+    weighted = kind.sum_values(weights, codes)  # (H_kv, blocks, E, T R, width)
     weighted = weighted.transpose(0, 3, 1, 2, 4)
     sums = _fold(p)
     total, norm = weighted[:, :, 0], sums[:, :, 0]
@@ -415,8 +471,50 @@ def _quantized_sums(weights: Floats, codes: Floats) -> Floats:
     return cast(Floats, sums * scales.reshape(*weights.shape[:-1], 1))
 
 
+def _file_bfloat16(x: Floats) -> tuple[Floats, None]:
+    return as_bfloat16(x)[:, :, None], None
+
+
+def _ordered_scores(queries: Floats, keys: Floats, scales: Floats) -> Floats:
+    """(H_kv, n, S) of queries (H_kv, n, D): the products of a head's numbers added one after the other."""
+    H_kv, n, D = queries.shape
+    scores = np.zeros((H_kv, n, keys.shape[2]), np.float32)
+    for k in range(D):
+        scores += queries[:, :, k, None] * keys[:, 0, None, :, k]
+    return scores
+
+
+def _ordered_sums(weights: Floats, values: Floats) -> Floats:
+    """(..., n, width) of weights (..., n, 16) and values (..., 16, width), token after token; of weight 0 nothing."""
+    total = np.zeros((*weights.shape[:-1], values.shape[-1]), np.float32)
+    for t in range(LANES):
+        weight = weights[..., t, None]
+        total += np.where(weight == 0, np.float32(0), weight * values[..., t, None, :])
+    return total
+
+
+def _file_float(x: Floats) -> tuple[Floats, None]:
+    return x[:, :, None], None
+
+
 def _float_scores(queries: Floats, keys: Floats, scales: Floats) -> Floats:
     return cast(Floats, queries @ keys[:, 0].swapaxes(1, 2))
+
+
+def attention_kind(dtype: str, head_dim: int) -> AttentionKind:
+    if dtype == "int8":
+        return AttentionKind(KV_BLOCK, np.int8, quantize_heads, _quantized_scores, _quantized_sums)
+    if dtype == "bfloat16":
+        return AttentionKind(head_dim, np.float32, _file_bfloat16, _ordered_scores, _ordered_sums)
+    return AttentionKind(head_dim, np.float32, _file_float, _float_scores, np.matmul)
+
+
+def cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of the keys and values of a token, all layers, kept as int8 with scales, bfloat16 or float32."""
+    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+    if dtype == "int8":
+        return heads * -(-config.head_dim // KV_BLOCK) * (KV_BLOCK + 2)
+    return heads * config.head_dim * {"bfloat16": 2, "float32": 4}[dtype]
 
 
 # --- the backend -------------------------------------------------------------------------------------------------
@@ -430,7 +528,15 @@ class NumpyBackend:
 
     name = "numpy"
 
-    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig | None = None, *, is_exact: bool | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: DecoderConfig | None = None,
+        *,
+        is_exact: bool | None = None,
+        kv_dtype: str = "auto",
+        window: SlidingWindow | None = None,
+    ):
         """`config`: compute as if the checkpoint had this one, of the same shape."""
         if checkpoint.folded_scales is not None:
             raise ModelError(
@@ -441,26 +547,29 @@ class NumpyBackend:
         self._checkpoint = checkpoint
         self._keeps_expanded = 4 * config.num_parameters() <= MAX_KEPT_BYTES
         self.vocab_size = config.vocab_size
-        self.context_length = config.context_length
+        self.context_length = config.context_length if window is None else MOST_POSITIONS
         self.trained_length = config.max_position_embeddings
-        width = KV_BLOCK if self.is_exact else config.head_dim
-        block_bytes = KV_BLOCK + 2 if self.is_exact else 4 * config.head_dim + 2
-        heads = 2 * config.num_hidden_layers * config.num_key_value_heads
-        self.cache_bytes_per_token = heads * -(-config.head_dim // width) * block_bytes
+        self.kv_dtype = ("int8" if self.is_exact else "float32") if kv_dtype == "auto" else kv_dtype
+        self.window = window
+        self._kind = attention_kind(self.kv_dtype, config.head_dim)
+        self.cache_bytes_per_token = cache_bytes_per_token(config, self.kv_dtype)
         self._embedding = self.weight(EMBEDDING)
         self._layers = [_Layer(self, index) for index in range(config.num_hidden_layers)]
         self._norm = self.vector("model.norm.weight")
         self._head = self.linear(EMBEDDING if config.tie_word_embeddings else HEAD)
-        self._rotary = RotaryTables(config)
+        self._rotary = RotaryTables(config, window)
 
     def new_cache(self, tokens: int) -> SequenceCache:
         return SequenceCache(self.new_sequence, self.rope_key, tokens)
 
     def new_sequence(self, rope_length: int) -> NumpySequence:
-        return NumpySequence(self.config, rope_length, self.is_exact)
+        return NumpySequence(self.config, rope_length, self._kind)
+
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens
 
     def rope_key(self, length: int) -> float:
-        return self.config.rope_base(length)
+        return self._rotary.base(length)
 
     def free_cache_bytes(self) -> int | None:
         free = free_memory_bytes()
@@ -499,11 +608,11 @@ class NumpyBackend:
         config = self.config
         scale = np.float32(config.residual_scale)
         lengths = [len(row.token_ids) for row in rows]
-        cos, sin = self._rotary.of(rows)
+        rotations = self._rotary.of(rows), self._rotary.of_sinks(rows)
         h = self._embed(np.array([token for row in rows for token in row.token_ids], np.int64))
         for index, layer in enumerate(self._layers):
             x = rms_norm(h, layer.attention_norm, config.rms_norm_eps)
-            h = h + layer.o(self._attention(layer.qkv(x), rows, lengths, index, cos, sin)) * scale
+            h = h + layer.o(self._attention(layer.qkv(x), rows, lengths, index, *rotations)) * scale
             x = rms_norm(h, layer.mlp_norm, config.rms_norm_eps)
             gate, up = np.split(layer.gate_up(x), 2, axis=1)
             h = h + layer.down(silu(gate) * up) * scale
@@ -518,19 +627,28 @@ class NumpyBackend:
         return rows * np.float32(self.config.scale_emb)
 
     def _attention(
-        self, qkv: Floats, rows: Sequence[Row], lengths: list[int], layer: int, cos: Floats, sin: Floats
+        self,
+        qkv: Floats,
+        rows: Sequence[Row],
+        lengths: list[int],
+        layer: int,
+        rotation: tuple[Floats, Floats],
+        sink_rotation: tuple[Floats, Floats] | None,
     ) -> Floats:
         """(T, q + k + v features) of all rows -> (T, hidden); keys and values are filed on the way."""
         config = self.config
         heads = qkv.reshape(len(qkv), -1, config.head_dim)
         H, H_kv = config.num_attention_heads, config.num_key_value_heads
-        queries = rotate(heads[:, :H], cos, sin) * np.float32(1 / math.sqrt(config.head_dim))
-        keys, values = rotate(heads[:, H : H + H_kv], cos, sin), heads[:, H + H_kv :]
+        scale = np.float32(1 / math.sqrt(config.head_dim))
+        queries = rotate(heads[:, :H], *rotation) * scale
+        sink_queries = None if sink_rotation is None else rotate(heads[:, :H], *sink_rotation) * scale
+        keys, values = rotate(heads[:, H : H + H_kv], *rotation), heads[:, H + H_kv :]
         outputs, start = [], 0
         for row, n in zip(rows, lengths):
             part, sequence = slice(start, start + n), cast(NumpySequence, row.sequence)
             sequence.append(layer, keys[part], values[part])
-            outputs.append(attend(queries[part], sequence, layer, self.is_exact))
+            sinks = None if sink_queries is None else sink_queries[part]
+            outputs.append(attend(queries[part], sequence, layer, self._kind, self.window, sinks))
             start += n
         return np.concatenate(outputs).reshape(len(qkv), -1)
 

@@ -318,7 +318,7 @@ class Pace:
 
 def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
     """The error of a plan of so many tokens while others hold the cache."""
-    megabytes = backend.cache_bytes_per_token / 1e6
+    megabytes, tokens = backend.cache_bytes_per_token / 1e6, backend.held_tokens(tokens)
     return GenerationError(
         f"{tokens} tokens need {tokens * megabytes:,.1f} MB for keys and values, and other streams that are not "
         f"finished hold too much of the {cache.tokens * megabytes:,.1f} MB there are; finish or close those, or lower "

@@ -144,6 +144,9 @@ class TorchBackend:
     def new_sequence(self, rope_length: int) -> TorchSequence:
         return TorchSequence(self.config, rope_length, self._dtype, self._device)
 
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens
+
     def rope_key(self, length: int) -> float:
         return self.config.rope_base(length)
 

@@ -317,6 +317,9 @@ class VllmBackend:
     def free_cache_bytes(self) -> int | None:
         return None
 
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens
+
     def rope_key(self, length: int) -> float:
         return 0.0
 
@@ -337,7 +340,9 @@ class VllmCache:
         self.tokens = backend.cache_tokens
         self._backend = backend
 
-    def open(self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int) -> NoReturn:
+    def open(
+        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+    ) -> NoReturn:
         raise _no_logits()
 
     def grow(self, sequence: KVSequence, planned_tokens: int) -> NoReturn:

@@ -63,5 +63,5 @@ class SlidingWindow:
 
     def sink_positions(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where tokens at `positions` stand for the sinks: as if nothing lay between these and the window."""
-        first = np.maximum(self.sink_blocks, positions // BLOCK_TOKENS - self.blocks)
+        first: npt.NDArray[np.int64] = np.maximum(self.sink_blocks, positions // BLOCK_TOKENS - self.blocks)
         return positions - BLOCK_TOKENS * (first - self.sink_blocks)

@@ -19,11 +19,12 @@ from minicpm.engine.kv_cache import ROOT, BlockCache, BlockPool, BlockSequence, 
 from minicpm.engine.window import SlidingWindow
 from minicpm.errors import GenerationError
 
-_GONE = 0  # in a table: a block that was left, whose number is never read
-
 
 class WindowSequence(BlockSequence):
-    """One text of a WindowCache; of its blocks those from the sinks' end to `gone_to` are left."""
+    """One text of a WindowCache; of its blocks those from the sinks' end to `gone_to` are left.
+
+    In their places in the table stands the first block, which nobody writes to.
+    """
 
     def __init__(
         self, cache: WindowCache, rope_length: int, rope_base: float, promised_blocks: int, *, keeps_all: bool
@@ -54,9 +55,6 @@ class WindowCache(BlockCache):
         self.window = window
         self._ghosts = count(pool.blocks)
 
-    def held_tokens(self, planned_tokens: int) -> int:
-        return min(planned_tokens, self.window.held_tokens)
-
     def open(
         self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
     ) -> WindowSequence | None:
@@ -76,7 +74,7 @@ class WindowCache(BlockCache):
             self._promised += wanted + shared
             for block in held:
                 self._use(block)
-            sequence.blocks += chain[:sinks] + [_GONE] * (gone_to - sinks) + chain[gone_to:] if chain else []
+            sequence.blocks += chain[:sinks] + chain[:1] * (gone_to - sinks) + chain[gone_to:]
             sequence.gone_to = gone_to
             cached = BLOCK_TOKENS * len(chain)
             sequence.token_ids += prompt_ids[:cached]
@@ -122,7 +120,7 @@ class WindowCache(BlockCache):
             first = self.window.first_block(max(0, sequence.length - self.window.slack_tokens))
             for index in range(sequence.gone_to, first):
                 self._give_back(sequence, index, sequence.blocks[index])
-                sequence.blocks[index] = _GONE
+                sequence.blocks[index] = sequence.blocks[0]
             if first > sequence.gone_to:
                 sequence.gone_to = first
                 sequence.forget_table()
