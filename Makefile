@@ -181,8 +181,8 @@ test-arm: needs-qemu-aarch64-static setup wheel-arm
 ISA_RECORD := --isa-record tests/data/isa_matrix.json
 
 isa-matrix: setup
-	$(BIN)/python -m pytest -q tests/engine/test_native.py tests/engine/test_numpy.py tests/test_sampling_native.py \
-	  tests/test_sampling.py $(ISA_RECORD)
+	$(BIN)/python -m pytest -q tests/engine/test_native.py tests/engine/test_numpy.py tests/engine/test_window.py \
+	  tests/test_sampling_native.py tests/test_sampling.py $(ISA_RECORD)
 	$(MAKE) test-arm ARM_RECORD="$(ISA_RECORD)"
 	$(BIN)/python tests/isa_matrix.py
 

@@ -21,9 +21,11 @@ from costs import write_results
 from report import write_report
 
 from minicpm import native
+from minicpm.engine.arithmetic import Floats
 from minicpm.engine.backend import Backend
 from minicpm.engine.native import NativeBackend
-from minicpm.engine.numpy import Floats, Linear, NumpyBackend
+from minicpm.engine.numpy import Linear, NumpyBackend
+from minicpm.engine.numpy_attention import KV_BLOCK, NumpySequence, attention_kind
 from minicpm.eval.foresight import logits_of
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.convert import convert
@@ -40,6 +42,7 @@ SEED = 0
 SCALES = (1, 30, 100, 300)
 STORED_DTYPES = ("bfloat16", "float16")
 PART_PRESET, PART_SCALES = "int4", (1, 100)
+CACHE_PRESET, CACHE_SCALES = "int8", (1, 100)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ class WeightsOnly(NumpyBackend):
         return lambda x: x @ matrix
 
 
+class _Int4ValuesSequence(NumpySequence):
+    def append(self, layer: int, keys: Floats, values: Floats) -> None:
+        T, H, D = values.shape
+        blocks = np.pad(values, ((0, 0), (0, 0), (0, -D % KV_BLOCK))).reshape(T, H, -1, KV_BLOCK)
+        steps = np.abs(blocks).max(axis=3, keepdims=True) / np.float32(7)
+        rounded = np.rint(blocks / np.where(steps == 0, np.float32(1), steps)) * steps
+        super().append(layer, keys, rounded.reshape(T, H, -1)[..., :D])
+
+
+class Int4Values(NumpyBackend):
+    """Values in blocks of 32 rounded to 15 steps, keys in int8: what a cache of 4-bit values would hold."""
+
+    def new_sequence(self, rope_length: int) -> NumpySequence:
+        return _Int4ValuesSequence(self.config, rope_length, attention_kind("int8", self.config.head_dim))
+
+
 def samples(folder: Path, path: Path) -> list[Sample]:
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         renderer = Renderer(checkpoint.tokenizer(), checkpoint.chat_template(), checkpoint.config.vocab_size)
@@ -80,10 +99,17 @@ def logits(backend: Backend, texts: Sequence[Sample]) -> Iterator[Floats]:
         yield of_text[np.array(text.counts[1:])]
 
 
-def opened(folder: Path) -> Backend:
+def opened(folder: Path, kv_dtype: str = "int8") -> Backend:
     """The engine that users have: native where it is built, numpy with the same bits where it is not."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
-        return NativeBackend(checkpoint) if native.why_missing() is None else NumpyBackend(checkpoint, is_exact=True)
+        if native.why_missing() is None:
+            return NativeBackend(checkpoint, kv_dtype=kv_dtype)
+        return NumpyBackend(checkpoint, is_exact=True, kv_dtype=kv_dtype)
+
+
+def with_int4_values(folder: Path) -> Backend:
+    with open_checkpoint(folder, allow_quantized=True) as checkpoint:
+        return Int4Values(checkpoint, is_exact=True)
 
 
 def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> Backend:
@@ -155,6 +181,19 @@ class Bench:
                 found = self.compare(backend)
                 yield part_row(preset, scale, "yes" if equalize else "no", rounded, found)
 
+    def cache_rows(self, preset: str, scale: float) -> Iterator[dict[str, object]]:
+        """The same weights with keys and values kept in other ways."""
+        for equalize in (True, False):
+            folder = self.quantized(preset, scale, equalize)
+            for kept, backend in (
+                ("bfloat16", opened(folder, "bfloat16")),
+                ("int8", opened(folder)),
+                ("int8, values in int4", with_int4_values(folder)),
+            ):
+                found = self.compare(backend)
+                row = part_row(preset, scale, "yes" if equalize else "no", kept, found)
+                yield {"keys and values": row.pop("rounded"), **row}
+
 
 def part_row(preset: str, scale: float, equalized: str, rounded: str, found: Comparison) -> dict[str, object]:
     return {
@@ -197,6 +236,7 @@ def main() -> None:
             twin = bench.compare(with_float_cache(bench.twin(scale), NumpyBackend))
             rows.append(told(part_row("the twin, float32", scale, "no", "nothing", twin)))
             rows += [told(row) for row in bench.part_rows(PART_PRESET, scale)]
+        rows += [told(row) for scale in CACHE_SCALES for row in bench.cache_rows(CACHE_PRESET, scale)]
     tokens, texts = sum(len(text.targets) for text in bench.texts), len(bench.texts)
     note = (
         f"MiniCPM-nano, {tokens:,} held-out tokens of {texts} texts and conversations. KL(reference || preset) in nats "

@@ -24,6 +24,8 @@ PROPERTIES = (
     "int8 products",
     "float weights",
     "attention",
+    "bfloat16 cache",
+    "sliding window",
     "whole models",
     "any threads and chunks",
     "not finite",

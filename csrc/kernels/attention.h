@@ -619,16 +619,27 @@ class Bfloat16Lanes {
     }
     float alpha[R];
     unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { alpha[r] = weigh(b, r, score[r]); });
+    // Of a token that does not count for a query the values may be anything, even NaN.
+    bool counts_for_all[kLanes];
+    for (int t = 0; t < kLanes; ++t) {
+      counts_for_all[t] = true;
+      for (int r = 0; r < R; ++r) counts_for_all[t] &= weights_[r * kLanes + t] != 0.0f;
+    }
     for (int e = 0; e < padded_; e += kLanes) {
       F sum[R];
       unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero(); });
       for (int t = 0; t < kLanes; ++t) {
         const F values = V::load_bfloat16(block.values(D_) + t * padded_ + e);
-        unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-          // Of a token that does not count the values may be anything, even NaN.
-          const float weight = weights_[r * kLanes + t];
-          if (weight != 0.0f) sum[r] = V::add(sum[r], V::mul(V::set1(weight), values));
-        });
+        const auto add = [&](auto r) MINICPM_INLINE_LAMBDA {
+          sum[r] = V::add(sum[r], V::mul(V::set1(weights_[r * kLanes + t]), values));
+        };
+        if (counts_for_all[t]) {
+          unroll<R>(add);
+        } else {
+          unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+            if (weights_[r * kLanes + t] != 0.0f) add(r);
+          });
+        }
       }
       unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
         float* total = totals_ + r * padded_ + e;

@@ -23,7 +23,7 @@ TOKENS = 8192
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nano in bfloat16, made for four times its 2,048 positions."""
-    path = tmp_path_factory.mktemp("long") / "nano"
+    path = tmp_path_factory.mktemp("nano")
     with open_checkpoint(embedded.folder(), allow_quantized=True) as checkpoint:
         expand(checkpoint, path, "bfloat16")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ids() -> list[int]:
-    """One long text, of the evaluation's passages."""
+    """One long text."""
     llm = LLM(context=64)
     text = Path(__file__).parents[2].joinpath("docs", "numerics.md").read_text(encoding="utf-8")
     found = llm.tokenizer.encode(text, add_bos=True)
@@ -56,7 +56,7 @@ def divergences(expected: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return (np.exp(expected) * (expected - found)).sum(axis=1)
 
 
-@pytest.mark.parametrize(("kv_dtype", "limit"), [("int8", 2e-4), ("bfloat16", 2e-4)])
+@pytest.mark.parametrize(("kv_dtype", "limit"), [("int8", 2e-4), ("bfloat16", 5e-5)])
 def test_every_position_of_8192_is_near_the_torch_model(
     folder: Path, ids: list[int], expected: np.ndarray, kv_dtype: str, limit: float
 ):
@@ -65,7 +65,6 @@ def test_every_position_of_8192_is_near_the_torch_model(
     kl = divergences(expected, llm.logits(ids))
     for part in np.split(kl, 8):  # no part of the text is worse than the others
         assert part.mean() < limit
-    print(kv_dtype, [float(part.mean()) for part in np.split(kl, 8)])
 
 
 def test_without_the_stretched_base_it_is_another_model(folder: Path, ids: list[int], expected: np.ndarray):

@@ -450,7 +450,7 @@ def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, 
 CACHE_CHUNKS = [1, 5, 16, 3, 40, 1, 1, 2, 7, 100, 9, 61, 1, 4]
 
 
-@pytest.mark.proves("bfloat16 cache, sliding window")
+@pytest.mark.proves("bfloat16 cache", "sliding window")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ["odd-int4", "even-int4"])
 @pytest.mark.parametrize("kv_dtype", ["int8", "bfloat16"])

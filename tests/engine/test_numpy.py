@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minicpm import LLM, SamplingParams
+from minicpm.engine import arithmetic
 from minicpm.engine import numpy as engine
+from minicpm.engine import numpy_attention as attention
 from minicpm.engine.backend import Row
-from minicpm.engine.numpy import IntLinear, NumpyBackend, NumpySequence
+from minicpm.engine.numpy import IntLinear, NumpyBackend
+from minicpm.engine.numpy_attention import NumpySequence
 from minicpm.errors import GenerationError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -28,7 +31,7 @@ from minicpm.quant.format import PRESETS, WEIGHT_TYPES, IntWeight, read_weight
 from tiny_models import EVEN, ODD, write_model
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, ignore_eos=True)
-INT8 = engine.attention_kind("int8", 64)
+INT8 = attention.attention_kind("int8", 64)
 
 
 @pytest.fixture(scope="module")
@@ -267,23 +270,23 @@ def test_lane_sums_are_the_documented_loop():
             lanes[k % 16] = lanes[k % 16] + x[k]
         for half in (8, 4, 2, 1):
             lanes = [lanes[i] + lanes[i + half] for i in range(half)]
-        assert engine.lane_sum(x) == lanes[0]
-        assert same_bits(engine.lane_sum(np.stack([x, x])), np.full(2, lanes[0]))
+        assert arithmetic.lane_sum(x) == lanes[0]
+        assert same_bits(arithmetic.lane_sum(np.stack([x, x])), np.full(2, lanes[0]))
 
 
 def test_exp_is_near_the_true_one_everywhere():
     x = np.linspace(-87, 88, 400_001, dtype=np.float32)
-    relative = engine.exp(x) / np.exp(x.astype(np.float64)) - 1
+    relative = arithmetic.exp(x) / np.exp(x.astype(np.float64)) - 1
     assert np.abs(relative).max() < 1.2e-7
-    ends = engine.exp(np.array([0, -0.0, -np.inf, -87.01, 1000, np.inf], np.float32))
+    ends = arithmetic.exp(np.array([0, -0.0, -np.inf, -87.01, 1000, np.inf], np.float32))
     assert ends.tolist() == [1, 1, 0, 0, ends[4], ends[4]]
     assert np.isfinite(ends).all()
-    assert np.isnan(engine.exp(np.array([np.nan], np.float32)))[0]
+    assert np.isnan(arithmetic.exp(np.array([np.nan], np.float32)))[0]
 
 
 def test_silu_is_near_the_true_one_for_any_number():
     x = np.array([-1e30, -100, -88, -1, 0, 1, 100, 3e38], np.float32)
-    found = engine.silu(x)
+    found = arithmetic.silu(x)
     expected = [value / (1 + math.exp(min(-value, 700))) for value in x.tolist()]
     assert np.allclose(found, expected, rtol=1e-6, atol=1e-8)
 
@@ -291,13 +294,13 @@ def test_silu_is_near_the_true_one_for_any_number():
 def test_the_rotary_table_is_the_rounded_true_one():
     import decimal
 
-    cos, sin = engine.rope_table(10000.0, 64, 1.0, 4096)
+    cos, sin = attention.rope_table(10000.0, 64, 1.0, 4096)
     for position in (0, 1, 2, 3, 100, 4095):
         for i in (0, 1, 17, 31):
             angle = position * float(decimal.Decimal(10000) ** (decimal.Decimal(-2 * i) / 64))
             assert abs(cos[position, i] - math.cos(angle)) <= 2.0**-25 + 1e-12
             assert abs(sin[position, i] - math.sin(angle)) <= 2.0**-25 + 1e-12
-    long, _ = engine.rope_table(10000.0, 64, 1.0, 1 << 17)
+    long, _ = attention.rope_table(10000.0, 64, 1.0, 1 << 17)
     assert same_bits(long[:4096], cos)
     assert np.abs(long[-1, 0] - math.cos((1 << 17) - 1)) < 1e-7
 
@@ -305,7 +308,7 @@ def test_the_rotary_table_is_the_rounded_true_one():
 @pytest.mark.parametrize("magnitude", [0.0, 1e-40, 1e-7, 1e-3, 1.0, 1e6, 1e30])
 def test_keys_are_stored_within_half_a_step(magnitude: float):
     x = (np.random.default_rng(0).standard_normal((7, 2, 40)) * magnitude).astype(np.float32)
-    codes, scales = engine.quantize_heads(x)
+    codes, scales = attention.quantize_heads(x)
     assert codes.shape == (7, 2, 2, 32)
     assert int(codes.min()) >= -127
     assert np.isfinite(scales).all()
@@ -324,10 +327,10 @@ def test_attention_is_the_documented_loop(T: int, D: int):
     sequence = NumpySequence(config, T, INT8)
     queries, keys, values = (random.standard_normal((T, 1, D)).astype(np.float32) * 3 for _ in range(3))
     sequence.append(0, keys, values)
-    found = engine.attend(queries, sequence, 0, INT8)[-1, 0]
+    found = attention.attend(queries, sequence, 0, INT8)[-1, 0]
     (k, dk), (v, dv) = (
         (codes[:, 0].astype(np.int64), scales[:, 0].astype(np.float32))
-        for codes, scales in map(engine.quantize_heads, (keys, values))
+        for codes, scales in map(attention.quantize_heads, (keys, values))
     )
     E = k.shape[1]
     q = np.pad(queries[-1, 0], (0, 32 * E - D)).reshape(E, 32)
@@ -343,29 +346,30 @@ def test_attention_is_the_documented_loop(T: int, D: int):
     for first in range(0, T, 16):
         tokens = range(first, min(T, first + 16))
         new = max(M, *(scores[t] for t in tokens))
-        p = [engine.exp(np.array(scores[t] - new))[()] for t in tokens]
+        p = [arithmetic.exp(np.array(scores[t] - new))[()] for t in tokens]
         B = np.zeros(32 * E, np.float32)
         for j in range(E):
             w = np.array([weight * dv[t, j] for t, weight in zip(tokens, p)], np.float32)
             a = np.rint(w * (f32(127) / w.max())).astype(np.int64)
-            s = engine.lane_sum(w) / f32(a.sum())
+            s = arithmetic.lane_sum(w) / f32(a.sum())
             B[32 * j : 32 * j + 32] = (a @ v[first : first + 16, j]).astype(np.float32) * s
-        alpha = engine.exp(np.array(M - new))[()]
+        alpha = arithmetic.exp(np.array(M - new))[()]
         total = total * alpha + B
-        norm = norm * alpha + engine.lane_sum(np.array(p, np.float32))
+        norm = norm * alpha + arithmetic.lane_sum(np.array(p, np.float32))
         M = new
     assert same_bits(found, (total / norm)[:D])
 
 
+@pytest.mark.proves("bfloat16 cache", isa="numpy")
 @pytest.mark.parametrize("T, D", [(1, 64), (40, 64), (35, 40)])
 def test_attention_over_bfloat16_is_the_documented_loop(T: int, D: int):
     random, f32 = np.random.default_rng(T), np.float32
     config = DecoderConfig(hidden_size=D, num_attention_heads=1, num_hidden_layers=1)
-    kind = engine.attention_kind("bfloat16", D)
+    kind = attention.attention_kind("bfloat16", D)
     sequence = NumpySequence(config, T, kind)
     queries, keys, values = (random.standard_normal((T, 1, D)).astype(np.float32) * 3 for _ in range(3))
     sequence.append(0, keys, values)
-    found = engine.attend(queries, sequence, 0, kind)[-1, 0]
+    found = attention.attend(queries, sequence, 0, kind)[-1, 0]
     torch = pytest.importorskip("torch")
     k, v = (torch.from_numpy(x[:, 0]).bfloat16().float().numpy() for x in (keys, values))
     M, total, norm = f32(-np.inf), np.zeros(D, np.float32), f32(0)
@@ -377,13 +381,13 @@ def test_attention_over_bfloat16_is_the_documented_loop(T: int, D: int):
             for i in range(D):
                 scores[t] = scores[t] + queries[-1, 0, i] * k[t, i]
         new = max(M, *scores.values())
-        p = {t: engine.exp(np.array(score - new))[()] for t, score in scores.items()}
+        p = {t: arithmetic.exp(np.array(score - new))[()] for t, score in scores.items()}
         B = np.zeros(D, np.float32)
         for t in tokens:
             B = B + p[t] * v[t]
-        alpha = engine.exp(np.array(M - new))[()]
+        alpha = arithmetic.exp(np.array(M - new))[()]
         total = total * alpha + B
-        norm = norm * alpha + engine.lane_sum(np.array([*p.values()], np.float32))
+        norm = norm * alpha + arithmetic.lane_sum(np.array([*p.values()], np.float32))
         M = new
     assert same_bits(found, total / norm)
 
@@ -391,8 +395,8 @@ def test_attention_over_bfloat16_is_the_documented_loop(T: int, D: int):
 def test_rms_norm_is_the_documented_formula():
     random, f32 = np.random.default_rng(0), np.float32
     h, weight = random.standard_normal((2, 5, 144)).astype(np.float32)
-    r = f32(1) / np.sqrt(engine.lane_sum(h[0] * h[0]) / f32(144) + f32(1e-5))
-    assert same_bits(engine.rms_norm(h, weight[0], 1e-5)[0], (h[0] * r) * weight[0])
+    r = f32(1) / np.sqrt(arithmetic.lane_sum(h[0] * h[0]) / f32(144) + f32(1e-5))
+    assert same_bits(arithmetic.rms_norm(h, weight[0], 1e-5)[0], (h[0] * r) * weight[0])
 
 
 def test_attention_over_equal_values_is_that_value():
@@ -402,8 +406,8 @@ def test_attention_over_equal_values_is_that_value():
     keys = random.standard_normal((53, 2, 64)).astype(np.float32) * 30
     values = np.broadcast_to(random.standard_normal((1, 2, 64)).astype(np.float32), keys.shape)
     sequence.append(0, keys, values)
-    out = engine.attend(random.standard_normal((53, 4, 64)).astype(np.float32), sequence, 0, INT8)
-    codes, scales = engine.quantize_heads(values[:1])
+    out = attention.attend(random.standard_normal((53, 4, 64)).astype(np.float32), sequence, 0, INT8)
+    codes, scales = attention.quantize_heads(values[:1])
     stored = (codes * scales.astype(np.float32)[..., None]).reshape(2, 64)
     assert np.abs(out - np.repeat(stored, 2, axis=0)[None]).max() < 2e-6 * np.abs(stored).max()
 
@@ -485,7 +489,7 @@ def test_what_was_forgotten_cannot_spoil_what_comes_after():
     bad = np.full((6, 2, 64), np.nan, np.float32)
     sequence.append(0, bad, bad)
     sequence.append(0, good[:1], good[:1])
-    assert np.isfinite(engine.attend(random.standard_normal((1, 4, 64)).astype(np.float32), sequence, 0, INT8)).all()
+    assert np.isfinite(attention.attend(random.standard_normal((1, 4, 64)).astype(np.float32), sequence, 0, INT8)).all()
 
 
 def test_a_quantized_model_answers_without_importing_torch(golden: Path, tmp_path: Path):

@@ -81,6 +81,7 @@ def logits(backend: NumpyBackend, ids: list[int], chunks: list[int]) -> np.ndarr
     return np.concatenate(parts)
 
 
+@pytest.mark.proves("sliding window", isa="numpy")
 def test_the_window_is_that_of_the_paper(folder: Path, ids: list[int], expected: np.ndarray):
     backend = NumpyBackend(open_checkpoint(folder), window=WINDOW)
     found = logits(backend, ids, [TOKENS])

@@ -20,7 +20,7 @@ from minicpm import native
 from minicpm.engine.backend import Row
 from minicpm.engine.kv_cache import BlockCache, BlockSequence, blocks_of
 from minicpm.engine.memory import free_memory_bytes
-from minicpm.engine.numpy import RotaryTables, cache_bytes_per_token
+from minicpm.engine.numpy_attention import RotaryTables, cache_bytes_per_token
 from minicpm.engine.packed import packed_weights
 from minicpm.engine.window import MOST_POSITIONS, SlidingWindow
 from minicpm.engine.window_cache import WindowCache

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from minicpm.engine.backend import BLOCK_TOKENS
 
-# Rotation tables are exact to there (engine/numpy.py).
+# rotation tables are exact to there (engine/numpy_attention.py).
 MOST_POSITIONS = 1 << 20
 
 
