@@ -92,6 +92,52 @@ def test_two_texts_share_their_windows_until_one_goes_on():
         assert is_whole(first) and is_whole(second)
 
 
+def test_sharing_a_window_promises_no_block_twice():
+    """The second text needs the blocks of its window for itself as soon as the first has left them."""
+    text = [*range(320)]
+    needed_blocks = 2 * WINDOW.held_blocks - WINDOW.sink_blocks
+    for blocks in (needed_blocks - 1, needed_blocks):
+        cache = WindowCache(TokenPool(blocks), rope_key, WINDOW)
+        first = opened(cache, [*text, 1])
+        read(first, text)
+        second = cache.open([*text, 2], 10_000, 100)
+        assert (second is None) == (blocks < needed_blocks)
+    assert second is not None
+    for number in range(10):
+        for sequence in (first, second):
+            compute(sequence, [1000 * id(sequence) + number] * WINDOW.step_tokens)
+            assert is_whole(sequence)
+    cache.close(first)
+    cache.close(second)
+    assert cache._promised == 0
+
+
+def test_a_block_that_another_text_goes_on_behind_is_not_written_again():
+    cache, text = WindowCache(TokenPool(60), rope_key, WINDOW), [*range(400)]
+    first = opened(cache, text)
+    read(first, text)
+    second = opened(cache, [*text[:96], 1], 200, keeps_all=True)
+    assert second.length == 96
+    second.truncate(90)
+    compute(second, [1000, 1001])
+    assert is_whole(second)
+    compute(first, [1002])
+    assert is_whole(first)
+    cache.close(second)
+    assert opened(cache, [*text[:96], 1]).length == 96
+
+
+def test_a_text_that_computes_what_another_left_behind_is_promised_no_more_for_it():
+    cache, text = WindowCache(TokenPool(60), rope_key, WINDOW), [*range(200)]
+    first, second = opened(cache, text), opened(cache, text)
+    read(second, text)
+    cache.close(second)
+    read(first, text)
+    assert is_whole(first)
+    cache.close(first)
+    assert cache._promised == 0
+
+
 def test_a_text_can_be_cut_back_by_the_slack_and_no_more():
     cache = WindowCache(TokenPool(20), rope_key, WINDOW)
     sequence = opened(cache, [1])
