@@ -11,9 +11,13 @@ from pathlib import Path
 import torch
 
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.compressed_tensors import PACKED, SCALE
+from minicpm.formats.llama import EMBEDDING
 from minicpm.formats.tensor import FLOAT_DTYPES
 from minicpm.models.configuration import MiniCPMConfig
 from minicpm.models.modeling import MiniCPMForCausalLM
+from minicpm.models.quantized import QuantizedEmbedding, QuantizedLinear
+from minicpm.quant.format import IntWeight, read_weight
 
 
 def load_model(
@@ -27,8 +31,9 @@ def load_model(
 
     dtype: "float32", "float16", "bfloat16" or their torch.dtype; "auto" keeps the stored one. With the stored dtype on
     the CPU the parameters are views of the (private, writable) memory map: as long as nobody writes to them they cost
-    no memory of this process. Raises what open_checkpoint raises: FormatError for damaged, missing or mis-shaped
-    weights, ModelError for what is no MiniCPM.
+    no memory of this process. Quantized weights of a checkpoint opened with `allow_quantized` stay codes and scales
+    (models/quantized.py). Raises what open_checkpoint raises: FormatError for damaged, missing or mis-shaped weights,
+    ModelError for what is no MiniCPM.
     """
     if not isinstance(source, Checkpoint):
         with open_checkpoint(source) as checkpoint:  # views outlive the files they were read from
@@ -38,13 +43,32 @@ def load_model(
     config._attn_implementation = attn_implementation
     with torch.device("meta"):
         model = MiniCPMForCausalLM(config)
-    state = {name: _tensor(source, name, wanted, device) for name in source.tensors}
+    _place_quantized(model, source, wanted, torch.device(device))
+    names = [name for name in source.config.parameter_shapes() if name not in source.packings]
+    state = {name: _tensor(source, name, wanted, device) for name in names}
     # A tied head is not among the checkpoint's tensors; that everything else is, open_checkpoint has made sure of.
     model.load_state_dict(state, strict=not config.tie_word_embeddings, assign=True)
-    model.tie_weights()
+    if EMBEDDING not in source.packings:
+        model.tie_weights()
     ends = source.eos_token_ids
     model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else next(iter(ends), None)
     return model.eval()
+
+
+def _place_quantized(model: MiniCPMForCausalLM, source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Put layers over codes and scales in the places of those whose weights are packed."""
+    for name in source.packings:
+        weight = read_weight(source, name)
+        assert isinstance(weight, IntWeight)
+        layer = QuantizedLinear.of(weight, device)
+        source.release(name + PACKED)
+        source.release(name + SCALE)
+        if name != EMBEDDING:
+            model.set_submodule(name.removesuffix(".weight"), layer)
+            continue
+        model.model.embed_tokens = QuantizedEmbedding(layer, model.config.scale_emb, dtype)
+        if model.config.tie_word_embeddings:
+            model.lm_head = layer
 
 
 def _tensor(source: Checkpoint, name: str, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:

@@ -1,0 +1,132 @@
+"""Layers over INT4 and INT8 codes: the numbers of quant/format.py, in the memory of the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minicpm.errors import ModelError
+from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.hub import embedded
+from minicpm.models import MiniCPMForCausalLM, load_model
+from minicpm.models.quantized import QuantizedEmbedding, QuantizedLinear
+from minicpm.quant.expand import expand
+from minicpm.quant.folder import quantize_folder
+from minicpm.quant.format import PRESETS, Int4Weight, Int8Weight, IntWeight, read_weight
+from minicpm.quant.gguf import write_gguf
+from tiny_models import EVEN, ODD, write_model
+
+SHAPES = {"odd": ODD, "even": EVEN, "untied": replace(EVEN, tie_word_embeddings=False)}
+# int4-hf takes no weights whose rows are not whole groups.
+MODELS = [(shape, preset) for shape in SHAPES for preset in PRESETS if (shape, preset) != ("odd", "int4-hf")]
+IDS = torch.randint(0, 203, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    home = tmp_path_factory.mktemp("quantized")
+    found = {}
+    for shape, config in SHAPES.items():
+        write_model(home / shape, config)
+    for shape, preset in MODELS:
+        found[shape, preset] = home / f"{shape}-{preset}"
+        quantize_folder(home / shape, found[shape, preset], preset=preset)
+    return found
+
+
+def load(folder: Path, dtype: str = "float32") -> MiniCPMForCausalLM:
+    with open_checkpoint(folder, allow_quantized=True) as checkpoint:
+        return load_model(checkpoint, dtype=dtype)
+
+
+def random_weight(kind: type[IntWeight], N: int, K: int, group_size: int) -> IntWeight:
+    random = np.random.default_rng(N * K)
+    codes = random.integers(kind.low, kind.high + 1, (N, K)).astype(np.int8)
+    scales = random.uniform(0.01, 0.1, (N, -(-K // group_size))).astype(np.float16)
+    return kind.pack(codes, scales, group_size)
+
+
+@pytest.mark.parametrize("kind", [Int4Weight, Int8Weight])
+@pytest.mark.parametrize(("K", "group_size"), [(256, 64), (200, 64), (120, 128), (7, 32), (96, 32)])
+def test_weights_are_the_specifications_to_the_last_bit(kind: type[IntWeight], K: int, group_size: int):
+    weight = random_weight(kind, 11, K, group_size)
+    layer = QuantizedLinear.of(weight, torch.device("cpu"))
+    assert np.array_equal(layer.dequantize(slice(None), torch.float32).numpy(), weight.dequantize())
+    chosen = torch.tensor([3, 3, 10])
+    assert np.array_equal(layer.dequantize(chosen, torch.float32).numpy(), weight.dequantize()[chosen.numpy()])
+
+
+@pytest.mark.parametrize(("shape", "preset"), MODELS)
+def test_logits_equal_those_of_the_expanded_model(folders, tmp_path: Path, shape: str, preset: str):
+    with open_checkpoint(folders[shape, preset], allow_quantized=True) as checkpoint:
+        expand(checkpoint, tmp_path, "float32")
+    with torch.inference_mode():
+        expected = load_model(tmp_path)(IDS).logits
+        found = load(folders[shape, preset])(IDS).logits
+    # The same numbers in products of the same shape.
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("shape", "preset"), MODELS)
+def test_memory_is_that_of_the_file(folders, shape: str, preset: str):
+    with open_checkpoint(folders[shape, preset], allow_quantized=True) as checkpoint:
+        weights = [read_weight(checkpoint, name) for name in checkpoint.packings]
+    model = load(folders[shape, preset])
+    held = {buffer.data_ptr(): buffer.nbytes for buffer in model.buffers()}
+    # Rows are filled up to whole groups here, to whole words there.
+    rows = sum(w.out_features * (-w.in_features % w.group_size) * w.bits / 8 for w in weights)
+    stored = sum(weight.nbytes for weight in weights)
+    assert stored <= sum(held.values()) <= stored + rows
+    packed = {name.removesuffix(".weight") for name in checkpoint.packings}
+    assert not packed & {name.removesuffix(".weight") for name, _ in model.named_parameters()}
+
+
+def test_a_tied_head_has_the_embeddings_memory(folders):
+    tied, untied = load(folders["even", "int4"]), load(folders["untied", "int4"])
+    for model, is_same in ((tied, True), (untied, False)):
+        head, embedding = model.lm_head, model.model.embed_tokens
+        assert isinstance(head, QuantizedLinear) and isinstance(embedding, QuantizedEmbedding)
+        assert (head.codes.data_ptr() == embedding.codes.data_ptr()) is is_same
+
+
+def test_a_large_layer_is_multiplied_in_parts(monkeypatch):
+    weight = random_weight(Int4Weight, 50, 200, 64)
+    layer = QuantizedLinear.of(weight, torch.device("cpu"))
+    x = torch.randn(3, 200, generator=torch.Generator().manual_seed(1))
+    whole = layer(x)
+    monkeypatch.setattr("minicpm.models.quantized._VALUES_AT_ONCE", 7 * 200)
+    assert layer(x).shape == whole.shape
+    assert torch.allclose(layer(x), whole, atol=1e-5)
+
+
+def test_joined_layers_are_one_and_share_its_memory():
+    layers = [QuantizedLinear.of(random_weight(Int8Weight, N, 100, 64), torch.device("cpu")) for N in (4, 9, 2)]
+    x = torch.randn(2, 100, generator=torch.Generator().manual_seed(1))
+    expected = torch.cat([layer(x) for layer in layers], dim=-1)
+    joined = QuantizedLinear.joined(layers)
+    assert torch.allclose(joined(x), expected, atol=1e-5)
+    assert torch.allclose(torch.cat([layer(x) for layer in layers], dim=-1), expected, atol=1e-5)
+    for name in ("codes", "scales"):
+        whole = getattr(joined, name).untyped_storage().data_ptr()
+        assert {getattr(layer, name).untyped_storage().data_ptr() for layer in layers} == {whole}
+
+
+def test_a_gguf_files_codes_are_taken_as_they_are(tmp_path: Path):
+    write_gguf(embedded.folder(), tmp_path / "nano.gguf")
+    with open_checkpoint(tmp_path / "nano.gguf", allow_quantized=True) as checkpoint:
+        model = load_model(checkpoint, dtype="float32")
+        assert {packing.bits for packing in checkpoint.packings.values()} == {4, 8}
+        for name in ("model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"):
+            expected = read_weight(checkpoint, name)
+            assert isinstance(expected, IntWeight)
+            found = model.get_submodule(name.removesuffix(".weight")).dequantize(slice(None), torch.float32)
+            assert np.array_equal(found.numpy(), expected.dequantize())
+
+
+def test_a_path_to_quantized_weights_needs_its_opener_to_say_so(folders):
+    with pytest.raises(ModelError, match="quantized"):
+        load_model(folders["even", "int8"])
