@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-vllm test-browser test-arm test-wheel check format bench peers vllm clients native \
+.PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-wheel check format bench peers vllm clients native \
 	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm clean
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make peers                     llama.cpp, vLLM and mlx-lm, each in an environment of its own (half an hour, 4 GB)"
 	@echo "make clients                   llm, litellm and lm-eval, each in an environment of its own"
 	@echo "make vllm                      vLLM for the CPU with this package in it, in .venv-vllm (3.5 GB)"
+	@echo "make test-triton               the kernels of the torch backend, interpreted on the CPU and compiled for GPUs"
 	@echo "make test-vllm                 our models in vLLM, by LLM(backend='vllm') and by its server"
 	@echo "make test-peers                our files in llama.cpp and mlx-lm, our server asked by llm, litellm and lm-eval"
 	@echo "make test-browser              the pages in a real chromium, which the system has to have"
@@ -77,6 +78,14 @@ test-slow: setup
 
 test-peers: setup
 	$(BIN)/python -m pytest -q -m peers
+
+# The Triton that torch 2.13 comes with where it is made for CUDA; here it lies beside it, for this alone (0.7 GB).
+.venv-triton/.ready: $(VENV)/.all
+	$(PIP_INSTALL) --no-deps --target $(@D) triton==3.7.1
+	@touch $@
+
+test-triton: setup .venv-triton/.ready
+	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/engine/test_torch_kernels.py
 
 test-vllm: setup vllm
 	$(BIN)/python -m pytest -q -m vllm

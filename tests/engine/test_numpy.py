@@ -544,12 +544,6 @@ def test_options_it_does_not_have_are_refused(golden: Path, options: dict[str, o
         LLM(golden / "minicpm2b_tied", backend="numpy", **options)
 
 
-def test_quantized_weights_are_not_given_to_torch(golden: Path, tmp_path: Path):
-    quantize_folder(golden / "minicpm2b_tied", tmp_path / "int8", preset="int8")
-    with pytest.raises(ModelError, match="torch backend cannot run; use native or numpy"):
-        LLM(tmp_path / "int8", backend="torch")
-
-
 def test_without_torch_auto_takes_numpy_and_says_so(golden: Path, monkeypatch, caplog):
     monkeypatch.setattr("minicpm.engine.llm._has_torch", lambda: False)
     assert LLM(golden / "minicpm2b_tied").backend.name == "numpy"

@@ -87,7 +87,7 @@ class KVCache(Protocol):
 
 
 class Backend(Protocol):
-    """Computes logits. Implementations: engine/native.py, engine/torch.py, engine/numpy.py."""
+    """Computes logits. Implementations: engine/native.py, engine/torch, engine/numpy.py."""
 
     name: str
     vocab_size: int

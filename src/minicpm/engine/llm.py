@@ -550,10 +550,6 @@ def _load(checkpoint: Checkpoint, backend: str, options: _Options) -> Backend:
         return _load_native(checkpoint, options)
     if backend == "numpy":
         return _load_numpy(checkpoint, options)
-    if checkpoint.packings:
-        raise ModelError(
-            f"{checkpoint.path}: its weights are quantized, which the {backend} backend cannot run; use native or numpy"
-        )
     if options.needs_our_cache:
         raise ValueError(f"kv_cache_dtype and sliding_window are the native and the numpy backend's, not {backend}'s")
     return _load_torch(checkpoint, dtype=options.dtype, device=options.device, threads=options.threads)
@@ -577,10 +573,11 @@ def _check_context(longest: int, context: int | None, window: SlidingWindow | No
 def _automatic(checkpoint: Checkpoint, options: _Options) -> str:
     """Native for quantized weights, and on a CPU for those in 16 bits; torch for others, and on a GPU.
 
-    Where the one that fits is not there numpy computes, and a warning says so.
+    Quantized ones go to a GPU only where it is named. Where the one that fits is missing numpy computes, and a warning
+    says so.
     """
     missing, dtype, device = native.why_missing(), options.dtype, options.device
-    if checkpoint.packings or options.needs_our_cache:
+    if (checkpoint.packings and device in ("auto", "cpu")) or options.needs_our_cache:
         if missing is None:
             return "native"
         _warn_once(f"the native engine is not there ({missing}), so the numpy backend computes, slowly")
