@@ -1,15 +1,24 @@
-"""benchmarks/RESULTS.md and the README's tables from benchmarks/results/*.json:  python benchmarks/report.py"""
+"""benchmarks/RESULTS.md and the tables of README.md and docs/devices.md:  python benchmarks/report.py
+
+They are made of benchmarks/results/*.json and of the rows in benchmarks/results/devices.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from phones import PHONES
 from plot import write_plots
+
+from minicpm.engine.bench_report import Point, Report, read_report
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-README_BORDERS = ("<!-- made by benchmarks/report.py -->\n", "<!-- end -->\n")
+DEVICES = HERE.parent / "docs" / "devices.md"
+BORDERS = ("<!-- made by benchmarks/report.py -->\n", "<!-- end -->\n")
+# Weights of rows that are no published model's, by what the row gives as their hash.
+KNOWN_WEIGHTS: dict[str, str] = {}
 UNITS = {"_bytes": (1e6, "MB"), "bytes": (1e6, "MB"), "_s": (1, "s")}
 
 
@@ -20,7 +29,25 @@ def write_report() -> None:
         parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
     (HERE / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
     if results := peer_results():
-        README.write_text(with_peers(README.read_text(encoding="utf-8"), results), encoding="utf-8")
+        write_tables(README, ["".join(map(readme_part, results))])
+    write_tables(DEVICES, [phone_table(), device_tables(device_reports())])
+
+
+def write_tables(document: Path, tables: list[str]) -> None:
+    document.write_text(with_tables(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
+
+
+def with_tables(text: str, tables: list[str]) -> str:
+    """`text` with each table between the next borders, which stand around the old ones."""
+    first, last = BORDERS
+    parts = text.split(first)
+    if len(parts) != len(tables) + 1 or not all(last in part for part in parts[1:]):
+        raise ValueError(
+            f"expected the lines {first.strip()} and {last.strip()} around each of {len(tables)} tables, "
+            f"found the first {len(parts) - 1} times"
+        )
+    made = (first + table + "\n" + last + part.partition(last)[2] for table, part in zip(tables, parts[1:]))
+    return parts[0] + "".join(made)
 
 
 def peer_results() -> list[dict]:
@@ -28,16 +55,6 @@ def peer_results() -> list[dict]:
     paths = (HERE / "results").glob("versus_peers*.json")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return sorted(results, key=lambda result: result["date"], reverse=True)
-
-
-def with_peers(readme: str, results: list[dict]) -> str:
-    """The README with what `results` say of us and our peers between its borders."""
-    first, last = README_BORDERS
-    before, _, rest = readme.partition(first)
-    _, border, after = rest.partition(last)
-    if not border:
-        raise ValueError(f"README.md has no lines {first.strip()} and {last.strip()} for the tables to stand between")
-    return before + first + "".join(readme_part(result) for result in results) + "\n" + last + after
 
 
 def readme_part(result: dict) -> str:
@@ -56,6 +73,80 @@ def readme_tables(rows: list[dict]) -> list[str]:
         part = [{k: v for k, v in row.items() if "of peak" not in k} for row in rows if ("point" in row) == is_speed]
         found.append(table(tuple(part[0]), part))
     return found
+
+
+def phone_table() -> str:
+    rows = [phone.row() for phone in PHONES]
+    return table(tuple(rows[0]), rows)
+
+
+def device_reports() -> list[Report]:
+    """The contributed rows, by device; FormatError names one that is not to be believed."""
+    reports = map(read_report, (HERE / "results" / "devices").glob("*.json"))
+    return sorted(reports, key=lambda report: (device_name(report), report.model.precision, report.date))
+
+
+def device_tables(reports: list[Report]) -> str:
+    """What was measured, and with what."""
+    kinds = [speed_row(report) for report in reports], [facts_row(report) for report in reports]
+    return "".join(table(tuple(rows[0]), rows) for rows in kinds if rows) or "\nNobody has contributed a row yet.\n"
+
+
+def device_name(report: Report) -> str:
+    device = report.device
+    return device.name or device.soc or device.processor or "unnamed"
+
+
+def speed_row(report: Report) -> dict[str, object]:
+    reads = report.model.weight_bytes_per_step
+    return {
+        "device": device_name(report),
+        "model": report.model.name,
+        "precision": report.model.precision,
+        "engine": ", ".join(
+            part for part in (report.backend, report.isa, report.threads and f"{report.threads} threads") if part
+        ),
+        "reads a token (MB)": f"{reads / 1e6:,.0f}",
+        "memory read (GB/s)": f"{report.read_bandwidth.median / 1e9:.1f} / {report.read_bandwidth.best / 1e9:.1f}",
+        "decode (tokens/s)": shown_points(report, "decode", "at "),
+        "of bandwidth": f"{100 * (points_of(report, 'decode')[0].of_bandwidth or 0):.0f} %",
+        "prefill (tokens/s)": shown_points(report, "prefill", "of "),
+        "first token (s)": f"{report.load_s + report.first_token_s:.2f}",
+        "peak rss (MB)": "-" if report.peak_rss_bytes is None else f"{report.peak_rss_bytes / 1e6:,.0f}",
+    }
+
+
+def points_of(report: Report, kind: str) -> list[Point]:
+    return sorted((point for point in report.speeds if point.kind == kind), key=lambda point: point.size)
+
+
+def shown_points(report: Report, kind: str, preposition: str) -> str:
+    """Median and best of every point of a kind."""
+    shown = []
+    for point in points_of(report, kind):
+        median, best = map(shown_speed, (point.tokens_per_s.median, point.tokens_per_s.best))
+        shown.append(f"{preposition}{point.size:,}: {median} / {best}")
+    return "; ".join(shown) or "-"
+
+
+def shown_speed(tokens_per_s: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.3g}"
+
+
+def facts_row(report: Report) -> dict[str, object]:
+    device, model = report.device, report.model
+    return {
+        "device": device_name(report),
+        "SoC": device.soc or "-",
+        "processor": device.processor or "-",
+        "memory (GB)": "-" if device.memory_bytes is None else f"{device.memory_bytes / 1e9:.1f}",
+        "system": f"{device.system} {device.architecture}",
+        "minicpm": f"{report.minicpm}, Python {report.python}",
+        "date": report.date,
+        "weights": KNOWN_WEIGHTS.get(model.sha256, "-"),
+        "their SHA-256": f"`{model.sha256[:16]}`",
+    }
 
 
 def section(result: dict) -> str:

@@ -11,6 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from minicpm.engine.bench_report import Figures, Model, Point, Report
+from minicpm.engine.device import Device
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 PEER = """
@@ -135,12 +138,92 @@ def test_the_readme_quotes_the_tables_of_the_peers_and_nothing_else():
 
     readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
     results = report.peer_results()
-    assert report.with_peers(readme, results) == readme
-    shown = readme.split(report.README_BORDERS[0])[1].split(report.README_BORDERS[1])[0]
+    assert report.with_tables(readme, ["".join(map(report.readme_part, results))]) == readme
+    shown = readme.split(report.BORDERS[0])[1].split(report.BORDERS[1])[0]
     rows = [row for result in results for row in result["rows"]]
     assert all(str(value) in shown for row in rows for key, value in row.items() if "fastest peer" in key)
-    with pytest.raises(ValueError, match="no lines"):
-        report.with_peers("# A README without borders", results)
+
+
+def test_devices_shows_the_phones_and_the_contributed_rows_and_nothing_else():
+    import report
+
+    document = report.DEVICES.read_text(encoding="utf-8")
+    made = [report.phone_table(), report.device_tables(report.device_reports())]
+    assert report.with_tables(document, made) == document, "run: python benchmarks/report.py"
+
+
+def test_a_contributed_row_is_shown_with_what_the_system_did_not_tell():
+    import report
+
+    def point(kind: str, size: int, median: float) -> Point:
+        share = None if kind == "prefill" else 0.654
+        return Point(kind, size, Figures(median, 1.1 * median, 0.9 * median), None, share, None)
+
+    made = Report(
+        version=1,
+        date="2026-11-27",
+        minicpm="0.1.0",
+        python="3.11.2",
+        device=Device(None, "brcm,bcm2712", "4x Cortex-A76", 4, None, "Linux", "aarch64"),
+        model=Model("MiniCPM-2B-int4", "ab" * 32, (), "int4", 1_589_000_000, 195_840),
+        backend="native",
+        isa="neondot",
+        threads=4,
+        read_bandwidth=Figures(1.2e10, 1.3e10, 1.1e10),
+        integer_peak=None,
+        load_s=1.0,
+        first_token_s=0.25,
+        peak_rss_bytes=None,
+        peak_rss_tokens=0,
+        speeds=(point("decode", 1024, 4.5), point("decode", 0, 5.0), point("prefill", 128, 1234.0)),
+    )
+    speeds, facts = (
+        dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], lines[2]))))
+        for part in report.device_tables([made]).strip().split("\n\n")
+        for lines in [part.splitlines()]
+    )
+    assert speeds == {
+        "device": "brcm,bcm2712",
+        "model": "MiniCPM-2B-int4",
+        "precision": "int4",
+        "engine": "native, neondot, 4 threads",
+        "reads a token (MB)": "1,589",
+        "memory read (GB/s)": "12.0 / 13.0",
+        "decode (tokens/s)": "at 0: 5 / 5.5; at 1,024: 4.5 / 4.95",
+        "of bandwidth": "65 %",
+        "prefill (tokens/s)": "of 128: 1,234 / 1,357",
+        "first token (s)": "1.25",
+        "peak rss (MB)": "-",
+    }
+    assert (facts["SoC"], facts["memory (GB)"], facts["weights"]) == ("brcm,bcm2712", "-", "-")
+    assert facts["their SHA-256"] == "`abababababababab`"
+
+
+@pytest.mark.parametrize("text", ["no borders", "one of {0}{1} two", "{0} that does not end"])
+def test_a_document_without_borders_for_every_table_is_refused(text: str):
+    import report
+
+    with pytest.raises(ValueError, match="around each of 2 tables"):
+        report.with_tables(text.format(*report.BORDERS), ["one", "two"])
+
+
+def test_a_ceiling_is_memory_over_weights():
+    """Of the spread that was published, and never beyond what memory allows."""
+    from phones import PHONES
+
+    rows = {phone.name: phone.row() for phone in PHONES}
+    assert rows["OPPO Find N3"] | {"system": ""} == {
+        "phone": "OPPO Find N3",
+        "system": "",
+        "memory (GB)": "12",
+        "SoC": "Snapdragon 8 Gen 2",
+        "its memory (GB/s)": "67.2",
+        "at most (tokens/s)": "43.8",
+        "published (tokens/s)": "6.5",
+        "of the most": "15 %",
+    }
+    assert rows["iPhone 15 Pro"]["at most (tokens/s)"] == "30.1"
+    assert all(phone.tokens_per_s < phone.ceiling for phone in PHONES)
 
 
 def test_a_recorded_command_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

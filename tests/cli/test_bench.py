@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import json
+import platform
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from minicpm.cli import bench
+from minicpm.cli.arguments import shown_name
 from minicpm.engine.bench import Peaks, Plan
+from minicpm.engine.bench_report import read_report
+from minicpm.hub import embedded
 
 SHORT = ("--prefill", "8", "--decode", "0,16", "--batch", "2", "--verify", "2", "--repeats", "2")
 
@@ -73,3 +80,76 @@ def test_a_list_that_is_none_is_wrong_usage(minicpm):
     done = minicpm("bench", "--prefill", "12 and 40")
     assert done.code == 2
     assert "no list of whole numbers" in done.err
+
+
+# --- a report to be shown ----------------------------------------------------------------------------------------
+
+
+def test_a_report_tells_what_was_measured_and_not_where(minicpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("minicpm._native")
+    secret = tmp_path / "somebody" / "a-model"
+    secret.parent.mkdir()
+    shutil.copytree(embedded.FOLDER, secret)
+    monkeypatch.chdir(tmp_path)
+    done = minicpm("bench", "-m", secret, "--report", "--device-name", "A Board, 8 GB", "--json", *SHORT)
+    assert done.code == 0, done.err
+    (path,) = tmp_path.glob("*.json")
+    assert path.name == "a-board-8-gb-a-model.json"
+    assert path.name in done.err and "docs/devices.md" in done.err
+    found, report = json.loads(done.out), read_report(path)
+    assert (report.device.name, report.model.name, report.backend) == ("A Board, 8 GB", "a-model", "native")
+    content = (secret / "model.safetensors").read_bytes()
+    assert report.model.sha256 == hashlib.sha256(content).hexdigest()
+    assert [point.tokens_per_s.median for point in report.speeds] == pytest.approx(
+        [speed["tokens_per_s"]["median"] for speed in found["speeds"]], rel=1e-3
+    )
+    text = path.read_text(encoding="utf-8")
+    for private in ("somebody", str(tmp_path), str(Path.home()), f'"{getpass.getuser()}"', platform.node() or "node"):
+        assert private not in text
+
+
+def test_a_report_never_replaces_a_file_unasked(minicpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("minicpm._native")
+    path = tmp_path / "row.json"
+    path.write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", lambda *args, **kwargs: pytest.fail("measured before it looked"))
+        done = minicpm("bench", "--report", path, *SHORT)
+        assert (done.code, path.read_text()) == (2, "mine")
+        assert "already exists; name another file or pass --force" in done.err
+        done = minicpm("bench", "--report", tmp_path, *SHORT)
+        assert done.code == 2 and "is a folder; name a file in it" in done.err
+    assert minicpm("bench", "--report", path, "--force", *SHORT).code == 0
+    assert read_report(path).model.name == "MiniCPM-nano"
+
+
+def test_a_model_is_called_by_its_folder_or_as_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "MiniCPM-2.4B").mkdir()
+    monkeypatch.chdir(tmp_path / "MiniCPM-2.4B")
+    assert shown_name(str(tmp_path / "MiniCPM-2.4B"), tmp_path / "MiniCPM-2.4B") == "MiniCPM-2.4B"
+    assert shown_name(".", Path()) == "MiniCPM-2.4B"
+    assert shown_name(None, embedded.FOLDER) == "MiniCPM-nano"
+    assert shown_name("minicpm-2b-dpo", tmp_path / "snapshots" / "0a1b2c") == "minicpm-2b-dpo"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device-name", "box"), "are for --report"),
+        (("--force",), "are for --report"),
+        (("--report", "--device-name", "a|b"), "without |"),
+        (("--report", "--sliding-window", "32"), "leave --sliding-window out"),
+        (("--report", "--decode", ""), "one depth at least"),
+    ],
+)
+def test_a_report_that_cannot_be_is_wrong_usage(minicpm, arguments: tuple[str, ...], words: str):
+    done = minicpm("bench", *SHORT, *arguments)
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_without_the_extension_there_is_no_bandwidth_to_report(minicpm, toy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("minicpm.native.why_missing", lambda: "not built")
+    done = minicpm("bench", "-m", toy, "--backend", "numpy", "--report", *SHORT)
+    assert done.code == 2
+    assert "the native extension measures" in done.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.output import is_terminal, talk_dim
@@ -111,6 +112,13 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
         given["stop"] = tuple(args.stop)
     SamplingParams(**given)
     return given
+
+
+def shown_name(model: str | None, folder: Path) -> str:
+    """What others read of the model of -m: they need not know where on the disk it is."""
+    if model is not None and not Path(model).exists():
+        return model
+    return folder.name if folder.name.strip(".") else folder.resolve().name
 
 
 def load_llm(args: argparse.Namespace, *, max_batch: int = 1, kv_cache_bytes: int | None = None) -> LLM:

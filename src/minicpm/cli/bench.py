@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import re
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicpm import native
-from minicpm.cli.arguments import add_engine_arguments, count, load_llm, whole
-from minicpm.cli.output import is_terminal, talk_dim
-from minicpm.cli.progress import format_bytes
+from minicpm import __version__, native
+from minicpm.cli.arguments import add_engine_arguments, count, load_llm, shown_name, whole
+from minicpm.cli.output import is_terminal, talk, talk_dim
+from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.engine.bench import Measurement, Peaks, Plan, Speed, Spread, as_record, measure
+from minicpm.engine.bench_report import check_text, make_report, write_report
+from minicpm.engine.device import Device, this_device
 from minicpm.formats.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
@@ -54,14 +59,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"windows of every point (default: {DEFAULTS.repeats})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, every window included")
+    _add_report_arguments(parser)
     add_engine_arguments(parser)
+
+
+def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "report", "One JSON object that may be shown: no name of a person or host, no path (docs/devices.md)."
+    )
+    group.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write one, too (default FILE: DEVICE-MODEL.json in the current folder)",
+    )
+    group.add_argument("--device-name", metavar="TEXT", help="what the device is called, where its system is wrong")
+    group.add_argument("--force", action="store_true", help="replace FILE")
 
 
 def run(args: argparse.Namespace) -> int:
     plan = Plan(args.prefill, args.decode, args.batch, args.verify, args.repeats)
+    device = _device(args)
     start = time.perf_counter()
     llm = load_llm(args)
     load_s = time.perf_counter() - start
+    name = shown_name(args.model, llm.folder)
+    destination = None if device is None else _destination(args, llm, device, name)
     with open_checkpoint(llm.folder, allow_quantized=True) as checkpoint:
         measured = measure(
             llm.backend,
@@ -72,12 +96,60 @@ def run(args: argparse.Namespace) -> int:
             peaks=lambda: _peaks(llm, args),
             on_repeat=lambda repeat: _say_repeat(repeat, plan.repeats),
         )
-    record = {"model": str(llm.folder), "load_s": load_s, **as_record(measured)}
-    if args.json:
-        print(json.dumps(record, indent=1))
-    else:
-        _print(llm, load_s, measured)
+        if args.json:
+            print(json.dumps({"model": str(llm.folder), "load_s": load_s, **as_record(measured)}, indent=1))
+        else:
+            _print(llm, load_s, measured)
+        if device is not None and destination is not None:
+            report = make_report(
+                measured,
+                checkpoint,
+                device=device,
+                name=name,
+                versions=(__version__, platform.python_version()),
+                load_s=load_s,
+                dtype=args.dtype,
+                progress=TerminalProgress(),
+            )
+            write_report(destination, report)
+            talk(f"{destination}: what was measured here, to be shown; docs/devices.md tells where such rows go")
     return 0
+
+
+def _device(args: argparse.Namespace) -> Device | None:
+    """What a report says of this device; None where none is wanted."""
+    if args.report is None:
+        if args.device_name is not None or args.force:
+            raise ValueError("--device-name and --force are for --report")
+        return None
+    if args.device_name is not None:
+        check_text(args.device_name, "--device-name")
+    if args.sliding_window is not None:
+        raise ValueError("--report is of a model that attends to all tokens; leave --sliding-window out")
+    if not args.decode:
+        raise ValueError(
+            "--report needs --decode with one depth at least: the memory's bandwidth is measured beside it"
+        )
+    return this_device(args.device_name)
+
+
+def _destination(args: argparse.Namespace, llm: LLM, device: Device, name: str) -> Path:
+    """Where the report goes; refused before anything is measured."""
+    check_text(name, "the model's name")
+    if not _has_peaks(llm):
+        raise ValueError("--report needs the memory's bandwidth, which the native extension measures for a CPU's work")
+    called = next((text for text in (device.name, device.soc, device.processor) if text), "device")
+    path = Path(args.report or f"{_plain(called)}-{_plain(name)}.json").expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file in it")
+    if path.exists() and not args.force:
+        raise ValueError(f"{path}: already exists; name another file or pass --force to replace it")
+    return path
+
+
+def _plain(name: str) -> str:
+    """A name that is a file's everywhere."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -96,10 +168,12 @@ def _threads(llm: LLM, args: argparse.Namespace) -> int | None:
 
 def _peaks(llm: LLM, args: argparse.Namespace) -> Peaks | None:
     """None where there is no extension to measure them with, or another device computes."""
-    device = getattr(llm.backend, "device", "cpu")
-    if native.why_missing() is not None or not device.startswith("cpu"):
-        return None
-    return Peaks(native.isa(), native.thread_count(args.threads))
+    return Peaks(native.isa(), native.thread_count(args.threads)) if _has_peaks(llm) else None
+
+
+def _has_peaks(llm: LLM) -> bool:
+    device: str = getattr(llm.backend, "device", "cpu")
+    return native.why_missing() is None and device.startswith("cpu")
 
 
 def _say_repeat(repeat: int, repeats: int) -> None:

@@ -7,10 +7,9 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicpm.cli.arguments import add_engine_arguments, count, load_llm, port
+from minicpm.cli.arguments import add_engine_arguments, count, load_llm, port, shown_name
 from minicpm.cli.output import talk
 from minicpm.errors import MissingExtra
 
@@ -89,7 +88,7 @@ def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
     llm = load_llm(args, max_batch=args.parallel)
     service = Service(llm)
     stack.callback(service.close, 0.0)
-    return LocalSource(llm, service, _name(args.model, llm.folder))
+    return LocalSource(llm, service, shown_name(args.model, llm.folder))
 
 
 def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
@@ -102,9 +101,4 @@ def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     talk("Starting vLLM, which takes a minute or more ...")
     options = VllmOptions(args.parallel, args.context, args.dtype, args.tensor_parallel_size)
-    return stack.enter_context(running_vllm(folder, _name(args.model, folder), options))
-
-
-def _name(model: str | None, folder: Path) -> str:
-    """Whoever sees the page need not know where on the disk the model is."""
-    return folder.name if model is None or Path(model).exists() else model
+    return stack.enter_context(running_vllm(folder, shown_name(args.model, folder), options))

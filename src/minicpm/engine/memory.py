@@ -1,9 +1,18 @@
-"""How much memory the system could still give, and how much this process has had."""
+"""How much memory the system has and could still give, and how much this process has had."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+
+
+def total_memory_bytes() -> int | None:
+    """All of the system's memory; None where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
 
 
 def free_memory_bytes() -> int | None:
