@@ -545,6 +545,6 @@ def test_options_it_does_not_have_are_refused(golden: Path, options: dict[str, o
 
 
 def test_without_torch_auto_takes_numpy_and_says_so(golden: Path, monkeypatch, caplog):
-    monkeypatch.setattr("minicpm.engine.llm._has_torch", lambda: False)
+    monkeypatch.setattr("minicpm.engine.loading._has_torch", lambda: False)
     assert LLM(golden / "minicpm2b_tied").backend.name == "numpy"
     assert "torch is not installed" in caplog.text

@@ -1,16 +1,12 @@
 """LLM: the one door to a model, from Python, the command line, the server and the evaluations.
 
-Text in, text out; below it everything is token ids. Loading chooses a backend by name and checks the prompt
-against the context before anything is computed.
+Text in, text out; below it everything is token ids. loading.py chooses the backend; what a prompt would need is checked
+against the context and the cache before anything is computed.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
 import os
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,28 +16,25 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minicpm import hub, native
+from minicpm import hub
 from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import BLOCK_TOKENS, Backend, KVSequence, Row
 from minicpm.engine.constraint import Constraint, Constraints
 from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
+from minicpm.engine.loading import Options, check_context, check_for_vllm, load
 from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Pace, Scheduler, no_room
-from minicpm.engine.vllm import VllmBackend, VllmScheduler, require_vllm
-from minicpm.engine.window import MOST_POSITIONS, SlidingWindow
-from minicpm.errors import GenerationError, MissingExtra, ModelError
-from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.engine.vllm import VllmBackend, VllmScheduler
+from minicpm.engine.window import SlidingWindow
+from minicpm.errors import GenerationError
+from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
 from minicpm.progress import Progress, Silent
 from minicpm.sampling import SampledToken, SamplingParams, scored_token
 
-_LOGGER = logging.getLogger(__name__)
-
 LOOKUPS = ("auto", "off")
-# Weights that the native engine reads at half the bytes of float32, which is left to those who compute in it.
-SHORT_DTYPES = ("bfloat16", "float16")
 BACKENDS = ("auto", "native", "torch", "numpy", "vllm")
 KV_CACHE_DTYPES = ("auto", "int8", "bfloat16")
 # An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
@@ -108,12 +101,12 @@ class LLM:
         self.template = checkpoint.chat_template()
         self.sampling = advised_sampling(checkpoint)
         window = None if sliding_window is None else SlidingWindow(sliding_window, attention_sinks)
-        _check_context(checkpoint.config.context_length, context, window)
+        check_context(checkpoint.config.context_length, context, window)
         if vllm_options and backend != "vllm":
             raise ValueError(f"vllm_options are for the backend vllm, not for {backend}")
         self.backend: Backend
         if backend == "vllm":
-            _check_for_vllm(device=device, threads=threads, kv_cache_dtype=kv_cache_dtype, window=window)
+            check_for_vllm(device=device, threads=threads, kv_cache_dtype=kv_cache_dtype, window=window)
             self.backend = VllmBackend(
                 checkpoint,
                 dtype=dtype,
@@ -124,8 +117,8 @@ class LLM:
             )
             self.context_length = self.backend.context_length
         else:
-            options = _Options(dtype, device, threads, kv_cache_dtype, window)
-            self.backend = _load(checkpoint, backend, options)
+            options = Options(dtype, device, threads, kv_cache_dtype, window)
+            self.backend = load(checkpoint, backend, options)
             self.context_length = context or checkpoint.config.context_length
         self._max_batch = max_batch
         # A verified token is the plain one only where its logits are.
@@ -524,136 +517,6 @@ class LLM:
     def _require_room(self, token_count: int) -> None:
         if token_count > self.context_length:
             raise GenerationError(f"{token_count} tokens are more than the context's {self.context_length}")
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How a model is loaded, as LLM takes it."""
-
-    dtype: str
-    device: str
-    threads: int | None
-    kv_cache_dtype: str
-    window: SlidingWindow | None
-
-    @property
-    def needs_our_cache(self) -> bool:
-        """Whether something is asked of the keys and values that only the native and the numpy engine do."""
-        return self.kv_cache_dtype != "auto" or self.window is not None
-
-
-def _load(checkpoint: Checkpoint, backend: str, options: _Options) -> Backend:
-    """Load with the backend of a name, or for auto with the one that fits the weights and the machine."""
-    if backend == "auto":
-        backend = _automatic(checkpoint, options)
-    if backend == "native":
-        return _load_native(checkpoint, options)
-    if backend == "numpy":
-        return _load_numpy(checkpoint, options)
-    if options.needs_our_cache:
-        raise ValueError(f"kv_cache_dtype and sliding_window are the native and the numpy backend's, not {backend}'s")
-    return _load_torch(checkpoint, dtype=options.dtype, device=options.device, threads=options.threads)
-
-
-def _check_context(longest: int, context: int | None, window: SlidingWindow | None) -> None:
-    """ValueError for a context or a window that is longer than the model is made for."""
-    if window is not None and window.reach > longest:
-        raise ValueError(
-            f"a sliding window of {window.tokens} tokens with {window.sinks} sinks reaches over {window.reach} "
-            f"positions, more than the {longest} this model is made for"
-        )
-    if context is not None and context > (longest if window is None else MOST_POSITIONS):
-        hint = "; with a sliding_window it may be longer" if window is None else " under a sliding window"
-        limit = (
-            f"{longest} tokens this model is made for" if window is None else f"{MOST_POSITIONS} positions there are"
-        )
-        raise ValueError(f"context {context} is more than the {limit}{hint}")
-
-
-def _automatic(checkpoint: Checkpoint, options: _Options) -> str:
-    """Native for quantized weights, and on a CPU for those in 16 bits; torch for others, and on a GPU.
-
-    Quantized ones go to a GPU only where it is named. Where the one that fits is missing numpy computes, and a warning
-    says so.
-    """
-    missing, dtype, device = native.why_missing(), options.dtype, options.device
-    if (checkpoint.packings and device in ("auto", "cpu")) or options.needs_our_cache:
-        if missing is None:
-            return "native"
-        _warn_once(f"the native engine is not there ({missing}), so the numpy backend computes, slowly")
-        return "numpy"
-    is_short = checkpoint.config.dtype in SHORT_DTYPES and dtype in ("auto", checkpoint.config.dtype)
-    is_on_cpu = device == "cpu" or (device == "auto" and not (_has_torch() and _has_gpu()))
-    if is_short and is_on_cpu and missing is None and checkpoint.folded_scales is None:
-        return "native"
-    if _has_torch():
-        return "torch"
-    _LOGGER.warning("torch is not installed, so the numpy backend computes; pip install 'minicpm[torch]'")
-    return "numpy"
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _LOGGER.warning(message)
-
-
-def _load_native(checkpoint: Checkpoint, options: _Options) -> Backend:
-    if missing := native.why_missing():
-        raise ModelError(f"the native engine is not there ({missing}); install a C++ compiler and minicpm again")
-    if options.device not in ("auto", "cpu"):
-        raise ValueError(f"the native backend runs on the cpu, got device {options.device!r}")
-    if options.dtype not in (("auto",) if checkpoint.packings else ("auto", checkpoint.config.dtype)):
-        raise ValueError(
-            f"the native backend computes with the weights as they are stored, got dtype {options.dtype!r}"
-        )
-    from minicpm.engine.native import NativeBackend
-
-    return NativeBackend(checkpoint, options.threads, kv_dtype=options.kv_cache_dtype, window=options.window)
-
-
-def _check_for_vllm(*, device: str, threads: int | None, kv_cache_dtype: str, window: SlidingWindow | None) -> None:
-    require_vllm()
-    if kv_cache_dtype != "auto":
-        raise ValueError("how vLLM keeps keys and values is an option of its own: vllm_options={'kv_cache_dtype': ...}")
-    if window is not None:
-        raise ValueError("sliding_window is for the backends native and numpy, not for vllm")
-    if device != "auto":
-        raise ValueError(f"vLLM runs on the device it was built for, got device {device!r}; leave it out")
-    if threads is not None:
-        raise ValueError("vLLM counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
-
-
-def _has_torch() -> bool:
-    return all(importlib.util.find_spec(library) is not None for library in ("torch", "transformers"))
-
-
-def _has_gpu() -> bool:
-    """Whether the system has a driver of a graphics processor, without the seconds that asking torch takes."""
-    paths = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll")
-    return sys.platform == "darwin" or any(Path(path).exists() for path in paths)
-
-
-def _load_numpy(checkpoint: Checkpoint, options: _Options) -> Backend:
-    if options.threads is not None:
-        raise ValueError("numpy counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
-    if options.device not in ("auto", "cpu"):
-        raise ValueError(f"the numpy backend runs on the cpu, got device {options.device!r}")
-    if options.dtype not in (("auto",) if checkpoint.packings else ("auto", "float32")):
-        known = "the quantized weights as they are" if checkpoint.packings else "float32"
-        raise ValueError(f"the numpy backend computes with {known}, got dtype {options.dtype!r}")
-    from minicpm.engine.numpy import NumpyBackend
-
-    return NumpyBackend(checkpoint, kv_dtype=options.kv_cache_dtype, window=options.window)
-
-
-def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
-    try:
-        from minicpm.engine.torch import TorchBackend
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers"):
-            raise
-        raise MissingExtra("the torch backend", "torch") from error
-    return TorchBackend(checkpoint, dtype=dtype, device=device, threads=threads)
 
 
 def _forward_in_chunks(

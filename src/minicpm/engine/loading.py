@@ -1,0 +1,152 @@
+"""Which backend runs a model, and loading it there: by its name, or the one that fits the weights and the machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from minicpm import native
+from minicpm.engine.backend import Backend
+from minicpm.engine.vllm import require_vllm
+from minicpm.engine.window import MOST_POSITIONS, SlidingWindow
+from minicpm.errors import MissingExtra, ModelError
+from minicpm.formats.checkpoint import Checkpoint
+
+_LOGGER = logging.getLogger(__name__)
+
+# Weights that the native engine reads at half the bytes of float32, which is left to those who compute in it.
+SHORT_DTYPES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is loaded, as LLM takes it."""
+
+    dtype: str
+    device: str
+    threads: int | None
+    kv_cache_dtype: str
+    window: SlidingWindow | None
+
+    @property
+    def needs_our_cache(self) -> bool:
+        """Whether something is asked of the keys and values that only the native and the numpy engine do."""
+        return self.kv_cache_dtype != "auto" or self.window is not None
+
+
+def load(checkpoint: Checkpoint, backend: str, options: Options) -> Backend:
+    """Load with the backend of a name, or for auto with the one that fits the weights and the machine."""
+    if backend == "auto":
+        backend = _automatic(checkpoint, options)
+    if backend == "native":
+        return _load_native(checkpoint, options)
+    if backend == "numpy":
+        return _load_numpy(checkpoint, options)
+    if options.needs_our_cache:
+        raise ValueError(f"kv_cache_dtype and sliding_window are the native and the numpy backend's, not {backend}'s")
+    return _load_torch(checkpoint, dtype=options.dtype, device=options.device, threads=options.threads)
+
+
+def check_context(longest: int, context: int | None, window: SlidingWindow | None) -> None:
+    """ValueError for a context or a window that is longer than the model is made for."""
+    if window is not None and window.reach > longest:
+        raise ValueError(
+            f"a sliding window of {window.tokens} tokens with {window.sinks} sinks reaches over {window.reach} "
+            f"positions, more than the {longest} this model is made for"
+        )
+    if context is not None and context > (longest if window is None else MOST_POSITIONS):
+        hint = "; with a sliding_window it may be longer" if window is None else " under a sliding window"
+        limit = (
+            f"{longest} tokens this model is made for" if window is None else f"{MOST_POSITIONS} positions there are"
+        )
+        raise ValueError(f"context {context} is more than the {limit}{hint}")
+
+
+def _automatic(checkpoint: Checkpoint, options: Options) -> str:
+    """Native for quantized weights, and on a CPU for those in 16 bits; torch for others, and on a GPU.
+
+    Quantized ones go to a GPU only where it is named. Where the one that fits is missing numpy computes, and a warning
+    says so.
+    """
+    missing, dtype, device = native.why_missing(), options.dtype, options.device
+    if (checkpoint.packings and device in ("auto", "cpu")) or options.needs_our_cache:
+        if missing is None:
+            return "native"
+        _warn_once(f"the native engine is not there ({missing}), so the numpy backend computes, slowly")
+        return "numpy"
+    is_short = checkpoint.config.dtype in SHORT_DTYPES and dtype in ("auto", checkpoint.config.dtype)
+    is_on_cpu = device == "cpu" or (device == "auto" and not (_has_torch() and _has_gpu()))
+    if is_short and is_on_cpu and missing is None and checkpoint.folded_scales is None:
+        return "native"
+    if _has_torch():
+        return "torch"
+    _LOGGER.warning("torch is not installed, so the numpy backend computes; pip install 'minicpm[torch]'")
+    return "numpy"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _LOGGER.warning(message)
+
+
+def _load_native(checkpoint: Checkpoint, options: Options) -> Backend:
+    if missing := native.why_missing():
+        raise ModelError(f"the native engine is not there ({missing}); install a C++ compiler and minicpm again")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"the native backend runs on the cpu, got device {options.device!r}")
+    if options.dtype not in (("auto",) if checkpoint.packings else ("auto", checkpoint.config.dtype)):
+        raise ValueError(
+            f"the native backend computes with the weights as they are stored, got dtype {options.dtype!r}"
+        )
+    from minicpm.engine.native import NativeBackend
+
+    return NativeBackend(checkpoint, options.threads, kv_dtype=options.kv_cache_dtype, window=options.window)
+
+
+def check_for_vllm(*, device: str, threads: int | None, kv_cache_dtype: str, window: SlidingWindow | None) -> None:
+    require_vllm()
+    if kv_cache_dtype != "auto":
+        raise ValueError("how vLLM keeps keys and values is an option of its own: vllm_options={'kv_cache_dtype': ...}")
+    if window is not None:
+        raise ValueError("sliding_window is for the backends native and numpy, not for vllm")
+    if device != "auto":
+        raise ValueError(f"vLLM runs on the device it was built for, got device {device!r}; leave it out")
+    if threads is not None:
+        raise ValueError("vLLM counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(library) is not None for library in ("torch", "transformers"))
+
+
+def _has_gpu() -> bool:
+    """Whether the system has a driver of a graphics processor, without the seconds that asking torch takes."""
+    paths = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll")
+    return sys.platform == "darwin" or any(Path(path).exists() for path in paths)
+
+
+def _load_numpy(checkpoint: Checkpoint, options: Options) -> Backend:
+    if options.threads is not None:
+        raise ValueError("numpy counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"the numpy backend runs on the cpu, got device {options.device!r}")
+    if options.dtype not in (("auto",) if checkpoint.packings else ("auto", "float32")):
+        known = "the quantized weights as they are" if checkpoint.packings else "float32"
+        raise ValueError(f"the numpy backend computes with {known}, got dtype {options.dtype!r}")
+    from minicpm.engine.numpy import NumpyBackend
+
+    return NumpyBackend(checkpoint, kv_dtype=options.kv_cache_dtype, window=options.window)
+
+
+def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
+    try:
+        from minicpm.engine.torch import TorchBackend
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise MissingExtra("the torch backend", "torch") from error
+    return TorchBackend(checkpoint, dtype=dtype, device=device, threads=threads)
