@@ -242,7 +242,7 @@ def models(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
 
 
 def groups(entrants: Sequence[Entrant]) -> Iterator[list[Entrant]]:
-    """As few groups as fit into memory, our presets in each."""
+    """As few groups as fit into memory, our presets in each; where they do not fit, those of the peer's own bits."""
     room = (free_memory_bytes() or 16 * GB) * 0.95 - GB  # for the driver's own
     ours = [entrant for entrant in entrants if entrant.preset]
     waiting = [entrant for entrant in entrants if entrant not in ours]
@@ -254,9 +254,12 @@ def groups(entrants: Sequence[Entrant]) -> Iterator[list[Entrant]]:
                 waiting.remove(entrant)
                 used += entrant.memory_bytes
         if group == ours and waiting:
-            left_out = waiting.pop(0)
-            talk(f"{left_out.name} is left out: it takes {left_out.memory_bytes / GB:.0f} GB")
-            continue
+            large = waiting.pop(0)
+            beside = [entrant for entrant in ours if entrant.bits == large.bits]
+            if not beside or sum(entrant.memory_bytes for entrant in [*beside, large]) > room:
+                talk(f"{large.name} is left out: it takes {large.memory_bytes / GB:.0f} GB")
+                continue
+            group = [*beside, large]
         yield group
         if not waiting:
             return

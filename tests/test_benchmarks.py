@@ -115,6 +115,19 @@ def test_groups_fit_into_memory_with_our_presets_in_each(monkeypatch: pytest.Mon
     assert "vllm bf16" not in {entrant.name for group in groups(entrants) for entrant in group}
 
 
+def test_a_peer_too_large_for_all_our_presets_meets_the_one_of_its_bits(monkeypatch: pytest.MonkeyPatch):
+    import versus_peers
+    from versus_peers import ENTRANTS, GB, groups
+
+    monkeypatch.setattr(versus_peers, "free_memory_bytes", lambda: 22 * GB)
+    named = ("minicpm int8", "minicpm bf16", "llama.cpp Q8_0", "vllm bf16")
+    found = list(groups([entrant for entrant in ENTRANTS if entrant.name in named]))
+    assert [[entrant.name for entrant in group] for group in found] == [
+        ["minicpm int8", "minicpm bf16", "llama.cpp Q8_0"],
+        ["minicpm bf16", "vllm bf16"],
+    ]
+
+
 def test_the_plot_is_svg_with_a_panel_a_point_and_a_bar_a_program():
     from plot import drawing
 
