@@ -41,8 +41,13 @@ def main() -> None:
     ids = long_text()
     rows = [told(row) for row in foresight_rows(ids)]
     folder = models(args.folder, ["int4"])["int4"]
-    for window, tokens in ((None, BIG_TOKENS), (BIG_WINDOW, BIG_TOKENS), (BIG_WINDOW, 2 * BIG_TOKENS)):
-        rows.append(told(cost_row(folder, window, tokens)))
+    for kept, window, tokens in (
+        ("int8", None, BIG_TOKENS),
+        ("bfloat16", None, BIG_TOKENS),
+        ("int8", BIG_WINDOW, BIG_TOKENS),
+        ("int8", BIG_WINDOW, 2 * BIG_TOKENS),
+    ):
+        rows.append(told(cost_row(folder, kept, window, tokens)))
     note = (
         f"MiniCPM-nano: perplexity of {ROUND:,} held-out tokens, read {ROUNDS} times in a row; it was trained on 2,048 "
         "positions, and on texts that do not see each other, so the nearest ones serve it best. 2B: int4, random ids, "
@@ -86,14 +91,14 @@ def perplexities(losses: np.ndarray) -> dict[str, object]:
     }
 
 
-def opened(folder: Path, window: SlidingWindow | None) -> Backend:
+def opened(folder: Path, window: SlidingWindow | None, kv_dtype: str = "int8") -> Backend:
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
-        return NativeBackend(checkpoint, window=window)
+        return NativeBackend(checkpoint, kv_dtype=kv_dtype, window=window)
 
 
-def cost_row(folder: Path, window: SlidingWindow | None, tokens: int) -> dict[str, object]:
+def cost_row(folder: Path, kept: str, window: SlidingWindow | None, tokens: int) -> dict[str, object]:
     """Read a text of `tokens` and go on: what of it is held, and how fast it goes."""
-    backend = opened(folder, window)
+    backend = opened(folder, window, kept)
     ids = np.random.default_rng(0).integers(100, backend.vocab_size, tokens + STEPS).tolist()
     cache = backend.new_cache(backend.held_tokens(tokens + STEPS))
     sequence = cache.open(ids, tokens + STEPS, tokens)
@@ -110,6 +115,7 @@ def cost_row(folder: Path, window: SlidingWindow | None, tokens: int) -> dict[st
     cache.close(sequence)
     return {
         "a token attends to": "all before it" if window is None else shown(window),
+        "keys and values": kept,
         "tokens of the text": tokens,
         "tokens/s while reading": round(tokens / read_s, 1),
         "tokens/s behind them": round(1 / float(np.median(seconds)), 2),

@@ -199,8 +199,7 @@ struct Ahead {
  private:
   static const uint8_t* place(const AttentionJob& job, int head, int b, int blocks) {
     for (; head >= job.heads; head -= job.heads) ++b;
-    return job.cache.block(smaller(b, blocks - 1)).data +
-           HeadBlock::bytes(job.cache.blocks) * static_cast<size_t>(head);
+    return job.cache.data(smaller(b, blocks - 1)) + job.cache.head_bytes * static_cast<size_t>(head);
   }
 };
 
@@ -577,6 +576,9 @@ class QueryLanes {
 template <class V, int R>
 class Bfloat16Lanes {
  public:
+  // Sums are long chains of additions: heads that are worked on together fill the time between them.
+  static constexpr int kTogether = larger(1, 4 / R);
+
   Bfloat16Lanes(const AttentionJob& job, int first_query)
       : job_(job), D_(job.head_dim), padded_(round_up(D_, kLanes)), first_query_(first_query) {
     Scratch<V> scratch(job.scratch);
@@ -592,13 +594,53 @@ class Bfloat16Lanes {
     std::memset(totals_, 0, R * padded_ * sizeof(float));
   }
 
-  void run() {
-    for_blocks(
-        job_, first_[0], position_[R - 1] / kLanes + 1,
-        [&](const float* cos, const float* sin) {
-          for (int r = 0; r < R; ++r) load_query(job_, first_query_ + r, cos, sin, queries_ + r * D_);
-        },
-        [&](int b) { step(Bfloat16Block{job_.cache.data(b)}, b); });
+  void load(const float* cos, const float* sin) {
+    for (int r = 0; r < R; ++r) load_query(job_, first_query_ + r, cos, sin, queries_ + r * D_);
+  }
+
+  int first() const { return first_[0]; }
+  int blocks() const { return position_[R - 1] / kLanes + 1; }
+
+  // Block b of `count` heads from `first` on.
+  template <int count>
+  static MINICPM_INLINE void step(std::optional<Bfloat16Lanes>* heads, const AttentionJob& job, int first, int b) {
+    const int D = job.head_dim, padded = heads[first]->padded_, blocks = heads[first]->blocks();
+    std::optional<Ahead<V>> ahead[count];
+    Bfloat16Block block[count];
+    F score[count][R];
+    float alpha[count][R];
+    unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
+      ahead[i].emplace(job, first + i, b, blocks);
+      block[i] = {heads[first + i]->job_.cache.data(b)};
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { score[i][r] = V::zero(); });
+    });
+    for (int k = 0; k < D; ++k) {
+      unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
+        if (k % 2 == 0) ahead[i]->ask(static_cast<size_t>(k) * 2 * kLanes);
+        const F keys = V::load_bfloat16(block[i].keys() + k * kLanes);
+        unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+          score[i][r] = V::add(score[i][r], V::mul(V::set1(heads[first + i]->queries_[r * D + k]), keys));
+        });
+      });
+    }
+    bool counts_for_all[count][kLanes];
+    unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
+      Bfloat16Lanes& head = *heads[first + i];
+      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { alpha[i][r] = head.weigh(b, r, score[i][r]); });
+      // Of a token that does not count for a query the values may be anything, even NaN.
+      for (int t = 0; t < kLanes; ++t) {
+        counts_for_all[i][t] = true;
+        for (int r = 0; r < R; ++r) counts_for_all[i][t] &= head.weights_[r * kLanes + t] != 0.0f;
+      }
+    });
+    for (int e = 0; e < padded; e += kLanes) {
+      unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
+        heads[first + i]->sum_values(block[i], *ahead[i], e, counts_for_all[i], alpha[i]);
+      });
+    }
+  }
+
+  void finish() const {
     for (int r = 0; r < R; ++r) {
       float* out = output_of(job_, first_query_ + r);
       for (int k = 0; k < D_; ++k) out[k] = totals_[r * padded_ + k] / norm_[r];
@@ -607,46 +649,6 @@ class Bfloat16Lanes {
 
  private:
   using F = typename V::F;
-
-  void step(const Bfloat16Block& block, int b) {
-    F score[R];
-    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { score[r] = V::zero(); });
-    for (int k = 0; k < D_; ++k) {
-      const F keys = V::load_bfloat16(block.keys() + k * kLanes);
-      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-        score[r] = V::add(score[r], V::mul(V::set1(queries_[r * D_ + k]), keys));
-      });
-    }
-    float alpha[R];
-    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { alpha[r] = weigh(b, r, score[r]); });
-    // Of a token that does not count for a query the values may be anything, even NaN.
-    bool counts_for_all[kLanes];
-    for (int t = 0; t < kLanes; ++t) {
-      counts_for_all[t] = true;
-      for (int r = 0; r < R; ++r) counts_for_all[t] &= weights_[r * kLanes + t] != 0.0f;
-    }
-    for (int e = 0; e < padded_; e += kLanes) {
-      F sum[R];
-      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero(); });
-      for (int t = 0; t < kLanes; ++t) {
-        const F values = V::load_bfloat16(block.values(D_) + t * padded_ + e);
-        const auto add = [&](auto r) MINICPM_INLINE_LAMBDA {
-          sum[r] = V::add(sum[r], V::mul(V::set1(weights_[r * kLanes + t]), values));
-        };
-        if (counts_for_all[t]) {
-          unroll<R>(add);
-        } else {
-          unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-            if (weights_[r * kLanes + t] != 0.0f) add(r);
-          });
-        }
-      }
-      unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
-        float* total = totals_ + r * padded_ + e;
-        V::store(total, V::add(V::mul(V::load(total), V::set1(alpha[r])), sum[r]));
-      });
-    }
-  }
 
   // The weights of query r in block b; and what its totals so far count.
   MINICPM_INLINE float weigh(int b, int r, F score) {
@@ -663,6 +665,31 @@ class Bfloat16Lanes {
     V::store(weights_ + r * kLanes, p);
     norm_[r] = norm_[r] * alpha + V::fold(p);
     return alpha;
+  }
+
+  // totals = totals * alpha + the sums of the block's values, of numbers e .. e + 15 of the head.
+  MINICPM_INLINE void sum_values(const Bfloat16Block& block, const Ahead<V>& ahead, int e, const bool* counts_for_all,
+                                 const float* alpha) const {
+    F sum[R];
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { sum[r] = V::zero(); });
+    for (int t = 0; t < kLanes; ++t) {
+      if (e % (2 * kLanes) == 0) ahead.ask(static_cast<size_t>(D_ * kLanes + t * padded_ + e) * 2);
+      const F values = V::load_bfloat16(block.values(D_) + t * padded_ + e);
+      const auto add = [&](auto r) MINICPM_INLINE_LAMBDA {
+        sum[r] = V::add(sum[r], V::mul(V::set1(weights_[r * kLanes + t]), values));
+      };
+      if (counts_for_all[t]) {
+        unroll<R>(add);
+      } else {
+        unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+          if (weights_[r * kLanes + t] != 0.0f) add(r);
+        });
+      }
+    }
+    unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA {
+      float* total = totals_ + r * padded_ + e;
+      V::store(total, V::add(V::mul(V::load(total), V::set1(alpha[r])), sum[r]));
+    });
   }
 
   const AttentionJob job_;
@@ -684,10 +711,10 @@ static MINICPM_INLINE void with_widest(std::integer_sequence<int, options...>, i
 
 // R queries of every head of a job, block after block through all heads: neighbours lie behind each other in memory,
 // and so it is read in long runs.
-template <class V, int R>
+template <class Lanes>
 static void attend_together(const AttentionJob& job, int first_query) {
-  constexpr int kTogether = TokenLanes<V, R>::kTogether;
-  std::optional<TokenLanes<V, R>> heads[kMostHeads];
+  constexpr int kTogether = Lanes::kTogether;
+  std::optional<Lanes> heads[kMostHeads];
   for (int i = 0; i < job.heads; ++i) heads[i].emplace(head_of(job, i), first_query);
   for_blocks(
       job, heads[0]->first(), heads[0]->blocks(),
@@ -696,8 +723,8 @@ static void attend_together(const AttentionJob& job, int first_query) {
       },
       [&](int b) {
         int i = 0;
-        for (; i + kTogether <= job.heads; i += kTogether) TokenLanes<V, R>::template step<kTogether>(heads, job, i, b);
-        for (; i < job.heads; ++i) TokenLanes<V, R>::template step<1>(heads, job, i, b);
+        for (; i + kTogether <= job.heads; i += kTogether) Lanes::template step<kTogether>(heads, job, i, b);
+        for (; i < job.heads; ++i) Lanes::template step<1>(heads, job, i, b);
       });
   for (int i = 0; i < job.heads; ++i) heads[i]->finish();
 }
@@ -706,7 +733,7 @@ template <class V>
 static void attend_to_bfloat16(const AttentionJob& job) {
   for (int q = job.first_query; q < job.end_query;) {
     with_widest(typename V::DirectWidths{}, job.end_query - q, [&](auto width) {
-      for (int i = 0; i < job.heads; ++i) Bfloat16Lanes<V, width>(head_of(job, i), q).run();
+      attend_together<Bfloat16Lanes<V, width>>(job, q);
       q += width;
     });
   }
@@ -721,7 +748,7 @@ static void attend(const AttentionJob& job) {
   }
   while (q < job.end_query) {
     with_widest(typename V::DirectWidths{}, job.end_query - q, [&](auto width) {
-      attend_together<V, width>(job, q);
+      attend_together<TokenLanes<V, width>>(job, q);
       q += width;
     });
   }
