@@ -56,6 +56,9 @@ def main() -> None:
     for bits in (4, 8):
         constants = {"BITS": bits, "G": 64, "BLOCK_M": 16, "BLOCK_N": 16, "WORDS": kernels._WORDS}
         compiled(f"rows int{bits}", kernels._rows_kernel, capability, constants, **rows)
+        constants = {"K": HIDDEN, "BITS": bits, "G": 64, "GROUPS": kernels._EXPANDED_GROUPS}
+        types = {"codes": CODES, "scales": SCALE, "out": BF16, "row_stride": "i32", "ones": "i32"}
+        compiled(f"weights int{bits}", kernels._weights_kernel, capability, constants, **types)
     attention = {"HEADS": HEADS, "KV_HEADS": HEADS, "D": D, "SPLITS": 4, "SPLIT": 256, "BLOCK": 64}
     compiled(
         "attention",

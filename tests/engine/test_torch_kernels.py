@@ -131,6 +131,15 @@ def test_many_rows_of_quantized_weights_are_one_product_up_to_a_limit(kernels, m
     assert bool(calls) is is_kernel
 
 
+@interpreted_only
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "float"])
+def test_weights_for_prompts_are_the_plain_ones_to_the_last_bit(kernels, kind: str):
+    layer = layer_of(kind, 9, 200, torch.float32)
+    for rows in (slice(None), slice(4, 7)):
+        for dtype in (torch.float32, torch.float16):
+            assert torch.equal(kernels.weights_of(layer, rows, dtype), layer.dequantize(rows, dtype))
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("models")
@@ -239,8 +248,9 @@ def test_the_kernels_compile_for_gpus_and_read_sixteen_bytes_at_once(capability:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     reads = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert len(reads) == 11
-    assert {name for name in reads if "v4" not in reads[name]} == {"rows int4", "rows int8", "join"}
+    assert len(reads) == 13
+    steps = {name for name in reads if not name.startswith(("rows", "weights", "join"))}
+    assert {name for name in steps if "v4" in reads[name]} == steps
 
 
 @pytest.mark.skipif(IS_INTERPRETED or not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -6,7 +6,7 @@ memory of its file. The numbers are quant/format.py's: a code times its group's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -49,7 +49,14 @@ class _Quantized(nn.Module):
 
 
 class QuantizedLinear(_Quantized):
-    """x W^T for x (..., K) in any floating-point dtype."""
+    """x W^T for x (..., K) in any floating-point dtype.
+
+    `weights` is what makes them: `dequantize`, unless an engine knows a quicker way.
+    """
+
+    def __init__(self, codes: torch.Tensor, scales: torch.Tensor, bits: int, group_size: int, in_features: int):
+        super().__init__(codes, scales, bits, group_size, in_features)
+        self.weights: Callable[[slice, torch.dtype], torch.Tensor] = self.dequantize
 
     @classmethod
     def of(cls, weight: IntWeight, device: torch.device) -> QuantizedLinear:
@@ -67,7 +74,7 @@ class QuantizedLinear(_Quantized):
         return cls(codes, scales, first.bits, first.group_size, first.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        products = [nn.functional.linear(x, self.dequantize(rows, x.dtype)) for rows in self._parts()]
+        products = [nn.functional.linear(x, self.weights(rows, x.dtype)) for rows in self._parts()]
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     def _parts(self) -> Iterator[slice]:

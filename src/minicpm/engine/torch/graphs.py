@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from minicpm.engine.torch.decode import Decoder, can_be_joined
-from minicpm.engine.torch.kernels import SPLIT, TOKEN, TableAttention, project, table_row
+from minicpm.engine.torch.kernels import SPLIT, TOKEN, TableAttention, project, table_row, weights_of
 from minicpm.engine.torch.ragged import TorchSequence
 from minicpm.formats.config import DecoderConfig
 from minicpm.models import MiniCPMForCausalLM
+from minicpm.models.quantized import QuantizedLinear
 
 _SMALLEST_HEAD_DIM = 16
 
@@ -59,12 +61,18 @@ class _Step:
 
 
 class GraphedDecoder:
-    """Decode steps of a model: M tokens behind M sequences give (M, vocab) float32 logits on the host."""
+    """Decode steps of a model: M tokens behind M sequences give (M, vocab) float32 logits on the host.
+
+    The model itself, which reads prompts, shares the weights and gets their kernels.
+    """
 
     def __init__(
         self, model: MiniCPMForCausalLM, config: DecoderConfig, record: Callable[[Compute], Recorded] = cuda_graph
     ):
         self._decoder = Decoder(model, joins=True)
+        for layer in model.modules():  # prompts go through these
+            if isinstance(layer, QuantizedLinear):
+                layer.weights = partial(weights_of, layer)
         self._config, self._record = config, record
         self._device = model.model.norm.weight.device
         self._steps: dict[tuple[int, int], _Step] = {}

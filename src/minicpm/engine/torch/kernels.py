@@ -32,6 +32,7 @@ MOST_ROWS = 64
 _READ_BYTES, _FEWEST_PROGRAMS = 16384, 256
 _FLOAT_GROUP = 64
 _ONES = 0x4B000000  # 2 ** 23
+_EXPANDED_GROUPS = 32
 # Words of a row that are multiplied at a time where there are several inputs.
 _WORDS = 32
 
@@ -189,6 +190,33 @@ def _rows_kernel(
             weight = _field(word, ones, i, BITS) * 2.0 ** -(BITS * i % 16) * scale
             total = tl.dot(inputs, tl.trans(weight.to(inputs.dtype)), total, input_precision="ieee")
     tl.store(out + m[:, None] * N + n[None, :], total, mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def _weights_kernel(
+    codes,  # (N, groups W)
+    scales,  # (N, groups)
+    out,  # (N, K)
+    row_stride,
+    ones,
+    K: tl.constexpr,
+    BITS: tl.constexpr,
+    G: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Some groups of one row in floating point."""
+    FIELDS: tl.constexpr = 32 // BITS
+    W: tl.constexpr = G // FIELDS
+    COUNT: tl.constexpr = (K + G - 1) // G
+    n = tl.program_id(0).to(tl.int64)
+    g, w = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS), tl.arange(0, W)
+    place = codes + n * row_stride + g[:, None] * W + w[None, :]
+    word = tl.load(place, mask=(g < COUNT)[:, None], other=0)
+    scale = tl.load(scales + n * COUNT + g, mask=g < COUNT, other=0.0).to(tl.float32)
+    for i in tl.static_range(FIELDS):
+        k = g[:, None] * G + i * W + w[None, :]
+        value = _field(word, ones, i, BITS) * 2.0 ** -(BITS * i % 16) * scale[:, None]
+        tl.store(out + n * K + k, value, mask=k < K)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -411,6 +439,18 @@ def _product_of_rows(layer: QuantizedLinear, x: torch.Tensor) -> torch.Tensor:
         block,
         _WORDS,
         num_warps=4,
+    )
+    return out
+
+
+def weights_of(layer: QuantizedLinear, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+    """`QuantizedLinear.dequantize` in one kernel, for prompts."""
+    codes, scales = layer.codes[rows], layer.scales[rows]
+    out = torch.empty((len(codes), layer.in_features), dtype=dtype, device=codes.device)
+    groups = min(_EXPANDED_GROUPS, triton.next_power_of_2(scales.shape[1]))
+    grid = (len(codes), triton.cdiv(scales.shape[1], groups))
+    _weights_kernel[grid](
+        codes, scales, out, codes.stride(0), _ONES, layer.in_features, layer.bits, layer.group_size, groups, num_warps=4
     )
     return out
 
