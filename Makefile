@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-wheel check format bench peers vllm clients native \
+.PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-cross test-wheel check format bench peers vllm clients cross native \
 	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm clean
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make native-sanitize           its tests under the address and undefined sanitizers"
 	@echo "make native-thread-sanitize    its tests under the thread sanitizer"
 	@echo "make test-arm                  its ARM kernels, and ARM's wheel in ARM's Python, emulated by qemu"
+	@echo "make test-cross                the engine for Windows in wine, with its bits; for macOS it only compiles"
 	@echo "make isa-matrix                what was proved of every set of kernels, ARM's included, into docs/numerics.md"
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
@@ -71,7 +72,7 @@ chat: $(VENV)/.$(if $(MODEL),torch,core) $(VENV)/.native
 	@$(BIN)/minicpm chat $(if $(MODEL),--model '$(MODEL)')
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser and not arm and not vllm"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser and not arm and not cross and not vllm"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -186,6 +187,16 @@ native-avxvnni-check: setup
 test-arm: needs-qemu-aarch64-static setup wheel-arm
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m arm tests/arm $(ARM_RECORD)
 
+# zig brings a compiler for these systems, and their headers.
+cross: .venv-zig/.ready
+
+.venv-zig/.ready: tests/cross/requirements-zig.txt
+	$(PEER_INSTALL)
+	touch $@
+
+test-cross: needs-wine setup cross
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m cross tests/cross
+
 # Written anew where this machine has the kernels; of others the record keeps what their machines proved.
 ISA_RECORD := --isa-record tests/data/isa_matrix.json
 
@@ -222,6 +233,7 @@ PYTHON_VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.versi
 # A tool, and the Debian package that has it.
 needs-aarch64-linux-gnu-g++: PACKAGE := g++-aarch64-linux-gnu
 needs-qemu-aarch64-static: PACKAGE := qemu-user-static
+needs-wine: PACKAGE := wine wine64
 
 needs-%:
 	@command -v $* >/dev/null || { echo "this needs $*; on Debian: apt-get install $(PACKAGE)" >&2; exit 1; }

@@ -1,13 +1,12 @@
 #include "isa.h"
 
 #include <algorithm>
+#include <initializer_list>
+
+#include "system.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#elif defined(__aarch64__) && defined(__APPLE__)
-#include <sys/sysctl.h>
 #endif
 
 namespace {
@@ -20,66 +19,65 @@ struct Choice {
 
 #if defined(__x86_64__)
 
-// The builtins also ask whether the system saves the registers.
-bool runs_avx512vnni() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
+struct Registers {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+// Zeros where the processor doesn't know the question.
+Registers cpuid(unsigned leaf, unsigned subleaf = 0) {
+  Registers answer;
+  __get_cpuid_count(leaf, subleaf, &answer.eax, &answer.ebx, &answer.ecx, &answer.edx);
+  return answer;
 }
 
+constexpr bool has(unsigned word, std::initializer_list<int> bits) {
+  for (const int bit : bits) {
+    if (!(word >> bit & 1)) return false;
+  }
+  return true;
+}
+
+// What the processor has and the system saves registers for. Not __builtin_cpu_supports: clang-cl links without it.
+struct Features {
+  bool avx2, avxvnni, avx512vnni, avx512bf16, is_intel;
+
+  Features() {
+    const Registers first = cpuid(1), seventh = cpuid(7), more = cpuid(7, 1), vendor = cpuid(0);
+    const bool saves_any = has(first.ecx, {27});  // OSXSAVE: else the next instruction is none
+    unsigned saved = 0, high = 0;
+    if (saves_any) __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    const bool saves_ymm = has(saved, {1, 2}), saves_zmm = saves_ymm && has(saved, {5, 6, 7});
+    avx2 = saves_ymm && has(first.ecx, {12, 29}) && has(seventh.ebx, {5});                   // FMA, F16C, AVX2
+    avx512vnni = saves_zmm && has(seventh.ebx, {16, 17, 30, 31}) && has(seventh.ecx, {11});  // F, DQ, BW, VL; VNNI
+    avx512bf16 = avx512vnni && has(more.eax, {5});
+#ifdef MINICPM_AVXVNNI_AS_AVX512
+    avxvnni = avx512vnni;
+#else
+    avxvnni = avx2 && has(more.eax, {4});
+#endif
+    is_intel =
+        vendor.ebx == signature_INTEL_ebx && vendor.edx == signature_INTEL_edx && vendor.ecx == signature_INTEL_ecx;
+  }
+};
+
+// Asked once: under a hypervisor, which every question wakes, they take long.
+const Features& features() {
+  static const Features found;
+  return found;
+}
+
+bool runs_avx2() { return features().avx2; }
+bool runs_avxvnni() { return features().avxvnni; }
+bool runs_avx512vnni() { return features().avx512vnni; }
+bool runs_avx512bf16() { return features().avx512bf16; }
 // Intel's processors take two cycles for VDPBF16PS (Emerald Rapids: 1.4e9 a second of a core, of single additions with
 // products 5.8e9), so what single ones do is faster there; the bits are the same.
-bool runs_avx512bf16() { return runs_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
-bool prefers_avx512bf16() { return runs_avx512bf16() && !__builtin_cpu_is("intel"); }
-
-bool runs_avx2() {
-  unsigned eax, ebx, ecx, edx;
-  constexpr unsigned kF16c = 1u << 29;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) &&
-         (ecx & kF16c);
-}
-
-bool runs_avxvnni() {
-#ifdef MINICPM_AVXVNNI_AS_AVX512
-  return runs_avx512vnni();
-#else
-  unsigned eax, ebx, ecx, edx;
-  constexpr unsigned kAvxVnni = 1u << 4;
-  return runs_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni);
-#endif
-}
+bool prefers_avx512bf16() { return features().avx512bf16 && !features().is_intel; }
 
 #elif defined(__aarch64__)
 
-#if defined(__APPLE__)
-bool has_feature(const char* name) {
-  int has = 0;
-  size_t size = sizeof has;
-  return sysctlbyname(name, &has, &size, nullptr, 0) == 0 && has != 0;
-}
-#endif
-
-bool runs_neondot() {
-#if defined(__linux__)
-  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
-  return getauxval(AT_HWCAP) & kDotProduct;
-#elif defined(__APPLE__)
-  return has_feature("hw.optional.arm.FEAT_DotProd");
-#else
-  return false;
-#endif
-}
-
-bool runs_neoni8mm() {
-#if defined(__linux__)
-  constexpr unsigned long kMatrixProduct = 1ul << 13;  // HWCAP2_I8MM
-  return runs_neondot() && (getauxval(AT_HWCAP2) & kMatrixProduct);
-#elif defined(__APPLE__)
-  return runs_neondot() && has_feature("hw.optional.arm.FEAT_I8MM");
-#else
-  return false;
-#endif
-}
+bool runs_neondot() { return has_dot_products(); }
+bool runs_neoni8mm() { return has_dot_products() && has_matrix_products(); }
 
 #endif
 

@@ -1,11 +1,10 @@
 #include "kv_pool.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <new>
+
+#include "system.h"
 
 KvPool::KvPool(CacheKind kind, int layers, int kv_heads, int head_dim, int blocks)
     : kind_(kind),
@@ -17,15 +16,10 @@ KvPool::KvPool(CacheKind kind, int layers, int kv_heads, int head_dim, int block
       block_bytes_(head_bytes_ * static_cast<size_t>(kv_heads)) {
   const size_t pieces = static_cast<size_t>(layers) * static_cast<size_t>(blocks);
   if (__builtin_mul_overflow(block_bytes_, pieces, &bytes_)) throw std::bad_alloc();
-  void* data = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  madvise(data, bytes_, MADV_HUGEPAGE);  // advice: without huge pages it is only slower
-#endif
-  data_ = static_cast<uint8_t*>(data);
+  data_ = static_cast<uint8_t*>(reserve_pages(bytes_));
 }
 
-KvPool::~KvPool() { munmap(data_, bytes_); }
+KvPool::~KvPool() { unreserve_pages(data_, bytes_); }
 
 uint8_t* KvPool::at(int layer, int block) const {
   const size_t piece = static_cast<size_t>(layer) * static_cast<size_t>(blocks_) + static_cast<size_t>(block);
@@ -42,16 +36,13 @@ void KvPool::copy(int from, int to) {
 }
 
 void KvPool::release(std::vector<int32_t> blocks) {
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   std::sort(blocks.begin(), blocks.end());
   for (size_t first = 0, last; first < blocks.size(); first = last) {
     // Neighbours go together, and with them the pages that they share.
     for (last = first + 1; last < blocks.size() && blocks[last] <= blocks[last - 1] + 1;) ++last;
     for (int layer = 0; layer < layers_; ++layer) {
-      const uintptr_t begin = reinterpret_cast<uintptr_t>(at(layer, blocks[first]));
-      const uintptr_t end = reinterpret_cast<uintptr_t>(at(layer, blocks[last - 1])) + block_bytes_;
-      const uintptr_t whole = (begin + page - 1) / page * page, whole_end = end / page * page;
-      if (whole < whole_end) madvise(reinterpret_cast<void*>(whole), whole_end - whole, MADV_DONTNEED);
+      uint8_t* begin = at(layer, blocks[first]);
+      discard_pages(begin, static_cast<size_t>(at(layer, blocks[last - 1]) + block_bytes_ - begin));
     }
   }
 }

@@ -1,9 +1,8 @@
 #include "machine.h"
 
-#include <sys/mman.h>
-
 #include <chrono>
-#include <new>
+
+#include "system.h"
 
 namespace {
 
@@ -23,7 +22,7 @@ Machine::Machine(const Kernels& kernels, int threads, size_t memory_bytes)
       pool_(threads) {}
 
 Machine::~Machine() {
-  if (words_ != nullptr) munmap(words_, bytes_);
+  if (words_ != nullptr) free_memory(words_);
 }
 
 double Machine::read_bandwidth() {
@@ -56,13 +55,8 @@ double Machine::product_rate(double seconds) {
   return static_cast<double>(total) / elapsed;
 }
 
-// Huge pages where the system has them; every page is written, since one that never was is read from nowhere.
+// Every page is written, since one that never was is read from nowhere.
 void Machine::allocate() {
-  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  madvise(memory, bytes_, MADV_HUGEPAGE);
-#endif
-  words_ = static_cast<uint64_t*>(memory);
+  words_ = static_cast<uint64_t*>(allocate_memory(bytes_));
   for (size_t i = 0; i < bytes_ / sizeof(uint64_t); ++i) words_[i] = i;
 }

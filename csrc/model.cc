@@ -1,11 +1,9 @@
 #include "model.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
+
+#include "system.h"
 
 namespace {
 
@@ -24,27 +22,21 @@ bool uses_kind(const Linear& linear, WeightKind kind) {
 
 int columns_of(const Linear& linear) { return linear.front().columns; }
 
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunkBytes = size_t{32} << 10;  // of weights taken at a time: about a microsecond of reading
 // Of float weights, where many tokens pass by: as much as an L2 cache bears, so that the tokens pass seldom.
 constexpr size_t kFloatChunkBytes = size_t{512} << 10;
 constexpr int kMostFloatRows = 256;
 
-// Zeroed memory on its own cache lines; in huge pages, where it is large and the system has them.
+// Zeroed memory, with a cache line more behind it.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(size_t count) {
-    const size_t least = count * sizeof(T) + 64, alignment = least < kHugePage ? 64 : kHugePage;
-    const size_t bytes = (least + alignment - 1) / alignment * alignment;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    if (alignment == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
+    const size_t bytes = count * sizeof(T) + 64;
+    data_ = static_cast<T*>(allocate_memory(bytes));
     std::memset(static_cast<void*>(data_), 0, bytes);
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { free_memory(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* data() const { return data_; }

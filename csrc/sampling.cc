@@ -181,7 +181,7 @@ int64_t draw(const Kernels& kernels, float* scores, size_t count, const Warpers&
   double kept = ranking.total();
   if (warpers.top_p < 1.0) kept = ranking.at(std::max(0.0, std::ceil(warpers.top_p * kept) - 1.0)).weight_up_to;
   if (warpers.min_p > 0.0) kept = std::min(kept, ranking.large_weight());
-  const auto whole = static_cast<unsigned __int128>(kept);
+  const auto whole = static_cast<unsigned __int128>(static_cast<uint64_t>(kept));
   const uint32_t index = ranking.at(static_cast<double>(static_cast<uint64_t>(uniform * whole >> 53))).index;
   return is_short ? scratch.ids[index] : index;
 }

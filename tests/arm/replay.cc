@@ -1,5 +1,6 @@
 // Does again what recorder.py wrote down, with every set of kernels that runs
-// here, and compares the bits.
+// here, and compares the bits; before that it tries what csrc/system.h promises
+// of memory.
 //
 //   replay FILE   prints the names of the sets, then for each how much was
 //   compared; 1 at the first difference
@@ -22,6 +23,7 @@
 #include "kv_pool.h"
 #include "model.h"
 #include "sampling.h"
+#include "system.h"
 
 namespace {
 
@@ -260,6 +262,37 @@ std::vector<uint64_t> read_words(const char* path) {
   return words;
 }
 
+void require(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(std::string("memory: ") + what);
+}
+
+bool is_all(const uint8_t* first, size_t bytes, uint8_t value) {
+  for (size_t i = 0; i < bytes; ++i) {
+    if (first[i] != value) return false;
+  }
+  return true;
+}
+
+void try_memory() {
+  for (const size_t bytes : {size_t{1}, size_t{1} << 16, (size_t{5} << 20) + 3}) {
+    void* data = allocate_memory(bytes);
+    require(reinterpret_cast<uintptr_t>(data) % 64 == 0, "it does not begin with a cache line");
+    std::memset(data, 1, bytes);
+    free_memory(data);
+  }
+  constexpr size_t kBytes = size_t{64} << 20, kBorder = 100, kPart = kBytes / 2 + 1;
+  uint8_t* pages = static_cast<uint8_t*>(reserve_pages(kBytes));
+  require(is_all(pages, kBytes, 0), "reserved pages are not zero");
+  for (const uint8_t value : {uint8_t{1}, uint8_t{2}}) {
+    std::memset(pages, value, kBytes);
+    require(is_all(pages, kBytes, value), "a page that was written holds something else");
+    discard_pages(pages + kBorder, kPart);
+    require(is_all(pages, kBorder, value), "what lies before discarded pages has changed");
+    require(is_all(pages + kBorder + kPart, kBytes - kBorder - kPart, value), "what lies behind them has changed");
+  }
+  unreserve_pages(pages, kBytes);
+}
+
 void spoil_float_environment() {
 #if defined(__aarch64__)
   constexpr uint64_t kFlushToZero = 1u << 24, kRoundUp = 1u << 22;
@@ -275,6 +308,7 @@ int main(int count, char** arguments) {
     return 2;
   }
   try {
+    try_memory();
     const std::vector<uint64_t> words = read_words(arguments[1]);
     const std::vector<std::string> names = runnable_isas();
     for (const std::string& name : names) std::printf("%s ", name.c_str());
