@@ -1,74 +1,113 @@
-"""Compile the GPU's kernels, on true MiniCPM-2B shapes, for a GPU that need not be there: `compiling.py CAPABILITY`.
+"""Compile the kernels of steps of MiniCPM-2B for a GPU that need not be there: `compiling.py CAPABILITY`.
 
-Prints a line for each: its name, and how it reads memory.
+Steps are taken as on a GPU, but for one layer of weights that nobody wrote, and nothing is launched. Prints a line for
+each kernel, as it was called: its name, what it was made for, and how it reads memory.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
+import torch
 import triton
+from torch import nn
 from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
 
 from minicpm.engine.torch import kernels
+from minicpm.engine.torch.graphs import GraphedDecoder
+from minicpm.engine.torch.ragged import TorchSequence
+from minicpm.formats.config import DecoderConfig
+from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM
+from minicpm.models.quantized import QuantizedEmbedding, QuantizedLinear
 
-HIDDEN, INNER, HEADS, D = 2304, 5760, 36, 64
-BF16, CODES, SCALE, TABLE, WIDE = "*bf16", "*i32", "*fp16", "*i64", "*fp32"
+SHAPE = Path(__file__).parents[1] / "data" / "configs" / "MiniCPM-2B-sft-bf16"
+DTYPE = torch.bfloat16
 
 
-def compiled(name: str, kernel, capability: int, constants: dict[str, object], **types: str) -> None:
-    """`types` are those of the arguments in order; all pointers and whole numbers are multiples of 16."""
-    signature = types | dict.fromkeys(constants, "constexpr")
-    whole = [i for i, kind in enumerate(types.values()) if kind[0] == "*" or kind == "i32"]
-    source = triton.compiler.ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i in whole},
-    )
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
-    assert made.asm["cubin"]
-    reads = sorted(set(re.findall(r"ld\.global[\w.:]*|cp\.async\.c[ag]\S* \[.*?\], \[.*?\], \w+", made.asm["ptx"])))
-    print(f"{name}: {' '.join(reads)}")
+class NoGpu:
+    """Stands in for the driver of a GPU."""
+
+    def __init__(self, capability: int):
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Compiled:
+    """What every call of a kernel was compiled to, in the place of launching it."""
+
+    def __init__(self) -> None:
+        self.reads: dict[str, str] = {}
+        run = JITFunction.run
+
+        def compile_only(kernel: Any, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
+            made = run(kernel, *args, grid=grid, warmup=True, **options)
+            assert made.asm["cubin"]
+            reads = sorted(set(re.findall(r"ld\.global[\w.]*|cp\.async\.c[ag]", made.asm["ptx"])))
+            self.reads[f"{kernel.__name__} {made.hash[:8]}"] = " ".join(reads)
+
+        JITFunction.run = compile_only
+
+
+def model_of(config: DecoderConfig, bits: int, group_size: int) -> MiniCPMForCausalLM:
+    """A model with weights of codes, or in bfloat16 for 16 bits."""
+    with torch.device("meta"):
+        model = MiniCPMForCausalLM(MiniCPMConfig.from_decoder_config(config)).to(DTYPE)
+    if bits < 16:
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        for name in linear:
+            layer = model.get_submodule(name)
+            groups = layer.in_features // group_size
+            codes = torch.empty((layer.out_features, groups * group_size * bits // 32), dtype=torch.int32)
+            scales = torch.empty((layer.out_features, groups), dtype=torch.float16)
+            model.set_submodule(name, QuantizedLinear(codes, scales, bits, group_size, layer.in_features))
+        model.model.embed_tokens = QuantizedEmbedding(model.lm_head, config.scale_emb, DTYPE)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False))
+    return model.eval()
+
+
+def step(config: DecoderConfig, model: MiniCPMForCausalLM, lengths: list[int]) -> None:
+    """A step of single tokens behind texts of so many."""
+    decoder = GraphedDecoder(model, config, lambda compute: (compute(), lambda: None))
+    sequences = []
+    for length in lengths:
+        sequence = TorchSequence(config, 4096, DTYPE, torch.device("cpu"))
+        sequence.reserve(length)
+        sequence.extend([0] * length)
+        sequences.append(sequence)
+    decoder(sequences, [0] * len(lengths))
 
 
 def main() -> None:
-    capability = int(sys.argv[1])
-    one = {"x": BF16, "norm": BF16, "codes": BF16, "scales": SCALE, "residual": BF16, "out": BF16}
-    sizes = {"N": "i32", "row_stride": "i32", "eps": "fp32", "factor": "fp32", "ones": "i32"}
-    for name, codes, bits, G, K in (
-        ("bf16", BF16, 16, 64, HIDDEN),
-        ("bf16, long", BF16, 16, 64, INNER),
-        ("int8", CODES, 8, 64, HIDDEN),
-        ("int8, long", CODES, 8, 64, INNER),
-        ("int4", CODES, 4, 64, HIDDEN),
-        ("int4, long", CODES, 4, 64, INNER),
-        ("int4-small", CODES, 4, 128, HIDDEN),
-    ):
-        block, groups, more = kernels._tile(HIDDEN if K == INNER else 2 * INNER, K, bits, G, 2)
-        shape = {"K": K, "BITS": bits, "G": G, "BLOCK_N": block, "GROUPS": groups, "MORE_GROUPS": more}
-        flags = (False, True, False) if K == INNER else (True, False, True)  # beside a residual, or gated
-        constants = shape | dict(zip(("HAS_NORM", "HAS_RESIDUAL", "IS_GATED"), flags))
-        compiled(name, kernels._product_kernel, capability, constants, **one | {"codes": codes} | sizes)
-    rows = {"x": BF16, "codes": CODES, "scales": SCALE, "out": BF16}
-    rows |= dict.fromkeys(("M", "N", "K", "row_stride", "ones"), "i32")
-    for bits in (4, 8):
-        constants = {"BITS": bits, "G": 64, "BLOCK_M": 16, "BLOCK_N": 16, "WORDS": kernels._WORDS}
-        compiled(f"rows int{bits}", kernels._rows_kernel, capability, constants, **rows)
-        constants = {"K": HIDDEN, "BITS": bits, "G": 64, "GROUPS": kernels._EXPANDED_GROUPS}
-        types = {"codes": CODES, "scales": SCALE, "out": BF16, "row_stride": "i32", "ones": "i32"}
-        compiled(f"weights int{bits}", kernels._weights_kernel, capability, constants, **types)
-    attention = {"HEADS": HEADS, "KV_HEADS": HEADS, "D": D, "SPLITS": 4, "SPLIT": 256, "BLOCK": 64}
-    compiled(
-        "attention",
-        kernels._attention_kernel,
-        capability,
-        attention,
-        **{"qkv": BF16, "table": TABLE, "out": WIDE, "scale": "fp32", "layer": "i32"},
-    )
-    join = {"HEADS": HEADS, "D": D, "SPLITS": 4, "SPLIT": 256}
-    compiled("join", kernels._join_kernel, capability, join, **{"parts": WIDE, "table": TABLE, "out": BF16})
+    triton.runtime.driver.set_active(NoGpu(int(sys.argv[1])))
+    raw = json.loads(next(SHAPE.glob("config*.json")).read_text(encoding="utf-8"))
+    config = DecoderConfig.from_dict(raw | {"num_hidden_layers": 1})
+    compiled = Compiled()
+    with torch.inference_mode():
+        for bits, group_size in ((16, 64), (8, 64), (4, 64), (4, 128)):
+            model = model_of(config, bits, group_size)
+            step(config, model, [0])
+            if group_size == 64:
+                step(config, model, [1000])
+            if bits < 16:
+                step(config, model, [5, 6, 7])
+                kernels.weights_of(model.model.layers[0].mlp.up_proj, slice(None), DTYPE)
+    for name, reads in compiled.reads.items():
+        print(f"{name}: {reads}")
 
 
 if __name__ == "__main__":
