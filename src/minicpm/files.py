@@ -6,6 +6,7 @@ point into the `blobs` folder of the same model. Weights are not small: minicpm.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -16,8 +17,18 @@ from typing import Any
 
 from minicpm.errors import FormatError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # A parsed value takes up to a hundred bytes, a comma one: a file of commas would fill the memory.
 MAX_JSON_ITEMS = 3_000_000
+
+HAS_LOCKS = fcntl is not None
+# For os.open. Windows has neither, nor named pipes in folders, which would be waited for.
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
 # --- Looking up ------------------------------------------------------------------------------------------------
@@ -141,9 +152,30 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries, a rename for one, last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Make the folder's entries, a rename for one, last through a power cut; Windows sees to that itself."""
+    descriptor = open_folder(folder)
+    if descriptor is None:
+        return
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- Holding ---------------------------------------------------------------------------------------------------
+
+
+def open_folder(folder: Path, flags: int = 0) -> int | None:
+    """A descriptor of the folder, to flush or lock it; None on Windows, where a folder cannot be opened."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | flags) if hasattr(os, "O_DIRECTORY") else None
+
+
+def lock(descriptor: int, *, shared: bool = False) -> None:
+    """Lock what is open until it is closed or the process dies.
+
+    BlockingIOError where another process holds it, another OSError where it cannot be locked: some network file
+    systems and Windows have no such locks.
+    """
+    if not HAS_LOCKS:
+        raise OSError(errno.ENOTSUP, "this system has no locks that die with a process")
+    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -64,6 +64,15 @@ def test_the_second_start_maps_what_the_first_has_made(checkpoint, tmp_path: Pat
     assert [path.suffix for path in files(tmp_path)] == [".bin"]
 
 
+def test_where_room_cannot_be_reserved_it_is_written(checkpoint, tmp_path: Path, monkeypatch):
+    """macOS has no posix_fallocate."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(packed, "ROOM_STEP_BYTES", 999)
+    found, is_mapped = packed_weights(checkpoint, "plan", NBYTES, fill := Filler())
+    assert is_mapped and np.array_equal(found, fill.expected)
+    assert files(tmp_path)[0].stat().st_blocks * 512 >= NBYTES
+
+
 @pytest.mark.parametrize("change", ["plan", "layout", "weights", "time", "short", "long", "header", "empty"])
 def test_a_file_of_anything_else_is_made_again(checkpoint, tmp_path: Path, monkeypatch, change: str):
     packed_weights(checkpoint, "plan", NBYTES, Filler(1))

@@ -25,6 +25,8 @@ _CHILD = Path(__file__).with_name("sandbox_child.py")
 
 def render_foreign(template: str, variables: dict[str, object], source: Path) -> str:
     """Render a jinja2 chat template with the `variables`. Raises FormatError naming `source` if it fails."""
+    if find_spec("resource") is None:
+        raise FormatError(source, "a template that is not MiniCPM's own needs limits of a process, which Windows lacks")
     request = {
         "template": template,
         "variables": variables,

@@ -9,7 +9,6 @@ Which files are kept, and for how long, is minicpm.hub.packed_files.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import mmap
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.files import sync_folder
+from minicpm.files import NO_FOLLOW, NO_WAIT, lock, sync_folder
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.hub import packed_files
 
@@ -32,6 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 LAYOUT_VERSION = 1
 # Smaller models are packed faster than a file is opened with care.
 SMALLEST_FILE_BYTES = 64 << 20
+ROOM_STEP_BYTES = 1 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
 
 _LOGGER = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _header(checkpoint: Checkpoint, plan: str, nbytes: int) -> bytes:
 def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
     """The file's weights if it is the one that `header` belongs to."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
     except FileNotFoundError:
         return None
     try:
@@ -88,7 +88,7 @@ def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
             return None
         # The mapping keeps a duplicate of the descriptor, and with it the lock: nobody removes a file in use.
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(descriptor, shared=True)
         with suppress(OSError):  # the least recently used go first; a folder that cannot be written loses none
             os.utime(descriptor)
         memory = mmap.mmap(descriptor, len(header) + nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
@@ -104,10 +104,10 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
     """Write the file; False if another process is just doing that. Raises OSError where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(packed_files.PARTIAL_SUFFIX)
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
         except BlockingIOError:
             return False
         # The one who held the lock may have finished and renamed what we opened: that file is no longer ours to write.
@@ -118,8 +118,7 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
         try:
             packed_files.make_room(len(header) + nbytes, LAYOUT_VERSION)
             os.ftruncate(descriptor, 0)
-            # A disk that fills up would kill the process when a mapped page is written; here it is an error.
-            os.posix_fallocate(descriptor, 0, len(header) + nbytes)
+            _take_room(descriptor, len(header) + nbytes)
             memory = mmap.mmap(descriptor, len(header) + nbytes)
             fill(np.frombuffer(memory, np.uint8)[len(header) :])
             memory.flush()
@@ -133,6 +132,16 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
     finally:
         os.close(descriptor)
     return True
+
+
+def _take_room(descriptor: int, nbytes: int) -> None:
+    """A disk that fills up would kill the process when a mapped page is written; here it is an error."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, nbytes)
+        return
+    zeros = bytes(ROOM_STEP_BYTES)  # macOS
+    for start in range(0, nbytes, len(zeros)):
+        os.pwrite(descriptor, zeros[: nbytes - start], start)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

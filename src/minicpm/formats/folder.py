@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from minicpm.errors import ModelError
-from minicpm.files import file_in, has_entry, sync_folder
+from minicpm.files import HAS_LOCKS, NO_FOLLOW, file_in, has_entry, lock, open_folder, sync_folder
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -62,7 +62,8 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
             # Still there after a failure, or holding what --force replaced.
             shutil.rmtree(partial, ignore_errors=True)
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -78,13 +79,14 @@ def new_file(destination: Path) -> Iterator[Path]:
     descriptor = _lock_file(partial)
     try:
         yield partial
-        partial.rename(destination)
+        partial.replace(destination)
         sync_folder(destination.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def check_destination(destination: Path, overwrite: bool = False) -> None:
@@ -132,24 +134,26 @@ def _copy_in_kernel(reader: int, writer: int) -> bool:
     return copied == os.fstat(reader).st_size
 
 
-def _lock_folder(partial: Path) -> int:
-    """Create the hidden folder if need be and lock it; the lock dies with the process."""
+def _lock_folder(partial: Path) -> int | None:
+    """Create the hidden folder if need be and lock it; the lock dies with the process. None on Windows."""
     while True:
         with contextlib.suppress(FileExistsError):
             partial.mkdir()
         if partial.is_symlink() or not partial.is_dir():
             raise ValueError(f"{partial}: in the way and not a folder; remove it")
-        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        if _lock(descriptor, partial):
+        descriptor = open_folder(partial, NO_FOLLOW)
+        if descriptor is None or _lock(descriptor, partial):
             return descriptor
 
 
-def _lock_file(partial: Path) -> int:
-    """Create the hidden file if need be and lock it; the lock dies with the process."""
+def _lock_file(partial: Path) -> int | None:
+    """Create the hidden file if need be and lock it; the lock dies with the process. None on Windows."""
     while True:
         if partial.is_symlink() or (partial.exists() and not partial.is_file()):
             raise ValueError(f"{partial}: in the way and not a file; remove it")
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if not HAS_LOCKS:  # Windows, which also renames nothing that is open
+            return None
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
         if _lock(descriptor, partial):
             return descriptor
 
@@ -157,7 +161,7 @@ def _lock_file(partial: Path) -> int:
 def _lock(descriptor: int, partial: Path) -> bool:
     """Lock what was opened as `partial`; False, and closed, where another run has moved it into place meanwhile."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise ModelError(f"{partial}: another process is writing this model; wait for it") from None
@@ -192,6 +196,8 @@ def _move_into_place(partial: Path, destination: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False

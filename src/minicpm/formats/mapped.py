@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from minicpm.errors import FormatError, brief
+from minicpm.files import NO_WAIT
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
 # Python 3.11's mmap module does not name this flag. Without it Linux refuses a private mapping of a file larger
@@ -58,12 +59,7 @@ class MappedFile:
             self.size = os.fstat(descriptor).st_size
             if self.size == 0:
                 raise FormatError(path, "the file is empty; download or copy it again")
-            self._map: mmap.mmap | None = mmap.mmap(
-                descriptor,
-                self.size,
-                flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            )
+            self._map: mmap.mmap | None = _mapped_privately(descriptor, self.size)
         finally:
             os.close(descriptor)
 
@@ -77,7 +73,7 @@ class MappedFile:
         """Drop the whole pages inside [start, stop) from this process; they are read again when touched."""
         page = mmap.PAGESIZE
         first, last = -(-start // page) * page, stop // page * page
-        if self._map is not None and last > first:
+        if self._map is not None and last > first and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def close(self) -> None:
@@ -110,10 +106,17 @@ def byte_size(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * STORAGE_DTYPES[dtype].itemsize
 
 
+def _mapped_privately(descriptor: int, size: int) -> mmap.mmap:
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+    prot = mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE | MAP_NORESERVE, prot=prot)
+
+
 def _open_regular(path: Path) -> int:
     try:
-        # Without O_NONBLOCK opening a named pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Without NO_WAIT opening a named pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | NO_WAIT)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise FormatError(path, "no such file") from error

@@ -6,7 +6,6 @@ here it gets by with the standard library. Whoever maps a file holds a shared lo
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minicpm.files import NO_FOLLOW, NO_WAIT, lock
 from minicpm.hub.cache import home
 
 # The least recently used go beyond it; MiniCPM-2B has 1.7 GB.
@@ -98,11 +98,11 @@ def make_room(nbytes: int, layout: int) -> None:
 def _removed_bytes(file: PackedFile) -> int:
     """Remove a file unless somebody maps or writes it; returns the bytes freed."""
     try:
-        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(file.path, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
     except OSError:
         return 0
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
         file.path.unlink()
     except OSError:
         return 0

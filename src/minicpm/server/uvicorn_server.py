@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
                 app or create_app(serving),
                 http=protocol_class(settings),
                 ws="none",
-                loop="uvloop",
+                loop="auto",  # uvloop, which Windows has not
                 lifespan="off",
                 log_config=None,
                 access_log=False,

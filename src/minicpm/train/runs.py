@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import torch
 
 from minicpm.chat import template_for
 from minicpm.errors import TrainingError
+from minicpm.files import lock, open_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.folder import new_folder
 from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
@@ -176,17 +176,19 @@ def _resumed(checkpoints: CheckpointFolder, loop: Loop, mixture: Mixture, tell: 
 def _locked(out: Path) -> Iterator[None]:
     """Make the run's folder and hold it for one process; the lock dies with it. A folder left empty goes again."""
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = open_folder(out)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if descriptor is not None:
+                lock(descriptor)
         except BlockingIOError:
             raise TrainingError(f"{out}: another process is training here; wait for it, or stop it") from None
         yield
     finally:
         with contextlib.suppress(OSError):
             out.rmdir()
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _agreed_note(out: Path, options: RunOptions, start: _Start, resume: bool) -> dict[str, Any]:
