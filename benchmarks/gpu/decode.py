@@ -29,6 +29,7 @@ from costs import write_results  # noqa: E402
 from report import write_report  # noqa: E402
 
 from minicpm import LLM, SamplingParams  # noqa: E402
+from minicpm.engine.backend import Backend, Row  # noqa: E402
 from minicpm.engine.bench import Work, prompt_operations, step_weight_bytes  # noqa: E402
 from minicpm.formats.checkpoint import open_checkpoint  # noqa: E402
 from minicpm.models import load_model  # noqa: E402
@@ -193,11 +194,13 @@ def shortest(device: str, work: Callable[[], object]) -> float:
     return min(seconds[1:])
 
 
-def replays_per_s(backend: object, count: int = 100) -> float | None:
+def replays_per_s(backend: Backend, count: int = 100) -> float | None:
     """Steps of one row a second of the recording alone, without what the host does around it; None without one."""
-    step = getattr(backend._decode, "_steps", {}).get((1, 1))
-    if step is None:
+    if not hasattr(backend._decode, "_steps"):
         return None
+    sequence = backend.new_sequence(16)  # to live as long as the recording writes to it
+    backend.forward([Row(sequence, [5])])
+    step = backend._decode._steps[1, 1]
     synchronize("cuda")
     start = time.perf_counter()
     for _ in range(count):

@@ -13,8 +13,9 @@ from torch import nn
 
 from minicpm.quant.format import IntWeight
 
-# Values that a product makes of codes at a time: 64 MiB in float32.
-_VALUES_AT_ONCE = 1 << 24
+# Values that a product makes of codes at a time: on a CPU what its cache holds (three times as fast as larger parts),
+# elsewhere 64 MiB in float32.
+_VALUES_AT_ONCE, _VALUES_AT_ONCE_ELSEWHERE = 1 << 18, 1 << 24
 
 
 class _Quantized(nn.Module):
@@ -78,7 +79,8 @@ class QuantizedLinear(_Quantized):
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     def _parts(self) -> Iterator[slice]:
-        count = max(1, _VALUES_AT_ONCE // self.in_features)
+        is_on_cpu = self.codes.device.type == "cpu"
+        count = max(1, (_VALUES_AT_ONCE if is_on_cpu else _VALUES_AT_ONCE_ELSEWHERE) // self.in_features)
         for start in range(0, self.out_features, count):
             yield slice(start, start + count)
 
