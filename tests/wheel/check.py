@@ -1,12 +1,14 @@
 """What a wheel weighs, and whether it chats in an empty environment: `check.py WHEEL [--install native|numpy]`.
 
-Installs that wheel alone, outside the tree, and asks the built-in model one question. `numpy` is the wheel of a machine
-without a compiler: it answers, too, and says once what computes.
+Installs that wheel alone, outside the tree, and asks the built-in model one question; `check.py --installed native`
+asks the environment that runs this. `numpy` is the wheel of a machine without a compiler: it answers, too, and says
+once what computes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -22,8 +24,8 @@ CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 QUESTION, ANSWER = "What is the capital of Japan?", "Tokyo"
 SAYS_NUMPY = "the numpy backend computes"
 FACTS = (
-    "import importlib.util, minicpm; llm = minicpm.LLM();"
-    "print(llm.backend.name, importlib.util.find_spec('torch'), minicpm.__file__)"
+    "import importlib.util, json, minicpm; has_torch = importlib.util.find_spec('torch') is not None;"
+    "print(json.dumps([minicpm.LLM().backend.name, has_torch, minicpm.__file__]))"
 )
 
 
@@ -33,7 +35,7 @@ def check_sizes(wheel: Path) -> None:
         entries = archive.infolist()
     model = [entry for entry in entries if entry.filename.startswith(MODEL)]
     core = [entry for entry in entries if entry not in model]
-    extension = [entry for entry in core if "/_native." in entry.filename and entry.filename.endswith(".so")]
+    extension = [entry for entry in core if "/_native." in entry.filename and entry.filename.endswith((".so", ".pyd"))]
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
     for name, part in (("MiniCPM-nano", model), ("core", core), ("of it the extension", extension)):
         print(f"  {name:20s} {_size(part) / 1e6:5.1f} MB installed, {len(part)} files")
@@ -49,28 +51,33 @@ def _size(entries: list[zipfile.ZipInfo]) -> int:
     return sum(entry.file_size for entry in entries)
 
 
-def check_chat(wheel: Path, backend: str) -> None:
+def check_wheel(wheel: Path, backend: str) -> None:
     """Install the wheel in an environment of its own and talk; SystemExit where anything is not as it should be."""
     with tempfile.TemporaryDirectory(prefix="minicpm-wheel-") as folder:
-        root = Path(folder)
-        venv.create(root / "venv", with_pip=True)
-        scripts = root / "venv" / "bin"
+        environment = Path(folder) / "venv"
+        venv.create(environment, with_pip=True)
+        scripts = environment / ("Scripts" if os.name == "nt" else "bin")
         install = [scripts / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*install, "--constraint", CONSTRAINTS, wheel.resolve()], root)
-        facts = _run([scripts / "python", "-c", FACTS], root).stdout.split()
-        talk = _run([scripts / "minicpm", "chat"], root, QUESTION + "\n")
+        _run([*install, "--constraint", CONSTRAINTS, wheel.resolve()], Path(folder))
+        check_chat(environment, scripts, backend, Path(folder))
+
+
+def check_chat(environment: Path, scripts: Path, backend: str, root: Path) -> None:
+    """Talk with the package installed in an environment, with `root` to write to."""
+    name, has_torch, origin = json.loads(_run([scripts / "python", "-c", FACTS], root).stdout)
+    talk = _run([scripts / "minicpm", "chat"], root, QUESTION + "\n")
     warnings = talk.stderr.count(SAYS_NUMPY)
-    print(f"{wheel.name}: backend {facts[0]}, torch {facts[1]}; {QUESTION} {talk.stdout.strip()}")
+    print(f"{origin}: backend {name}, torch {has_torch}; {QUESTION} {talk.stdout.strip()}")
     print(talk.stderr, end="", file=sys.stderr)
     expected = [
-        (facts[:2] == [backend, "None"], f"expected the {backend} backend and no torch, got {facts}"),
-        (facts[2].startswith(folder), f"imported {facts[2]}, which is not the installed wheel"),
+        (name == backend and not has_torch, f"expected the {backend} backend and no torch, got {name}, {has_torch}"),
+        (Path(origin).resolve().is_relative_to(environment.resolve()), "is not what was installed"),
         (ANSWER in talk.stdout, f"expected {ANSWER} in the answer, got {talk.stdout!r}"),
         (warnings == (backend == "numpy"), f"it says {warnings} times that {SAYS_NUMPY}: {talk.stderr!r}"),
     ]
     for holds, problem in expected:
         if not holds:
-            sys.exit(f"{wheel.name}: {problem}")
+            sys.exit(f"{origin}: {problem}")
 
 
 def _run(command: list[str | Path], root: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -89,12 +96,19 @@ def _run(command: list[str | Path], root: Path, stdin: str = "") -> subprocess.C
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("wheel", type=Path)
-    parser.add_argument("--install", choices=("native", "numpy"), metavar="BACKEND", help="install it and chat")
+    parser.add_argument("wheel", type=Path, nargs="?")
+    for option, explanation in (("--install", "install it and chat"), ("--installed", "chat with what is installed")):
+        parser.add_argument(option, choices=("native", "numpy"), metavar="BACKEND", help=explanation)
     args = parser.parse_args()
-    check_sizes(args.wheel)
+    if (args.wheel is None) == (args.installed is None):
+        parser.error("give a wheel, or --installed")
+    if args.wheel:
+        check_sizes(args.wheel)
     if args.install:
-        check_chat(args.wheel, args.install)
+        check_wheel(args.wheel, args.install)
+    if args.installed:
+        with tempfile.TemporaryDirectory(prefix="minicpm-wheel-") as folder:
+            check_chat(Path(sys.prefix), Path(sys.executable).parent, args.installed, Path(folder))
 
 
 if __name__ == "__main__":
