@@ -11,6 +11,7 @@ import pytest
 from minicpm import native
 from minicpm.engine import bench
 from minicpm.engine.bench import Peaks, Plan, Work, measure, prompt_operations, step_weight_bytes
+from minicpm.engine.window import SlidingWindow
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig, read_config_json
 from minicpm.quant.folder import quantize_folder
@@ -130,6 +131,21 @@ def test_verification_costs_are_in_single_steps_with_the_drafts_that_pay_for_the
     assert [step.cost for step in steps] == pytest.approx([1 + 0.1 * i for i in range(11)])
     assert steps[0].break_even_acceptance is None
     assert [step.break_even_acceptance for step in steps[1:]] == pytest.approx([0.1] * 10)
+
+
+def test_under_a_window_no_more_is_read_than_is_attended_to(backend: CountingBackend, golden: Path):
+    backend.window = SlidingWindow(64)  # type: ignore[attr-defined]
+    plan = Plan(prefill=(), decode=(0, 50, 1000), batch=(), verify=0, repeats=1, window_s=0.1)
+    with open_checkpoint(golden / "minicpm2b_tied") as checkpoint:
+        weights, config = step_weight_bytes(checkpoint), checkpoint.config
+        speeds = measure(backend, checkpoint, plan).speeds
+    assert [speed.bytes_per_step for speed in speeds] == [
+        weights + tokens * backend.cache_bytes_per_token for tokens in (0, 50, 16 + 64 + 1000 % 16)
+    ]
+    pairs = sum(q < 16 or p // 16 - q // 16 <= 4 for p in range(200) for q in range(p + 1))
+    products = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    less = (200 * 201 / 2 - pairs) * products
+    assert prompt_operations(config, 200, backend.window) == prompt_operations(config, 200) - less  # type: ignore[attr-defined]
 
 
 def test_a_percentage_is_of_the_peak_beside_the_window(backend: CountingBackend, golden: Path):

@@ -19,6 +19,7 @@ from minicpm import native
 from minicpm.engine.backend import Backend, KVSequence, Row
 from minicpm.engine.memory import peak_rss_bytes
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS
+from minicpm.engine.window import SlidingWindow
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.compressed_tensors import SHAPE
 from minicpm.formats.config import DecoderConfig
@@ -252,12 +253,14 @@ def _stored(name: str) -> tuple[str, ...]:
     return name, f"{name}_packed", f"{name}_scale"
 
 
-def prompt_operations(config: DecoderConfig, tokens: int) -> float:
+def prompt_operations(config: DecoderConfig, tokens: int, window: SlidingWindow | None = None) -> float:
     """Multiplications and additions of a prompt: the layers' matrices, the head once, causal attention."""
     shapes = config.parameter_shapes().items()
     linear = sum(shape[0] * shape[1] for name, shape in shapes if len(shape) == 2 and name not in (EMBEDDING, HEAD))
     head = config.vocab_size * config.hidden_size
     pairs = tokens * (tokens + 1) / 2
+    if window is not None:
+        pairs = sum(window.attended_tokens(position) + 1 for position in range(tokens))
     attention = 2 * pairs * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     return 2 * (linear * tokens + head + attention)
 
@@ -309,7 +312,7 @@ def measure(
         peak_rss_tokens=sum({*plan.decode, plan.verify_depth}) if deepest else 0,
         read_bandwidth=Spread.of(runs.bandwidths) if runs.bandwidths else None,
         integer_peak=Spread.of(runs.integer_rates) if runs.integer_rates else None,
-        speeds=tuple(runs.speeds(checkpoint.config, weight_bytes, backend.cache_bytes_per_token)),
+        speeds=tuple(runs.speeds(checkpoint.config, weight_bytes, backend)),
         verifications=tuple(_verifications(step_s)),
     )
 
@@ -360,14 +363,16 @@ class _Runs:
             beside = (before + after) / 2
         self._windows.setdefault((kind, size), []).append((speed, beside))
 
-    def speeds(self, config: DecoderConfig, weight_bytes: int, cache_bytes: int) -> Iterator[Speed]:
+    def speeds(self, config: DecoderConfig, weight_bytes: int, backend: Backend) -> Iterator[Speed]:
+        window = getattr(backend, "window", None)
         for (kind, size), windows in self._windows.items():
             spread = Spread.of([speed for speed, _ in windows])
             if kind == "prefill":
-                step_bytes, work = None, prompt_operations(config, size) / size
+                step_bytes, work = None, prompt_operations(config, size, window) / size
             else:
                 depth, tokens_per_step = (size, 1) if kind == "decode" else (0, size)
-                step_bytes = weight_bytes + depth * cache_bytes
+                attended = depth if window is None else window.attended_tokens(depth)
+                step_bytes = weight_bytes + attended * backend.cache_bytes_per_token
                 work = step_bytes / tokens_per_step
             parts = [speed * work / peak for speed, peak in windows if peak is not None]
             part = statistics.median(parts) if parts else None

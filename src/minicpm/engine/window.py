@@ -61,6 +61,11 @@ class SlidingWindow:
         """The first block of the window of the token at this position, or the first one behind the sinks."""
         return max(self.sink_blocks, position // BLOCK_TOKENS - self.blocks)
 
+    def attended_tokens(self, position: int) -> int:
+        """How many tokens before it the token at this position attends to."""
+        gap = self.first_block(position) - self.sink_blocks
+        return position - BLOCK_TOKENS * gap
+
     def sink_positions(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where tokens at `positions` stand for the sinks: as if nothing lay between these and the window."""
         first: npt.NDArray[np.int64] = np.maximum(self.sink_blocks, positions // BLOCK_TOKENS - self.blocks)
