@@ -201,8 +201,8 @@ class BlockCache:
         assert isinstance(sequence, BlockSequence)
         with self._lock:
             # A last block that must not be written as it is may have to be copied.
-            wanted = blocks_of(planned_tokens) + sequence.is_last_cached
-            wanted -= len(sequence.blocks) + sequence.promised_blocks
+            wanted = self._missing_blocks(sequence, planned_tokens)
+            wanted += sequence.is_last_cached - sequence.promised_blocks
             if wanted > 0:
                 if self._available < self._promised + wanted:
                     return False
@@ -218,8 +218,8 @@ class BlockCache:
             if sequence.length % BLOCK_TOKENS:
                 self._keep_partial(sequence)
             sequence.token_ids.clear()
-            while sequence.blocks:
-                self._leave(sequence.blocks.pop())
+            for index in range(len(sequence.blocks) - 1, -1, -1):
+                self._let_go(sequence, index, sequence.blocks.pop())
             sequence.is_last_cached = False
             sequence.forget_table()
 
@@ -387,6 +387,14 @@ class BlockCache:
         sequence.is_last_cached = False
 
     # --- counting ------------------------------------------------------------------------------------------------
+
+    def _missing_blocks(self, sequence: BlockSequence, planned_tokens: int) -> int:
+        """Blocks that an open sequence has yet to get to reach `planned_tokens`."""
+        return blocks_of(planned_tokens) - len(sequence.blocks)
+
+    def _let_go(self, sequence: BlockSequence, index: int, block: int) -> None:
+        """A sequence that is closed leaves its block `index`."""
+        self._leave(block)
 
     def _take(self, sequence: BlockSequence) -> int:
         """A block for one user, an idle one's where none is free."""

@@ -81,36 +81,11 @@ class WindowCache(BlockCache):
             self._take_partial(sequence, prompt_ids[cached:-1])
             return sequence
 
-    def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
-        assert isinstance(sequence, WindowSequence)
-        with self._lock:
-            wanted = self._most_blocks(planned_tokens, sequence.keeps_all) + sequence.is_last_cached
-            wanted -= self._held(sequence) + sequence.promised_blocks
-            if wanted > 0:
-                if self._available < self._promised + wanted:
-                    return False
-                sequence.promised_blocks += wanted
-                self._promised += wanted
-            return True
-
     def close(self, sequence: KVSequence) -> None:
         assert isinstance(sequence, WindowSequence)
         with self._lock:
-            self._promised -= sequence.promised_blocks
-            sequence.promised_blocks = 0
-            if sequence.length % BLOCK_TOKENS:
-                self._keep_partial(sequence)
-            sequence.token_ids.clear()
-            for index in range(len(sequence.blocks) - 1, -1, -1):
-                block = sequence.blocks.pop()
-                if self.window.sink_blocks <= index < sequence.gone_to:
-                    continue
-                self._leave(block)
-                if self._is_counted(index, block):
-                    self._promised -= 1
+            super().close(sequence)
             sequence.gone_to = self.window.sink_blocks
-            sequence.is_last_cached = False
-            sequence.forget_table()
 
     def leave_behind(self, sequence: WindowSequence) -> None:
         """Leave the blocks that no token to come attends to, nor one that comes when the text is cut a little."""
@@ -131,8 +106,17 @@ class WindowCache(BlockCache):
         total = blocks_of(planned_tokens)
         return total if keeps_all else min(total, self.window.held_blocks)
 
-    def _held(self, sequence: WindowSequence) -> int:
-        return len(sequence.blocks) - (sequence.gone_to - self.window.sink_blocks)
+    def _missing_blocks(self, sequence: BlockSequence, planned_tokens: int) -> int:
+        assert isinstance(sequence, WindowSequence)
+        held = len(sequence.blocks) - (sequence.gone_to - self.window.sink_blocks)
+        return self._most_blocks(planned_tokens, sequence.keeps_all) - held
+
+    def _let_go(self, sequence: BlockSequence, index: int, block: int) -> None:
+        assert isinstance(sequence, WindowSequence)
+        if self.window.sink_blocks <= index < sequence.gone_to:
+            return
+        super()._let_go(sequence, index, block)
+        self._promised -= self._is_counted(index, block)
 
     def _is_counted(self, index: int, block: int) -> bool:
         """Whether others' use of this block of a window is counted in the promises, beside their plans."""
