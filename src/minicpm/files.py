@@ -7,15 +7,17 @@ point into the `blobs` folder of the same model. Weights are not small: minicpm.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError
+from minicpm.progress import Progress
 
 try:
     import fcntl
@@ -93,6 +95,26 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise FormatError(path, f"more than {max_bytes:,} bytes")
     return data
+
+
+_BLOCK_BYTES = 1 << 22
+
+
+def sha256_of(paths: Sequence[Path], progress: Progress) -> list[str]:
+    """The SHA-256 of every file, in hexadecimal digits."""
+    found = []
+    progress.begin("hashing", sum(path.stat().st_size for path in paths))
+    try:
+        for path in paths:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    progress.advance(len(block))
+            found.append(digest.hexdigest())
+    finally:
+        progress.end()
+    return found
 
 
 def read_text(path: Path, max_bytes: int) -> str:

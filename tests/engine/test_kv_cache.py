@@ -200,6 +200,33 @@ class TestBlockCache:
         assert (cache.idle_blocks, cache.free_blocks) == (2, 6)
 
 
+def check_counts(cache: BlockCache, users: list[int]) -> None:
+    """Every block has so many users, is free or idle without any, and promises are of those alone."""
+    assert cache._users == users
+    unused = {block for block, count in enumerate(users) if count == 0}
+    assert {*cache._free} | {*cache._idle} == unused
+    assert cache.free_blocks + cache.idle_blocks == len(unused)
+    assert 0 <= cache._promised <= len(unused)
+
+
+def check_tree(cache: BlockCache) -> None:
+    """Every cached block stands behind a cached one, and is found there."""
+    for block, key in cache._keys.items():
+        assert key.parent == -1 or key.parent in cache._keys
+        assert cache._children[key.rope_base, key.parent][key.token_ids] == block
+    assert sum(map(len, cache._children.values())) == len(cache._keys)
+    assert cache._ordered == {parent: sorted(ids) for parent, ids in cache._children.items()}
+
+
+def check_nothing_stays(cache: BlockCache) -> None:
+    """Of texts that are all closed."""
+    assert cache._users == [0] * cache.pool.blocks
+    assert cache._promised == 0
+    cache.drop_idle()
+    assert cache.free_blocks == cache.pool.blocks
+    assert not cache._keys and not cache._children and not cache._ordered
+
+
 class Machine(RuleBasedStateMachine):
     """Texts of a small alphabet come, grow, are cut and go, in a pool that is too small for them."""
 
@@ -294,28 +321,16 @@ class Machine(RuleBasedStateMachine):
             assert len({*sequence.blocks}) == len(sequence.blocks) >= blocks_of(sequence.length)
             for block in sequence.blocks:
                 users[block] += 1
-        assert self.cache._users == users
-        unused = {block for block, count in enumerate(users) if count == 0}
-        assert {*self.cache._free} | {*self.cache._idle} == unused
-        assert self.cache.free_blocks + self.cache.idle_blocks == len(unused)
-        assert 0 <= self.cache._promised <= len(unused)
+        check_counts(self.cache, users)
 
     @invariant()
     def a_cached_block_stands_behind_a_cached_one(self) -> None:
-        for block, key in self.cache._keys.items():
-            assert key.parent == -1 or key.parent in self.cache._keys
-            assert self.cache._children[key.rope_base, key.parent][key.token_ids] == block
-        assert sum(map(len, self.cache._children.values())) == len(self.cache._keys)
-        assert self.cache._ordered == {parent: sorted(ids) for parent, ids in self.cache._children.items()}
+        check_tree(self.cache)
 
     def teardown(self) -> None:
         for sequence, _ in self.open:
             self.cache.close(sequence)
-        assert self.cache._users == [0] * self.pool.blocks
-        assert self.cache._promised == 0
-        self.cache.drop_idle()
-        assert self.cache.free_blocks == self.pool.blocks
-        assert not self.cache._keys and not self.cache._children and not self.cache._ordered
+        check_nothing_stays(self.cache)
 
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

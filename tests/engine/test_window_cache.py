@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.test_kv_cache import TokenPool, compute, rope_key
+from engine.test_kv_cache import TokenPool, check_counts, check_nothing_stays, check_tree, compute, rope_key
 from minicpm.engine.kv_cache import BLOCK_TOKENS, blocks_of
 from minicpm.engine.window import SlidingWindow
 from minicpm.engine.window_cache import WindowCache, WindowSequence
@@ -245,30 +245,18 @@ class Machine(RuleBasedStateMachine):
             assert sequence.keeps_all or len(blocks) <= WINDOW.held_blocks
             for block in blocks:
                 users[block] += 1
-        assert self.cache._users == users
-        unused = {block for block, count in enumerate(users) if count == 0}
-        assert {*self.cache._free} | {*self.cache._idle} == unused
-        assert self.cache.free_blocks + self.cache.idle_blocks == len(unused)
-        assert 0 <= self.cache._promised <= len(unused)
+        check_counts(self.cache, users)
 
     @invariant()
     def a_cached_block_stands_behind_a_cached_one(self) -> None:
         ghosts = {block for block in self.cache._keys if block >= self.pool.blocks}
         assert all(any((key, ghost) in self.cache._children for key in (1e4, 2e4)) for ghost in ghosts)
-        for block, key in self.cache._keys.items():
-            assert key.parent == -1 or key.parent in self.cache._keys
-            assert self.cache._children[key.rope_base, key.parent][key.token_ids] == block
-        assert sum(map(len, self.cache._children.values())) == len(self.cache._keys)
-        assert self.cache._ordered == {parent: sorted(ids) for parent, ids in self.cache._children.items()}
+        check_tree(self.cache)
 
     def teardown(self) -> None:
         for sequence, _ in self.open:
             self.cache.close(sequence)
-        assert self.cache._users == [0] * self.pool.blocks
-        assert self.cache._promised == 0
-        self.cache.drop_idle()
-        assert self.cache.free_blocks == self.pool.blocks
-        assert not self.cache._keys and not self.cache._children and not self.cache._ordered
+        check_nothing_stays(self.cache)
 
 
 Machine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

@@ -21,7 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from minicpm.engine.bench import Measurement, Speed, Spread, as_record
 from minicpm.engine.device import MAX_NAME, UNSHOWABLE, Device
 from minicpm.errors import FormatError, MiniCPMError, brief
-from minicpm.files import read_json_object, write_text
+from minicpm.files import read_json_object, sha256_of, write_text
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.compressed_tensors import is_linear
 from minicpm.formats.llama import EMBEDDING
@@ -38,7 +38,6 @@ TOLERANCE = 1.15
 # Bytes and operations a second between which every device is that could run a model at all.
 BANDWIDTHS, INTEGER_RATES = (1e7, 1e13), (1e6, 1e16)
 KINDS = ("prefill", "decode", "batch")
-_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -185,18 +184,9 @@ def precision(checkpoint: Checkpoint, dtype: str = "auto") -> str:
 
 
 def _weight_files(paths: Sequence[Path], progress: Progress) -> list[WeightFile]:
-    found = []
-    progress.begin("hashing", sum(path.stat().st_size for path in paths))
-    try:
-        for path in paths:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    progress.advance(len(block))
-            found.append(WeightFile(path.name, path.stat().st_size, digest.hexdigest()))
-    finally:
-        progress.end()
+    found = [
+        WeightFile(path.name, path.stat().st_size, sha256) for path, sha256 in zip(paths, sha256_of(paths, progress))
+    ]
     return sorted(found, key=lambda file: file.name)
 
 

@@ -26,14 +26,13 @@ from minicpm.errors import FormatError, ModelError
 from minicpm.eval.foresight import chosen, encoded_text, logits_of, nats_of
 from minicpm.eval.passages import Passage, passages, passages_sha256
 from minicpm.eval.published import ANSWERS, FILES_SHA256, PROMPT_IDS, QUESTION, WINDOW_TOKENS
-from minicpm.files import read_bytes
+from minicpm.files import read_bytes, sha256_of
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.progress import Progress, Silent
 from minicpm.quant.quality import Comparison
 
 ANSWER_TOKENS = 48
 MAX_TEXT_BYTES = 64 << 20
-_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -164,20 +163,10 @@ def _hashes(model: Path, progress: Progress) -> list[FileHash]:
     """Of a GGUF file, or of every file of a folder but hidden ones."""
     paths = [model] if model.is_file() else sorted(path for path in model.iterdir() if path.is_file())
     paths = [path for path in paths if not path.name.startswith(".")]
-    found = []
-    progress.begin("hashing", sum(path.stat().st_size for path in paths))
-    try:
-        for path in paths:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    progress.advance(len(block))
-            sha256 = digest.hexdigest()
-            found.append(FileHash(path.name, path.stat().st_size, sha256, FILES_SHA256.get(sha256)))
-    finally:
-        progress.end()
-    return found
+    return [
+        FileHash(path.name, path.stat().st_size, sha256, FILES_SHA256.get(sha256))
+        for path, sha256 in zip(paths, sha256_of(paths, progress))
+    ]
 
 
 def _example(llm: LLM) -> Example:
