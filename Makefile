@@ -86,7 +86,7 @@ test-peers: setup
 	@touch $@
 
 test-triton: setup .venv-triton/.ready
-	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/engine/test_torch_kernels.py
+	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/engine/backends/test_torch_kernels.py
 
 test-vllm: setup vllm
 	$(BIN)/python -m pytest -q -m vllm
@@ -150,8 +150,8 @@ native: setup
 	cmake --build build/native
 
 # A sanitizer speaks to stderr, of tests that pass as well: nothing is captured.
-NATIVE_TESTS = $(BIN)/python -m pytest -q -s -p no:cacheprovider $(wildcard tests/engine/test_native*.py tests/engine/test_packed*.py) \
-  tests/test_sampling_native.py
+NATIVE_TESTS = $(BIN)/python -m pytest -q -s -p no:cacheprovider $(wildcard tests/engine/backends/test_native*.py tests/engine/backends/test_packed*.py) \
+  tests/sampling/test_native.py
 FUZZ_SECONDS ?= 600
 FUZZ = $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
@@ -176,7 +176,7 @@ native-sanitize: setup
 # The sanitizer keeps four bytes for every one that was touched, so the one test of memory given back has no meaning.
 native-thread-sanitize: setup
 	$(call native_checked,thread,-DMINICPM_SANITIZE=thread,LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)",$(NATIVE_TESTS) \
-	  --deselect tests/engine/test_native.py::test_a_pool_takes_memory_only_as_it_fills_and_gives_it_back)
+	  --deselect tests/engine/backends/test_native.py::test_a_pool_takes_memory_only_as_it_fills_and_gives_it_back)
 
 # The AVX-VNNI kernels with AVX-512's encoding of the same instruction, for machines that have only that one.
 native-avxvnni-check: setup
@@ -201,8 +201,8 @@ test-cross: needs-wine setup cross
 ISA_RECORD := --isa-record tests/data/isa_matrix.json
 
 isa-matrix: setup
-	$(BIN)/python -m pytest -q tests/engine/test_native.py tests/engine/test_numpy.py tests/engine/test_window.py \
-	  tests/test_sampling_native.py tests/test_sampling.py $(ISA_RECORD)
+	$(BIN)/python -m pytest -q tests/engine/backends/test_native.py tests/engine/backends/test_numpy.py tests/engine/cache/test_sliding_window.py \
+	  tests/sampling/test_native.py tests/sampling/test_draw.py $(ISA_RECORD)
 	$(MAKE) test-arm ARM_RECORD="$(ISA_RECORD)"
 	$(BIN)/python tests/isa_matrix.py
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from costs import write_results
 from report import write_report
 
-import minicpm.engine.torch as backend
+import minicpm.engine.backends.torch as backend
 from minicpm import LLM
 from minicpm.engine.backend import Row
 

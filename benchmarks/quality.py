@@ -21,16 +21,16 @@ from costs import write_results
 from report import write_report
 
 from minicpm import native
-from minicpm.engine.arithmetic import Floats
 from minicpm.engine.backend import Backend
-from minicpm.engine.native import NativeBackend
-from minicpm.engine.numpy import Linear, NumpyBackend
-from minicpm.engine.numpy_attention import KV_BLOCK, NumpySequence, attention_kind
-from minicpm.eval.foresight import logits_of
+from minicpm.engine.backends.arithmetic import Floats
+from minicpm.engine.backends.native import NativeBackend
+from minicpm.engine.backends.numpy import Linear, NumpyBackend
+from minicpm.engine.backends.numpy_attention import KV_BLOCK, NumpySequence, attention_kind
+from minicpm.eval.likelihood import logits_of
+from minicpm.export.convert import convert
+from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.formats.convert import convert
 from minicpm.hub import embedded
-from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
 from minicpm.quant.quality import Comparison
 from minicpm.quant.twins import write_twin, write_unrounded

@@ -11,7 +11,7 @@ from pathlib import Path
 from phones import PHONES
 from plot import write_plots
 
-from minicpm.engine.bench_report import Point, Report, read_report
+from minicpm.bench.report import Point, Report, read_report
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

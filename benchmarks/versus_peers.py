@@ -34,7 +34,7 @@ from make_model import make_model
 from report import write_report
 
 from minicpm import native
-from minicpm.engine.bench import Peaks, prompt_operations, step_weight_bytes
+from minicpm.bench.measure import Peaks, prompt_operations, step_weight_bytes
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig, read_config_json

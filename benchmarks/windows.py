@@ -22,9 +22,9 @@ from versus_peers import models, talk
 
 from minicpm import LLM
 from minicpm.engine.backend import Backend, Row
-from minicpm.engine.native import NativeBackend
-from minicpm.engine.window import SlidingWindow
-from minicpm.eval.foresight import encoded_text, nats_of
+from minicpm.engine.backends.native import NativeBackend
+from minicpm.engine.cache.sliding_window import SlidingWindow
+from minicpm.eval.likelihood import encoded_text, nats_of
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.hub import embedded
 

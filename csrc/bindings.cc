@@ -352,7 +352,7 @@ class PythonModel {
 NB_MODULE(_native, m) {
   // A program may end with a model alive; that is no leak worth a word.
   nb::set_leak_warnings(false);
-  m.doc() = "The native engine; minicpm.native and minicpm.engine.native are its users.";
+  m.doc() = "The native engine; minicpm.native and minicpm.engine.backends.native are its users.";
   m.def("runnable_isas", &runnable_isas);
   m.def("packed_bytes", &packed_bytes, "kind"_a, "rows"_a, "columns"_a, "group_size"_a, "has_half_scales"_a);
   m.def("pack", &pack_sources, "kind"_a, "columns"_a, "group_size"_a, "has_half_scales"_a, "sources"_a, "out"_a);

@@ -1,4 +1,4 @@
-// One token drawn from the scores of a whole vocabulary, without sorting it: the token that minicpm/sampling.py's
+// One token drawn from the scores of a whole vocabulary, without sorting it: the token that minicpm/sampling/draw.py's
 // draw_reference gives, to the last one (docs/chat-and-sampling.md defines it).
 #pragma once
 

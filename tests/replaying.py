@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 BUILD_TOOLS = ("cmake", "ninja")
 
 # What compares with the numpy engine, a chat with nano, and draws: all that the kernels do, and nothing that spoils it.
-RECORDED_FILES = ("tests/engine/test_native.py", "tests/test_sampling_native.py")
+RECORDED_FILES = ("tests/engine/backends/test_native.py", "tests/sampling/test_native.py")
 RECORDED_TESTS = (
     "numpys_bits or extreme_codes or without_any_weight or not_finite or reaches_no_token or change_nothing"
     " or next_turn_of_a_chat or draws_are_those_of_the_reference"

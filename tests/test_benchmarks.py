@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minicpm.engine.bench_report import Figures, Model, Point, Report
-from minicpm.engine.device import Device
+from minicpm.bench.device import Device
+from minicpm.bench.report import Figures, Model, Point, Report
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

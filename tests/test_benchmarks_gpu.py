@@ -14,8 +14,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
 from tiny_models import EVEN
 

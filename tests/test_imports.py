@@ -13,17 +13,19 @@ SOURCE = Path(__file__).parents[1] / "src" / "minicpm"
 
 # Rooms from the ground up; a room may import its own level's lower neighbours only through a smaller number.
 LEVELS: dict[str, int] = {
-    "errors": 0, "files": 0, "progress": 0,
-    "native": 1, "chat": 1, "tokenizer": 1, "sampling": 1, "hub": 1,
-    "vision": 2, "formats": 2,
+    "errors": 0, "files": 0, "progress": 0, "sandbox": 0,
+    "native": 1, "chat": 1, "tokenizer": 1, "sampling": 1, "hub": 1, "vision": 1,
+    "formats": 2,
     "quant": 3,
     "models": 4,
-    "engine": 5, "train": 5,
-    "eval": 6,
-    "cli": 7, "server": 7, "demo": 7, "compat": 7,
+    "export": 5,
+    "engine": 6, "train": 6,
+    "eval": 7, "bench": 7,
+    "doctor": 8,
+    "cli": 9, "server": 9, "demo": 9, "compat": 9,
 }  # fmt: skip
 # The root holds __version__ and lazy names; anybody may read it.
-TORCH_ROOMS = ("models", "train", "compat", "engine.torch")
+TORCH_ROOMS = ("models", "train", "compat", "engine.backends.torch")
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -29,7 +29,7 @@ sys.platform = "elsewhere"
 MINICPM = "from minicpm.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
 TEMPLATE = """
 from pathlib import Path
-from minicpm.chat.sandbox import render_foreign
+from minicpm.sandbox.templates import render_foreign
 render_foreign("{{ 1 }}", {}, Path("template.jinja"))
 """
 QUESTION = ("--temperature", "0", "What is the capital of Japan?")

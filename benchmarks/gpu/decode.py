@@ -29,8 +29,8 @@ from costs import write_results  # noqa: E402
 from report import write_report  # noqa: E402
 
 from minicpm import LLM, SamplingParams  # noqa: E402
+from minicpm.bench.measure import Work, prompt_operations, step_weight_bytes  # noqa: E402
 from minicpm.engine.backend import Backend, Row  # noqa: E402
-from minicpm.engine.bench import Work, prompt_operations, step_weight_bytes  # noqa: E402
 from minicpm.formats.checkpoint import open_checkpoint  # noqa: E402
 from minicpm.models import load_model  # noqa: E402
 

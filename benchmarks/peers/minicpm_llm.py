@@ -7,7 +7,7 @@ import sys
 from protocol import serve
 
 from minicpm import LLM
-from minicpm.engine.bench import Work
+from minicpm.bench.measure import Work
 
 
 class MiniCPM(Work):

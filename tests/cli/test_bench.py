@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from minicpm.cli import bench
+from minicpm.bench.measure import Peaks, Plan
+from minicpm.bench.report import read_report
 from minicpm.cli.arguments import shown_name
-from minicpm.engine.bench import Peaks, Plan
-from minicpm.engine.bench_report import read_report
+from minicpm.cli.verbs import bench
 from minicpm.hub import embedded
 
 SHORT = ("--prefill", "8", "--decode", "0,16", "--batch", "2", "--verify", "2", "--repeats", "2")

@@ -20,10 +20,10 @@ from broken_models import (
     spoil,
 )
 from minicpm.errors import MiniCPMError
+from minicpm.export.convert import convert
+from minicpm.export.gguf import write_gguf
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.formats.convert import convert
 from minicpm.formats.gguf import GgufFile
-from minicpm.quant.gguf import write_gguf
 from minicpm.tokenizer import PieceType, Tokenizer, read_sentencepiece
 from small_gguf import TINY, Parts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minicpm.cli.info import cache_bytes_per_token, weight_memory
+from minicpm.cli.verbs.info import cache_bytes_per_token, weight_memory
 from minicpm.formats.config import DecoderConfig, read_config_json
 
 

@@ -30,7 +30,7 @@ def numeric_options() -> list[tuple[str, str]]:
     found = []
     for verb, (module, _) in VERBS.items():
         parser = argparse.ArgumentParser()
-        import_module(f"minicpm.cli.{module}").add_arguments(parser)
+        import_module(f"minicpm.cli.verbs.{module}").add_arguments(parser)
         for action in parser._actions:
             if action.option_strings and action.type is not None and _reads_numbers(action.type):
                 found.append((verb, action.option_strings[-1]))

@@ -9,7 +9,7 @@ import pytest
 
 from minicpm import LLM, native
 from minicpm.errors import GenerationError
-from minicpm.quant.folder import quantize_folder
+from minicpm.export.quantize import quantize_folder
 
 BACKENDS = ["numpy"] if native.why_missing() else ["native", "numpy"]
 TEXTS = ["hello", "Which city is the capital?", "山东省最高的山", "a b c"]

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minicpm import LLM, SamplingParams, native
-from minicpm.engine.kv_cache import budget_tokens
+from minicpm.engine.cache.blocks import budget_tokens
 from minicpm.errors import FormatError, GenerationError, MiniCPMError, ModelError
 from minicpm.formats.checkpoint import open_checkpoint
 

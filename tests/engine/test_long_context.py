@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from minicpm import LLM, native
+from minicpm.export.expand import expand
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.hub import embedded
 from minicpm.models import MiniCPMForCausalLM
-from minicpm.quant.expand import expand
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}")
 

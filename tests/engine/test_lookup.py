@@ -22,7 +22,7 @@ from minicpm.engine.lookup import (
     draft_lengths,
 )
 from minicpm.engine.request import Completion
-from minicpm.quant.folder import quantize_folder
+from minicpm.export.quantize import quantize_folder
 
 BACKENDS = ["numpy"] if native.why_missing() else ["native", "numpy"]
 REPEATED = "the cat sat on the mat and the dog sat on the cat and the cat sat on the"

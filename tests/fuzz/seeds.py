@@ -8,13 +8,13 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-from minicpm.engine import packed
-from minicpm.engine.native import NativeBackend
+from minicpm.engine.backends import packed
+from minicpm.engine.backends.native import NativeBackend
+from minicpm.export.convert import convert
+from minicpm.export.gguf import write_gguf
+from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.formats.convert import convert
 from minicpm.formats.gguf import IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, BlockType
-from minicpm.quant.folder import quantize_folder
-from minicpm.quant.gguf import write_gguf
 from minicpm.tokenizer.loading import build_from_sentencepiece
 from minicpm.tokenizer.sentencepiece import read_sentencepiece
 from small_gguf import PIECES, TINY, TOKENIZER, Parts, random_blocks

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minicpm.errors import FormatError, ModelError
+from minicpm.export.convert import convert
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.formats.convert import convert
 from minicpm.models import MiniCPMForCausalLM, load_model
 
 Folder = Callable[..., Path]

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from minicpm.errors import ModelError
+from minicpm.export.expand import expand
+from minicpm.export.gguf import write_gguf
+from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.hub import embedded
 from minicpm.models import MiniCPMForCausalLM, load_model
 from minicpm.models.quantized import QuantizedEmbedding, QuantizedLinear
-from minicpm.quant.expand import expand
-from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS, Int4Weight, Int8Weight, IntWeight, read_weight
-from minicpm.quant.gguf import write_gguf
 from tiny_models import EVEN, ODD, write_model
 
 SHAPES = {"odd": ODD, "even": EVEN, "untied": replace(EVEN, tie_word_embeddings=False)}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteForCausalLM, LlamaForCausalLM
 
-from minicpm.formats.convert import convert
+from minicpm.export.convert import convert
 
 pytestmark = pytest.mark.parity
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minicpm.models  # noqa: F401
+from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.models import load_model
-from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import IntWeight, read_weight
 from small_models import WIDE, random_weights, write_model
 

@@ -13,12 +13,12 @@ import pytest
 
 from environments import needing, python_of
 from minicpm.engine.backend import Row
+from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.llm import LLM
-from minicpm.engine.numpy import NumpyBackend
+from minicpm.export.gguf import write_gguf
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.hub import embedded
 from minicpm.quant.format import IntWeight, read_weight
-from minicpm.quant.gguf import write_gguf
 from small_models import WIDE, random_weights, write_model
 
 PYTHON = python_of("llamacpp")

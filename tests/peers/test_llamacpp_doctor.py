@@ -13,7 +13,7 @@ import pytest
 from broken_models import GGUF_FAULTS, QUESTION, TEXTS, broken_gguf, nano_of_2024, wide_nano
 from environments import needing, python_of
 from minicpm.cli.main import main
-from minicpm.quant.gguf import write_gguf
+from minicpm.export.gguf import write_gguf
 from small_models import WIDE, random_weights, write_model
 
 PYTHON = python_of("llamacpp")

@@ -13,13 +13,13 @@ import pytest
 
 from environments import ROOT, needing, python_of
 from minicpm.engine.backend import Row
-from minicpm.engine.numpy import NumpyBackend
+from minicpm.engine.backends.numpy import NumpyBackend
+from minicpm.export.gguf import write_gguf
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.gguf_model import rows_to_store, stored_name
 from minicpm.hub import embedded
 from minicpm.quant.format import IntWeight, read_weight
-from minicpm.quant.gguf import write_gguf
 from minicpm.quant.quality import Comparison
 from small_models import write_model
 

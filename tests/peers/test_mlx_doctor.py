@@ -11,7 +11,7 @@ import pytest
 from broken_models import as_floats, nano_of_2024, spoil
 from environments import needing, python_of
 from minicpm.cli.main import main
-from minicpm.formats.convert import convert
+from minicpm.export.convert import convert
 from minicpm.tokenizer import Tokenizer
 
 PYTHON = python_of("mlx")

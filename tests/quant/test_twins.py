@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minicpm.engine.backend import Row
-from minicpm.engine.numpy import NumpyBackend
+from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.errors import ModelError
+from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.quant.equalize import block_scales
-from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
 from minicpm.quant.rescaling import BlockScales
 from minicpm.quant.twins import twin_scales, write_twin, write_unrounded

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from minicpm import LLM, native
+from minicpm.export.quantize import quantize_folder
 from minicpm.hub import embedded
-from minicpm.quant.folder import quantize_folder
 from minicpm.quant.format import PRESETS
 from minicpm.quant.quality import Comparison
 from minicpm.quant.twins import write_twin, write_unrounded

@@ -26,12 +26,12 @@ import pytest
 from environments import ROOT, needing, python_of
 from minicpm import LLM
 from minicpm.demo.vllm import VllmOptions, running_vllm
+from minicpm.export.convert import convert
+from minicpm.export.expand import expand
+from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.convert import convert
 from minicpm.hub import embedded
-from minicpm.quant.expand import expand
-from minicpm.quant.folder import quantize_folder
 from minicpm.sampling import SamplingParams
 from small_models import write_model
 

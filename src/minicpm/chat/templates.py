@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from minicpm.chat.messages import ASSISTANT_MARKER, STOP_STRINGS, USER_MARKER, Message, validate_messages
-from minicpm.chat.sandbox import render_foreign
 from minicpm.errors import FormatError
 from minicpm.files import file_in, has_entry, read_text
+from minicpm.sandbox.templates import render_foreign
 from minicpm.tokenizer import adds_bos, read_tokenizer_config, special_token
 
 MAX_TEMPLATE_CHARACTERS = 1 << 16

@@ -1,7 +1,7 @@
 """`minicpm VERB ...`: finds the verb's file, prints errors as one sentence, sets the exit code.
 
 Exit codes: 0 done, 1 failed with a message, 2 wrong usage, 130 interrupted.
-Each verb is a module here with `add_arguments(parser)` and `run(args) -> int`; only the chosen one is imported.
+Each verb is a module of `verbs` with `add_arguments(parser)` and `run(args) -> int`; only the chosen one is imported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         shows_traceback = _traceback_wanted()
         args = parse(argv)
-        module = import_module(f"minicpm.cli.{VERBS[args.verb][0]}")
+        module = import_module(f"minicpm.cli.verbs.{VERBS[args.verb][0]}")
         return int(module.run(args))
     except KeyboardInterrupt:
         return 130
@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for verb, (module, summary) in VERBS.items():
         verb_parser = verbs.add_parser(verb, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if verb == chosen:
-            import_module(f"minicpm.cli.{module}").add_arguments(verb_parser)
+            import_module(f"minicpm.cli.verbs.{module}").add_arguments(verb_parser)
     return parser.parse_args(argv)
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.conversation import Conversation
 from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim
-from minicpm.cli.run import answer_fields
 from minicpm.cli.text_input import read_text
+from minicpm.cli.verbs.run import answer_fields
 from minicpm.errors import FormatError, MiniCPMError
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ class CacheUsage:
 
 class KVCache(Protocol):
     """Keys and values of all texts within a budget that never grows: those being computed, and idle ones of earlier
-    texts, which later texts with the same beginning take over. Implementations: engine/kv_cache.py.
+    texts, which later texts with the same beginning take over. Implementations: engine/cache/blocks.py.
     """
 
     tokens: int  # the budget
@@ -87,7 +87,7 @@ class KVCache(Protocol):
 
 
 class Backend(Protocol):
-    """Computes logits. Implementations: engine/native.py, engine/torch, engine/numpy.py."""
+    """Computes logits. Implementations: engine/backends/native.py, engine/backends/torch, engine/backends/numpy.py."""
 
     name: str
     vocab_size: int

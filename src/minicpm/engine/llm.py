@@ -20,14 +20,14 @@ from minicpm import hub
 from minicpm.chat import Message
 from minicpm.engine.advice import advised_sampling
 from minicpm.engine.backend import BLOCK_TOKENS, Backend, KVSequence, Row
+from minicpm.engine.backends.vllm import VllmBackend, VllmScheduler
+from minicpm.engine.cache.blocks import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
+from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.engine.constraint import Constraint, Constraints
-from minicpm.engine.kv_cache import SHORTEST_ANSWER_TOKENS, budget_tokens, common_prefix_length
 from minicpm.engine.loading import Options, check_context, check_for_vllm, load
 from minicpm.engine.lookup import StepTimes
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Pace, Scheduler, no_room
-from minicpm.engine.vllm import VllmBackend, VllmScheduler
-from minicpm.engine.window import SlidingWindow
 from minicpm.errors import GenerationError
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.tensor import FLOAT_DTYPES
@@ -61,8 +61,8 @@ class LLM:
     than `kv_cache_bytes`, which is fixed here (None: `max_batch` contexts and one for idle texts, as far as memory is
     free). Keys and values are kept as `kv_cache_dtype`, 'int8' or 'bfloat16' ('auto': the backend's own). With a
     `sliding_window` a token attends to so many tokens before it and to the `attention_sinks` first ones, and no text
-    holds more than those; `context` may then be longer than the model's own limit (engine/window.py). `lookup` 'auto'
-    guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off' never does;
+    holds more than those; `context` may then be longer than the model's own limit (engine/cache). `lookup`
+    'auto' guesses tokens ahead from the text so far where that pays and cannot change the answer, 'off' never does;
     `vllm_options` are engine arguments of vLLM, such as tensor_parallel_size. `LLM.sampling` are the model's own
     defaults, for requests that bring no SamplingParams. Raises MiniCPMError subclasses when the model cannot be used,
     ValueError for an option that cannot be.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from minicpm import native
 from minicpm.engine.backend import Backend
-from minicpm.engine.vllm import require_vllm
-from minicpm.engine.window import MOST_POSITIONS, SlidingWindow
+from minicpm.engine.backends.vllm import require_vllm
+from minicpm.engine.cache.sliding_window import MOST_POSITIONS, SlidingWindow
 from minicpm.errors import MissingExtra, ModelError
 from minicpm.formats.checkpoint import Checkpoint
 
@@ -102,7 +102,7 @@ def _load_native(checkpoint: Checkpoint, options: Options) -> Backend:
         raise ValueError(
             f"the native backend computes with the weights as they are stored, got dtype {options.dtype!r}"
         )
-    from minicpm.engine.native import NativeBackend
+    from minicpm.engine.backends.native import NativeBackend
 
     return NativeBackend(checkpoint, options.threads, kv_dtype=options.kv_cache_dtype, window=options.window)
 
@@ -137,14 +137,14 @@ def _load_numpy(checkpoint: Checkpoint, options: Options) -> Backend:
     if options.dtype not in (("auto",) if checkpoint.packings else ("auto", "float32")):
         known = "the quantized weights as they are" if checkpoint.packings else "float32"
         raise ValueError(f"the numpy backend computes with {known}, got dtype {options.dtype!r}")
-    from minicpm.engine.numpy import NumpyBackend
+    from minicpm.engine.backends.numpy import NumpyBackend
 
     return NumpyBackend(checkpoint, kv_dtype=options.kv_cache_dtype, window=options.window)
 
 
 def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
     try:
-        from minicpm.engine.torch import TorchBackend
+        from minicpm.engine.backends.torch import TorchBackend
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from minicpm.engine.backend import Backend
+from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.llm import LLM
 from minicpm.engine.memory import peak_rss_bytes
-from minicpm.engine.numpy import NumpyBackend
 from minicpm.errors import FormatError, ModelError
-from minicpm.eval.foresight import chosen, encoded_text, logits_of, nats_of
+from minicpm.eval.likelihood import chosen, encoded_text, logits_of, nats_of
 from minicpm.eval.passages import Passage, passages, passages_sha256
 from minicpm.eval.published import ANSWERS, FILES_SHA256, PROMPT_IDS, QUESTION, WINDOW_TOKENS
 from minicpm.files import read_bytes, sha256_of

@@ -1,7 +1,8 @@
 """The packed weights kept of models that were run: where they lie, whose they are, and which of them have to go.
 
-Knows files and their owners, never what is packed: minicpm.engine.packed writes and maps them. Like the other caches
-here it gets by with the standard library. Whoever maps a file holds a shared lock on it: none in use is removed.
+Knows files and their owners, never what is packed: minicpm.engine.backends.packed writes and maps them. Like the other
+caches here it needs the standard library only. A process that maps a file holds a shared lock on it, and a file in use
+is never removed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The native extension, where this installation has one: which instruction set it uses, and on how many threads.
 
-Python below knows nothing of kernels: minicpm.engine.native drives them. Without a compiler the package installs all
-the same, and the numpy engine computes.
+The rest of the package knows no kernels; minicpm.engine.backends.native calls them. Without a compiler the package
+installs all the same, and the numpy engine computes.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from minicpm.errors import ModelError
+from minicpm.export.convert import check_places, companion_files
 from minicpm.files import write_text
 from minicpm.formats import hf
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.convert import check_places, companion_files
 from minicpm.formats.folder import copy_file, new_folder
 from minicpm.formats.tensor import TensorInfo
 from minicpm.quant.format import Floats, IntWeight, read_weight

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from minicpm.engine.advice import advised_sampling
-from minicpm.engine.vllm import (
+from minicpm.engine.backends.vllm import (
     SWITCHES,
     chat_template_text,
     computed_dtype,
@@ -85,7 +85,8 @@ def command(
 ) -> list[str]:
     """The command line of vLLM's server for an opened model whose files for vLLM lie in `folder`.
 
-    `engine` are arguments that the build of vLLM wants (engine/vllm.py: cpu_arguments), unless `server` says otherwise.
+    `engine` are arguments that this build of vLLM needs (engine/backends/vllm.py: cpu_arguments); `server` overrides
+    them.
     """
     words = [sys.executable, "-m", MODULE, "--model", str(folder), "--served-model-name", *server.names]
     words += ["--host", server.host, "--port", str(server.port), "--dtype", dtype]

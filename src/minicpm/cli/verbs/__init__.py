@@ -1,0 +1,1 @@
+"""One file per verb, with `add_arguments(parser)` and `run(args) -> int`."""

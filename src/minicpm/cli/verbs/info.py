@@ -1,0 +1,189 @@
+"""`minicpm info`: what a model folder holds, and what running it takes. Reads headers only, never the weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from minicpm import hub
+from minicpm.cli.arguments import BUILT_IN, add_model_argument
+from minicpm.cli.output import printable
+from minicpm.cli.progress import TerminalProgress, format_bytes
+from minicpm.export.convert import is_licence
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.config import DecoderConfig
+from minicpm.formats.llama import EMBEDDING, HEAD
+
+# Bytes of a weight with its share of a float16 scale per 64 weights (DESIGN.md, quantized weights).
+SCALE_BYTES = 2 / 64
+INT8_BYTES, INT4_BYTES = 1 + SCALE_BYTES, 0.5 + SCALE_BYTES
+# An int8 cache has a float16 scale per 32 numbers.
+INT8_CACHE_BYTES = 1 + 2 / 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser, default=BUILT_IN)
+    parser.add_argument("--tensors", action="store_true", help="list every tensor too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    path = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    with open_checkpoint(path, allow_quantized=True) as checkpoint:
+        facts = describe(checkpoint)
+        if args.tensors:
+            facts["tensors"] = [
+                {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+                for info in checkpoint.tensors.values()
+            ]
+    print(json.dumps(facts, indent=2) if args.json else printable("\n".join(_lines(facts))))
+    return 0
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything `info` tells, as plain JSON values; sizes in bytes."""
+    config = checkpoint.config
+    embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    kept = checkpoint.folded_scales
+    return {
+        "path": str(checkpoint.path),
+        "family": "MiniCPM decoder",
+        "format": checkpoint.format,
+        "dtypes": sorted({info.dtype for info in checkpoint.tensors.values()}),
+        "parameters": config.num_parameters(),
+        "parameters_without_embeddings": config.num_parameters() - embedding,
+        "quantization": quantization(checkpoint),
+        "weight_bytes": checkpoint.nbytes,
+        "weight_files": [file.name for file in checkpoint.weight_files],
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "attention_heads": config.num_attention_heads,
+        "key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "context": config.context_length,
+        "trained_context": config.max_position_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": config.to_dict()["rope_scaling"],
+        "scale_emb": config.scale_emb,
+        "scale_depth": config.scale_depth,
+        "dim_model_base": config.dim_model_base,
+        "residual_scale": config.residual_scale,
+        "logit_scale": config.logit_scale,
+        "tied_head": config.tie_word_embeddings,
+        "folded_scales": None
+        if kept is None
+        else {"scale_emb": kept.scale_emb, "scale_depth": kept.scale_depth, "dim_model_base": kept.dim_model_base},
+        "tokenizer_files": [file.name for file in checkpoint.tokenizer_files],
+        "has_chat_template": checkpoint.has_chat_template,
+        "licence_files": _licence_files(checkpoint.path),
+        "memory_bytes": weight_memory(config),
+        "cache_bytes_per_token": cache_bytes_per_token(config),
+    }
+
+
+def _licence_files(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir() if is_licence(file.name)) if path.is_dir() else []
+
+
+def quantization(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many weights are stored in which whole numbers; empty for a model that is not quantized."""
+    counts = Counter(checkpoint.packings.values())
+    return {f"{packing.bits} bits by {packing.group_size}": count for packing, count in sorted(counts.items())}
+
+
+def weight_memory(config: DecoderConfig) -> dict[str, int]:
+    """Bytes that the weights take in each number format, by arithmetic; int4 keeps embedding and head in 8 bits."""
+    matrices = outer = vectors = 0
+    for name, shape in config.parameter_shapes().items():
+        count = shape[0] * (shape[1] if len(shape) == 2 else 1)
+        if name in (EMBEDDING, HEAD):
+            outer += count
+        elif len(shape) == 2:
+            matrices += count
+        else:
+            vectors += count
+    total = matrices + outer + vectors
+    return {
+        "float32": 4 * total,
+        "bfloat16": 2 * total,
+        "float16": 2 * total,
+        "int8": round((matrices + outer) * INT8_BYTES) + 2 * vectors,
+        "int4": round(matrices * INT4_BYTES + outer * INT8_BYTES) + 2 * vectors,
+    }
+
+
+def cache_bytes_per_token(config: DecoderConfig) -> dict[str, int]:
+    """Bytes of keys and values that one token leaves in the cache."""
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return {
+        "float32": 4 * numbers,
+        "bfloat16": 2 * numbers,
+        "float16": 2 * numbers,
+        "int8": round(numbers * INT8_CACHE_BYTES),
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    rows = [
+        ("model", facts["path"]),
+        ("family", f"{facts['family']}, {facts['format']} format, {' and '.join(facts['dtypes'])}"),
+        (
+            "parameters",
+            f"{facts['parameters']:,} ({facts['parameters_without_embeddings']:,} without embeddings), "
+            f"{'tied' if facts['tied_head'] else 'untied'} head",
+        ),
+        ("weights", f"{format_bytes(facts['weight_bytes'])} in {_listed(facts['weight_files'])}"),
+        ("quantized", ", ".join(f"{count} weights in {kind}" for kind, count in facts["quantization"].items()) or "no"),
+        (
+            "shape",
+            f"{facts['layers']} layers, hidden {facts['hidden_size']}, feed-forward {facts['intermediate_size']}, "
+            f"{facts['attention_heads']} heads of {facts['head_dim']}, {facts['key_value_heads']} for keys and values, "
+            f"vocabulary {facts['vocab_size']:,}",
+        ),
+        ("context", f"{facts['context']:,} tokens{_trained(facts)}"),
+        ("rope", f"theta {facts['rope_theta']:g}, {_scaling(facts['rope_scaling'])}"),
+        ("scales", _scales(facts)),
+        ("tokenizer", _listed(facts["tokenizer_files"]) or "none found; chat and run need one"),
+        ("template", "its own" if facts["has_chat_template"] else "none of its own; the built-in one is used"),
+        ("licence", _listed(facts["licence_files"]) or "no file here; the weights' own terms are on the model's page"),
+        ("memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in facts["memory_bytes"].items())),
+        (
+            "cache",
+            ", ".join(f"{name} {format_bytes(size)}" for name, size in facts["cache_bytes_per_token"].items())
+            + " per token",
+        ),
+    ]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label.ljust(width)}  {text}" for label, text in rows]
+    for tensor in facts.get("tensors", []):
+        lines.append(f"{tensor['name']}  {tensor['dtype']}  {'x'.join(map(str, tensor['shape']))}")
+    return lines
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{len(names)} files, {names[0]} to {names[-1]}"
+
+
+def _trained(facts: dict[str, Any]) -> str:
+    return "" if facts["context"] == facts["trained_context"] else f" ({facts['trained_context']:,} trained)"
+
+
+def _scaling(scaling: dict[str, Any] | None) -> str:
+    return "no scaling" if scaling is None else f"{scaling['type']} scaling by {scaling['factor']:g}"
+
+
+def _scales(facts: dict[str, Any]) -> str:
+    kept = facts["folded_scales"]
+    if kept is not None:
+        constants = ", ".join(f"{name} {value:g}" for name, value in kept.items())
+        return f"multiplied into the weights ({constants})"
+    return (
+        f"scale_emb {facts['scale_emb']:g}, "
+        f"scale_depth {facts['scale_depth']:g} (branches x {facts['residual_scale']:.6g}), "
+        f"dim_model_base {facts['dim_model_base']} (logits x {facts['logit_scale']:.6g})"
+    )

@@ -1,0 +1,88 @@
+"""`minicpm quantize SRC DST --preset int4`: the same model with 4- or 8-bit weights, and what that cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from minicpm import hub
+from minicpm.cli.progress import TerminalProgress, format_bytes
+from minicpm.export.quantize import METHODS, Quantization, quantize_folder
+from minicpm.formats.hf import DEFAULT_SHARD_BYTES
+from minicpm.quant.format import PRESETS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a model folder, or a name to look up and download")
+    parser.add_argument("destination", metavar="DST", help="the new folder")
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="int4",
+        help="int4 (groups of 64, head in 8 bits; the default), int4-small (groups of 128, head in 4 bits), "
+        "int4-hf (groups of 128, head in 16 bits, for vLLM and transformers) or int8",
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, default="rtn", help="how codes are chosen: rtn, rounding to nearest"
+    )
+    parser.add_argument(
+        "--no-equalize",
+        dest="equalize",
+        action="store_false",
+        help="round channels out of line as they are, instead of rescaling them first by powers of two",
+    )
+    parser.add_argument("--force", action="store_true", help="replace DST if it is a model folder")
+    parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
+    parser.add_argument("--json", action="store_true", help="print what was done as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    progress = TerminalProgress()
+    done = quantize_folder(
+        hub.resolve(args.source, offline=args.offline, progress=progress),
+        Path(args.destination).expanduser(),
+        preset=args.preset,
+        method=args.method,
+        equalize=args.equalize,
+        max_shard_bytes=DEFAULT_SHARD_BYTES,
+        overwrite=args.force,
+        progress=progress,
+    )
+    print(json.dumps(_record(done), indent=2) if args.json else "\n".join(_table(done)))
+    sizes = f"{format_bytes(done.source_bytes)} -> {format_bytes(done.nbytes)}"
+    if done.evened_channels:
+        print(f"{done.evened_channels:,} channels out of line were rescaled before rounding", file=sys.stderr)
+    print(f"{done.destination}: {done.preset} by {done.method}, {sizes}, written and checked", file=sys.stderr)
+    return 0
+
+
+def _record(done: Quantization) -> dict[str, object]:
+    return {
+        "source": str(done.source),
+        "destination": str(done.destination),
+        "preset": done.preset,
+        "method": done.method,
+        "evened_channels": done.evened_channels,
+        "source_weight_bytes": done.source_bytes,
+        "weight_bytes": done.nbytes,
+        "kinds": [
+            {**asdict(kind), "bits_per_weight": kind.bits_per_weight, "relative_rmse": kind.relative_rmse}
+            for kind in done.kinds
+        ],
+        "files": list(done.files),
+    }
+
+
+def _table(done: Quantization) -> list[str]:
+    lines = [f"{'weights':<20}{'elements':>14}{'size':>10}{'bits/weight':>13}{'error':>9}"]
+    for kind in done.kinds:
+        error = f"{100 * kind.relative_rmse:.2f} %" if kind.squared_weight else "-"
+        size = format_bytes(kind.nbytes)
+        lines.append(f"{kind.kind:<20}{kind.elements:>14,}{size:>10}{kind.bits_per_weight:>13.3f}{error:>9}")
+    elements = sum(kind.elements for kind in done.kinds)
+    size = format_bytes(done.nbytes)
+    lines.append(f"{'all':<20}{elements:>14,}{size:>10}{8 * done.nbytes / elements:>13.3f}")
+    return lines

@@ -1,0 +1,196 @@
+"""The known faults of the tokenizer and the chat template in a MiniCPM folder.
+
+`look_at_tokenizer` finds them and changes what `FolderContent` holds to what a repaired copy has.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from minicpm.chat import CURRENT_TEMPLATE
+from minicpm.doctor.faults import TEMPLATE_CURE, TEMPLATE_SYMPTOM, Fault, foreign_markers
+from minicpm.errors import FormatError, MiniCPMError
+from minicpm.formats.folder import ModelFolder
+from minicpm.tokenizer import (
+    Tokenizer,
+    build_from_sentencepiece,
+    first_difference,
+    prepends_blank,
+    read_sentencepiece,
+    special_token,
+)
+
+TOKENIZER_CONFIG, TOKENIZER_JSON, TEMPLATE_FILE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
+BOS, EOS = "<s>", "</s>"
+
+
+@dataclass
+class FolderContent:
+    """The small files of a folder as a repaired copy has them."""
+
+    folder: ModelFolder
+    config: dict[str, Any]  # config.json
+    tokenizer_config: dict[str, Any]  # {}: there is none
+    generation_config: dict[str, Any]  # {}: there is none
+    texts: dict[str, str] = field(default_factory=dict)  # other files that are new or replaced
+    left_out: set[str] = field(default_factory=set)  # files that a copy does not have
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The folder's own as it is; None where it cannot be read."""
+        try:
+            return Tokenizer.from_folder(self.folder.path)
+        except MiniCPMError:
+            return None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return bool(self.tokenizer_config) or self.folder.has("tokenizer.model") or self.folder.has(TOKENIZER_JSON)
+
+    def has_token(self, text: str) -> bool:
+        return self.tokenizer is not None and self.tokenizer.token_to_id(text) is not None
+
+
+def look_at_tokenizer(content: FolderContent) -> list[Fault]:
+    """What is wrong with the tokenizer; `content` then has what a copy has instead."""
+    if not content.has_tokenizer:
+        return [
+            Fault(
+                "missing-tokenizer",
+                f"no tokenizer.model, {TOKENIZER_JSON} or {TOKENIZER_CONFIG}",
+                "no program can chat with it",
+                "the tokenizer's files of the model it was made from, beside the weights",
+                is_repairable=False,
+            )
+        ]
+    looks = (_pipeline, _rebuilding, _first_token, _last_token, _template)
+    return [fault for look in looks if (fault := look(content)) is not None]
+
+
+def _pipeline(content: FolderContent) -> Fault | None:
+    """tokenizer.json must be there, and split texts as tokenizer.model does."""
+    if not content.folder.has("tokenizer.model"):
+        return None
+    model = read_sentencepiece(content.folder.file("tokenizer.model"))
+    path = content.folder.path
+    library = build_from_sentencepiece(model, prepends_blank(content.tokenizer_config, path))
+    if not content.folder.has(TOKENIZER_JSON):
+        content.texts[TOKENIZER_JSON] = _written(library)
+        return Fault(
+            "missing-tokenizer-json",
+            f"tokenizer.model, but no {TOKENIZER_JSON}",
+            "transformers asks for sentencepiece, protobuf or tiktoken, or for the file; where it builds one itself, "
+            "texts that begin with blanks get other tokens than in training",
+            f"{TOKENIZER_JSON} made of tokenizer.model, the pipeline that MiniCPM was trained with",
+        )
+    different = _difference(
+        content, Tokenizer(library, content.tokenizer_config, path / "tokenizer.model")
+    )  # spends it
+    if different is None:
+        return None
+    content.texts[TOKENIZER_JSON] = _written(
+        build_from_sentencepiece(model, prepends_blank(content.tokenizer_config, path))
+    )
+    return Fault(
+        "wrong-tokenizer-json",
+        f"{TOKENIZER_JSON} {different}, otherwise than tokenizer.model",
+        "answers are worse than they should be: programs that read it give texts other tokens than the model learned "
+        "(transformers 5 saves it so after rebuilding it)",
+        f"{TOKENIZER_JSON} made of tokenizer.model, the pipeline that MiniCPM was trained with",
+    )
+
+
+def _difference(content: FolderContent, meant: Tokenizer) -> str | None:
+    try:
+        text = first_difference(Tokenizer.from_folder(content.folder.path), meant)
+    except FormatError as error:
+        return f"is none of MiniCPM's ({error})"
+    return None if text is None else f"splits {text!r}"
+
+
+def _written(library: Any) -> str:
+    text: str = library.to_str(pretty=True)
+    return json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+
+def _rebuilding(content: FolderContent) -> Fault | None:
+    """transformers 5 reads tokenizer.json as it is for Granite's folders, but rebuilds what it takes for Llama's."""
+    rebuilt = ("LlamaTokenizer", "LlamaTokenizerFast")
+    if content.config.get("model_type") != "llama" or content.tokenizer_config.get("tokenizer_class") not in rebuilt:
+        return None
+    content.tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return Fault(
+        "rebuilt-tokenizer",
+        f"{TOKENIZER_CONFIG} names a Llama tokenizer",
+        f"transformers 5 builds another pipeline than {TOKENIZER_JSON}'s: texts that begin with blanks get other "
+        "tokens than in training",
+        f"PreTrainedTokenizerFast, which reads {TOKENIZER_JSON} as it is",
+    )
+
+
+def _first_token(content: FolderContent) -> Fault | None:
+    config = content.tokenizer_config
+    is_left_out = config.get("add_bos_token") is False or special_token(config, "bos_token") is None
+    if not is_left_out or not content.has_token(BOS) or "bos_token" in str(config.get("chat_template")):
+        return None
+    config.update(add_bos_token=True, bos_token=BOS)
+    return Fault(
+        "no-bos",
+        f"{TOKENIZER_CONFIG} puts no {BOS} in front of texts",
+        "answers are worse than they should be in programs that obey it, and in GGUF files made of it: the model never "
+        f"saw a text without {BOS} in front",
+        f"add_bos_token true, bos_token {BOS}",
+    )
+
+
+def _last_token(content: FolderContent) -> Fault | None:
+    """Of the ids that end an answer, one must be a special token of the tokenizer."""
+    said = [config.get("eos_token_id") for config in (content.config, content.generation_config)]
+    ids = [one for value in said for one in (value if isinstance(value, list) else [value]) if one is not None]
+    tokenizer = content.tokenizer
+    if tokenizer is None or not ids or (meant := tokenizer.token_to_id(EOS)) is None:
+        return None
+    wrong = [one for one in ids if one not in tokenizer.special_token_ids or one == tokenizer.bos_token_id]
+    is_named = special_token(content.tokenizer_config, "eos_token") is not None
+    if not wrong and is_named:
+        return None
+    for config in (content.config, content.generation_config):
+        if config:
+            config["eos_token_id"] = meant
+    content.tokenizer_config["eos_token"] = content.tokenizer_config.get("eos_token") or EOS
+    found = f"eos_token_id {wrong[0]} is no special token" if wrong else f"{TOKENIZER_CONFIG} has no eos_token"
+    return Fault(
+        "wrong-eos",
+        found,
+        f"it never stops: after the answer come {EOS}, more questions and answers, until the limit",
+        f"{meant} ({EOS}) in all three files",
+    )
+
+
+def _template(content: FolderContent) -> Fault | None:
+    text = content.tokenizer_config.get("chat_template")
+    if content.folder.has(TEMPLATE_FILE):
+        text = content.folder.file(TEMPLATE_FILE).read_text(encoding="utf-8", errors="replace")[: 1 << 16]
+    if isinstance(text, list):
+        return None  # several by name; none of them is MiniCPM's own to judge
+    is_known = isinstance(text, str) and content.tokenizer is not None
+    markers = foreign_markers(str(text), content.has_token) if is_known else []
+    if text and not markers:
+        return None
+    content.tokenizer_config["chat_template"] = CURRENT_TEMPLATE.text
+    content.left_out.add(TEMPLATE_FILE)
+    if not text:
+        found = f"neither {TOKENIZER_CONFIG} nor {TEMPLATE_FILE} has a chat template"
+        symptom = "transformers' apply_chat_template fails; " + TEMPLATE_SYMPTOM.format(
+            found="<|im_start|> or the like"
+        )
+        return Fault("missing-template", found, symptom, TEMPLATE_CURE)
+    return Fault(
+        "wrong-template",
+        f"the chat template writes {', '.join(markers[:3])}, which the vocabulary does not have",
+        TEMPLATE_SYMPTOM.format(found=markers[0]),
+        TEMPLATE_CURE,
+    )

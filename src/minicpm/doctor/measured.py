@@ -1,0 +1,183 @@
+"""Faults that no file tells of and only running the model shows: rows of q and k in the wrong order, constants and a
+rotary base that are not the model's, weights that are no numbers.
+
+A few sentences of the package are foreseen by the model as it is, and as it would be with each other reading that
+known programs get wrong. A sound model foresees them best as it is; where another reading is better by far more than
+chance, the files are wrong in just that. A model that foresees none of them in any reading is not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.doctor.faults import DIM_MODEL_BASE, ROPE_THETA, SCALE_DEPTH, SCALE_EMB, SCALES_SYMPTOM, Correction, Fault
+from minicpm.engine.backends.numpy import NumpyBackend
+from minicpm.errors import MiniCPMError
+from minicpm.eval.likelihood import chosen, logits_of
+from minicpm.eval.passages import passages
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.config import DecoderConfig
+from minicpm.formats.gguf_model import published_rows, rows_to_store
+from minicpm.formats.tensor import TensorView
+from minicpm.quant.format import IntWeight, read_weight
+
+NAMES = ("owl", "boat", "river")  # what is foreseen
+MOST_TOKENS = 128  # of each
+# A text is known to a model that foresees it this well, in nats a token; noise costs log(vocabulary), 9 to 12.
+KNOWN_NATS = 4.0
+# Another reading is believed if it is better by this on average, and at so many more tokens than chance gives: standard
+# deviations of the sign test, since a few tokens that are lost altogether say less than many that are a little worse.
+LEAST_NATS, LEAST_DEVIATIONS = 0.05, 5.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What running a model told: faults, what cures those that can be, and in a sentence where nothing can be told."""
+
+    faults: tuple[Fault, ...] = ()
+    correction: Correction | None = None
+    silence: str | None = None
+
+
+def measure(path: Path, *, can_reorder_rows: bool) -> Measured:
+    """Run a model's files, if they can be opened, in every reading that may be meant."""
+    try:
+        with open_checkpoint(path, allow_quantized=True) as checkpoint:
+            return _measured(checkpoint, can_reorder_rows)
+    except MiniCPMError as error:
+        return Measured(silence=f"the model was not run: {error}")
+
+
+class _Reading(NumpyBackend):
+    """A checkpoint with other constants, and rows of q and k in the other order."""
+
+    def __init__(self, checkpoint: Checkpoint, correction: Correction):
+        self._correction = correction
+        super().__init__(checkpoint, correction.config)
+
+    def weight(self, name: str) -> IntWeight | TensorView:
+        weight = super().weight(name)
+        order = _other_order(self._checkpoint, name) if self._correction.reorders_rows else None
+        if order is None:
+            return weight
+        if isinstance(weight, IntWeight):
+            return weight.rows(order)
+        rows = weight.storage()[order]
+        return TensorView(name, weight.dtype, weight.shape, rows.reshape(-1).view(np.uint8).data)
+
+
+def _other_order(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.int64] | None:
+    """llama.cpp's order undone where a folder should not have it, and not undone where a file never had it."""
+    order = rows_to_store if checkpoint.format == "gguf" else published_rows
+    return order(checkpoint.config, name)
+
+
+def _measured(checkpoint: Checkpoint, can_reorder_rows: bool) -> Measured:
+    config = checkpoint.config
+    texts = [passage.text for passage in passages() if passage.name in NAMES]
+    rows = [ids[:MOST_TOKENS] for ids in checkpoint.tokenizer().encode_batch(texts) if max(ids) < config.vocab_size]
+    as_it_is = Correction(config, reorders_rows=False)
+    found = _losses(checkpoint, as_it_is, rows)
+    if not all(np.isfinite(losses).all() for losses in found):
+        return Measured((_not_finite(checkpoint),))
+    losses = {as_it_is: found}
+    losses.update({reading: _losses(checkpoint, reading, rows) for reading in _readings(config) if reading != as_it_is})
+    known = [i for i in range(len(rows)) if min(one[i].mean() for one in losses.values()) < KNOWN_NATS]
+    if not known:
+        return Measured(
+            silence="the model was run and not judged: it foresees none of the package's texts, in whatever reading"
+        )
+    total = {reading: np.concatenate([one[i] for i in known]) for reading, one in losses.items()}
+    best = min(total, key=lambda reading: float(np.nan_to_num(total[reading], nan=math.inf).mean()))
+    before, after = total[as_it_is], total[best]
+    deviations = float(np.sign(before - after).sum()) / math.sqrt(len(before))
+    if best == as_it_is or (before - after).mean() < LEAST_NATS or deviations < LEAST_DEVIATIONS:
+        return Measured()
+    told = f"a text of the package costs {before.mean():.2f} nats a token as it is, and {after.mean():.2f} otherwise"
+    faults = tuple(_faults(checkpoint, best, told, can_reorder_rows))
+    is_repairable = all(fault.is_repairable for fault in faults)
+    return Measured(faults, best if is_repairable else replace(best, reorders_rows=False))
+
+
+def _readings(config: DecoderConfig) -> list[Correction]:
+    """Every configuration and order of rows that may be meant."""
+    constants = replace(config, scale_emb=SCALE_EMB, scale_depth=SCALE_DEPTH, dim_model_base=DIM_MODEL_BASE)
+    configs = [
+        replace(one, rope_theta=theta)
+        for one in dict.fromkeys((config, constants))
+        for theta in dict.fromkeys((config.rope_theta, ROPE_THETA))
+    ]
+    return [Correction(one, reorders) for one, reorders in product(configs, (False, True))]
+
+
+def _losses(
+    checkpoint: Checkpoint, reading: Correction, rows: Sequence[Sequence[int]]
+) -> list[npt.NDArray[np.float64]]:
+    """Per row of T ids (T - 1,): nats of every token but the first."""
+    found = logits_of(_Reading(checkpoint, reading), rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [-chosen(logits, ids[1:]) for ids, logits in zip(rows, found)]
+
+
+def _faults(checkpoint: Checkpoint, best: Correction, told: str, can_reorder_rows: bool) -> list[Fault]:
+    config, found = checkpoint.config, []
+    if best.reorders_rows:
+        here, meant = ("halves of a head", "pairs") if checkpoint.format == "gguf" else ("pairs", "halves of a head")
+        found.append(
+            Fault(
+                "row-order",
+                f"rows of q and k stand in the order for rotating {here}: {told}",
+                "nonsense: words that look like a language and mean nothing, the worse the longer the text",
+                f"the order for rotating {meant}"
+                + ("" if can_reorder_rows else "; convert the folder --to hf first, which can be rewritten"),
+                is_repairable=can_reorder_rows,
+            )
+        )
+    if best.config.rope_theta != config.rope_theta:
+        found.append(
+            Fault(
+                "wrong-rope-theta",
+                f"the rotary base is {config.rope_theta:g}: {told}",
+                "answers that get worse the longer the text, and lose the thread",
+                f"{best.config.rope_theta:g}",
+            )
+        )
+    if replace(best.config, rope_theta=config.rope_theta) != config:
+        found.append(
+            Fault(
+                "lost-scales",
+                f"scale_emb {config.scale_emb:g}, scale_depth {config.scale_depth:g} and dim_model_base "
+                f"{config.dim_model_base} are not what the weights were trained with: {told}",
+                f"{SCALES_SYMPTOM} (model_type llama does not make it one)",
+                f"the constants of MiniCPM-1B and 2B of 2024 ({SCALE_EMB}, {SCALE_DEPTH}, {DIM_MODEL_BASE})",
+            )
+        )
+    return found
+
+
+def _not_finite(checkpoint: Checkpoint) -> Fault:
+    names = [name for name in checkpoint.config.parameter_shapes() if not _is_finite(checkpoint, name)]
+    where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Fault(
+        "not-finite",
+        f"{where or 'its activations'}: infinite, or no numbers",
+        "no answer, exclamation marks or <unk> only, or 'probability tensor contains inf or nan'",
+        "weights that were saved before training went wrong (float16 overflows above 65504; train in bfloat16)",
+        is_repairable=False,
+    )
+
+
+def _is_finite(checkpoint: Checkpoint, name: str) -> bool:
+    weight = read_weight(checkpoint, name)
+    if isinstance(weight, IntWeight):
+        return True  # read_weight has looked at the scales
+    is_finite = bool(np.isfinite(weight.float32()).all())
+    checkpoint.release(name)
+    return is_finite

@@ -1,0 +1,198 @@
+"""The torch backend: a model on a CPU or GPU, in floating point or with its weights as INT4 or INT8 codes.
+
+Prompts, and any mix with answers, go through transformers' model classes (ragged.py). A step that gives every row one
+token goes through a decoder made for it (decode.py), on an NVIDIA GPU as a recorded graph of a few kernels (graphs.py,
+kernels.py). Both read and write the same sequences. Floating point: the same request may differ in the last bits with
+what it shares a batch with; the integer backends are the ones that promise equal bits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from minicpm.engine.backend import Row
+from minicpm.engine.backends.torch.decode import Decoder, RowAttention, project
+from minicpm.engine.backends.torch.ragged import ATTENTION, RaggedBatch, TorchSequence
+from minicpm.engine.cache.blocks import SequenceCache
+from minicpm.engine.memory import free_memory_bytes
+from minicpm.errors import GenerationError, ModelError
+from minicpm.formats.checkpoint import Checkpoint
+from minicpm.formats.config import DecoderConfig
+from minicpm.models import MiniCPMForCausalLM, load_model
+
+_LOGGER = logging.getLogger(__name__)
+
+# Computes M tokens behind M sequences: (M, vocab) float32 logits.
+Decode = Callable[[Sequence[TorchSequence], Sequence[int]], torch.Tensor]
+
+
+class TorchBackend:
+    """Runs an opened checkpoint with torch on a CPU or GPU, in its own dtype or another."""
+
+    name = "torch"
+    is_exact = False
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", threads: int | None = None
+    ):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = torch.device(_choose_device(device))
+        self._model: MiniCPMForCausalLM = load_model(checkpoint, dtype=dtype, device=str(self._device))
+        self._model.set_attn_implementation(ATTENTION)
+        self._model.eval()
+        self.config: DecoderConfig = self._model.config.to_decoder_config()
+        self._dtype = next(self._model.parameters()).dtype
+        is_stored = not checkpoint.packings and str(self._dtype) == f"torch.{checkpoint.config.dtype}"
+        self._mapped_bytes = checkpoint.nbytes if is_stored and self._device.type == "cpu" else 0
+        self.vocab_size = self.config.vocab_size
+        self.context_length = self.config.context_length
+        self.trained_length = self.config.max_position_embeddings
+        kv_values = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
+        self.cache_bytes_per_token = kv_values * self._dtype.itemsize
+        self._decode: Decode = _decoder(self._model, self.config, self._device)
+
+    @property
+    def device(self) -> str:
+        return str(self._device)
+
+    def new_cache(self, tokens: int) -> SequenceCache:
+        return SequenceCache(self.new_sequence, self.rope_key, tokens)
+
+    def new_sequence(self, rope_length: int) -> TorchSequence:
+        return TorchSequence(self.config, rope_length, self._dtype, self._device)
+
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens
+
+    def rope_key(self, length: int) -> float:
+        return self.config.rope_base(length)
+
+    def free_cache_bytes(self) -> int | None:
+        if self._device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self._device)[0])
+        free = free_memory_bytes() if self._device.type == "cpu" else None
+        # The system counts the weights' pages as free, since it could drop them, but every token needs them.
+        return None if free is None else max(0, free - self._mapped_bytes)
+
+    def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        return self._compute(rows, is_hidden=False)
+
+    def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        return self._compute([Row(row.sequence, row.token_ids, "all") for row in rows], is_hidden=True)
+
+    def _compute(self, rows: Sequence[Row], *, is_hidden: bool) -> list[npt.NDArray[np.float32]]:
+        try:
+            return self._forward(rows, is_hidden)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            tokens = sum(len(row.token_ids) + row.sequence.length for row in rows)
+            raise GenerationError(
+                f"out of memory on {self._device} with {tokens} tokens in {len(rows)} sequences; "
+                "lower the context, the batch or the prompt's length"
+            ) from error
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def _forward(self, rows: Sequence[Row], is_hidden: bool) -> list[npt.NDArray[np.float32]]:
+        token_count = sum(len(row.token_ids) for row in rows)
+        wanted, counts = _wanted_positions(rows)
+        with _fastest_matmul(token_count, self._dtype, self._device):
+            if token_count == len(rows) and not is_hidden:
+                out = self._decode([row.sequence for row in rows], [row.token_ids[0] for row in rows])
+                out = out if len(wanted) == len(rows) else out[wanted]
+            else:
+                out = self._read(rows, wanted, is_hidden)
+        for row in rows:
+            row.sequence.extend(row.token_ids)
+        values = out.float().cpu().numpy()
+        return np.split(values, np.cumsum(counts)[:-1])
+
+    def _read(self, rows: Sequence[Row], wanted: list[int], is_hidden: bool) -> torch.Tensor:
+        """(len(wanted), vocab) logits of any rows, or the hidden states of all their tokens."""
+        for row in rows:
+            row.sequence.reserve(row.sequence.length + len(row.token_ids))
+        inputs = RaggedBatch(rows, self._device).inputs(rows, self._device)
+        if is_hidden:
+            return self._model.model(**inputs).last_hidden_state[0]
+        keep = torch.tensor(wanted, dtype=torch.long, device=self._device)
+        return self._model(**inputs, logits_to_keep=keep).logits[0]
+
+
+def _decoder(model: MiniCPMForCausalLM, config: DecoderConfig, device: torch.device) -> Decode:
+    """The best way to give each of several sequences one token: recorded on an NVIDIA GPU, step by step elsewhere."""
+    if device.type == "cuda":
+        if (missing := _why_no_graphs(model)) is None:
+            from minicpm.engine.backends.torch.graphs import GraphedDecoder
+
+            return GraphedDecoder(model, config)
+        _LOGGER.warning("answers come slowly on %s: no kernels for it, since %s", device, missing)
+    decoder = Decoder(model, joins=False)
+
+    def decode(sequences: Sequence[TorchSequence], token_ids: Sequence[int]) -> torch.Tensor:
+        for sequence in sequences:
+            sequence.reserve(sequence.length + 1)
+        return decoder.step(torch.tensor(token_ids, device=device), RowAttention(model, sequences), project)
+
+    return decode
+
+
+def _why_no_graphs(model: MiniCPMForCausalLM) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    from minicpm.engine.backends.torch.graphs import why_not
+
+    return why_not(model)
+
+
+@contextmanager
+def _fastest_matmul(token_count: int, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Keep oneDNN away from a single token in bfloat16 on the CPU: torch's own product decodes twice as fast
+    (benchmarks/results/decode_onednn.json), sums in float32 as well, and is the slower one from two tokens on.
+    """
+    if token_count != 1 or dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        yield
+        return
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+def _wanted_positions(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Flat indices whose logits are wanted, and how many of them each row has."""
+    wanted: list[int] = []
+    counts: list[int] = []
+    start = 0
+    for row in rows:
+        end = start + len(row.token_ids)
+        chosen = {"last": range(end - 1, end), "all": range(start, end), "none": range(0)}[row.logits]
+        wanted += chosen
+        counts.append(len(chosen))
+        start = end
+    return wanted, counts
+
+
+def _choose_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", device) is None:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+    kind, _, index = device.partition(":")
+    count = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}[kind]
+    if int(index or 0) >= count:
+        raise ModelError(f"device {device} was asked for, but torch sees {count} {kind} devices here; try device cpu")
+    return device
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,197 @@
+"""A BlockCache whose texts leave blocks behind: those between the attention sinks and the sliding window.
+
+A block that was left stays cached like one of a finished text. Where its memory is given to another, while what stands
+behind it is still cached, a ghost takes its place: a number without memory, so that later texts find the way to what
+they can still use. A text can begin with a run of cached blocks if its sinks and its window are there.
+
+A block of a window that several open texts share is counted as if each had its own: whoever leaves it first needs
+another one for what comes next, while nothing becomes available.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+
+from minicpm.engine.backend import BLOCK_TOKENS, KVSequence
+from minicpm.engine.cache.blocks import ROOT, BlockCache, BlockPool, BlockSequence, blocks_of
+from minicpm.engine.cache.sliding_window import SlidingWindow
+from minicpm.errors import GenerationError
+
+
+class WindowSequence(BlockSequence):
+    """One text of a WindowCache; of its blocks those from the sinks' end to `gone_to` are left.
+
+    In their places in the table stands the first block, which nobody writes to.
+    """
+
+    def __init__(
+        self, cache: WindowCache, rope_length: int, rope_base: float, promised_blocks: int, *, keeps_all: bool
+    ):
+        super().__init__(cache, rope_length, rope_base, promised_blocks)
+        self.keeps_all = keeps_all
+        self.gone_to = cache.window.sink_blocks
+        self._window_cache = cache
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        super().extend(token_ids)
+        self._window_cache.leave_behind(self)
+
+    def truncate(self, length: int) -> None:
+        if self._window_cache.window.first_block(length) < self.gone_to:
+            raise GenerationError(
+                f"a text of {self.length} tokens under a sliding window was to be cut to {length}, but what its window "
+                f"held there is gone; at most {self._window_cache.window.slack_tokens} tokens can be taken back"
+            )
+        super().truncate(length)
+
+
+class WindowCache(BlockCache):
+    """The blocks of a pool for texts under a sliding window."""
+
+    def __init__(self, pool: BlockPool, rope_key: Callable[[int], float], window: SlidingWindow):
+        super().__init__(pool, rope_key)
+        self.window = window
+        self._ghosts = count(pool.blocks)
+
+    def open(
+        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+    ) -> WindowSequence | None:
+        with self._lock:
+            base = self._rope_key(rope_length)
+            chain = self._cached_chain(base, prompt_ids[:-1])
+            del chain[self._usable(chain, keeps_all) :]
+            sinks = self.window.sink_blocks
+            gone_to = sinks if keeps_all else self.window.first_block(BLOCK_TOKENS * len(chain))
+            held = chain[:sinks] + chain[gone_to:]
+            wanted = self._most_blocks(planned_tokens, keeps_all) - len(held)
+            shared = sum(self._users[block] > 0 for block in held[sinks:])
+            revived = sum(self._users[block] == 0 for block in held)
+            if self._available - revived < self._promised + wanted + shared:
+                return None
+            sequence = WindowSequence(self, rope_length, base, wanted, keeps_all=keeps_all)
+            self._promised += wanted + shared
+            for block in held:
+                self._use(block)
+            sequence.blocks += chain[:sinks] + chain[:1] * (gone_to - sinks) + chain[gone_to:]
+            sequence.gone_to = gone_to
+            cached = BLOCK_TOKENS * len(chain)
+            sequence.token_ids += prompt_ids[:cached]
+            self._take_partial(sequence, prompt_ids[cached:-1])
+            return sequence
+
+    def close(self, sequence: KVSequence) -> None:
+        assert isinstance(sequence, WindowSequence)
+        with self._lock:
+            super().close(sequence)
+            sequence.gone_to = self.window.sink_blocks
+
+    def leave_behind(self, sequence: WindowSequence) -> None:
+        """Leave the blocks that no token to come attends to, nor one that comes when the text is cut a little."""
+        if sequence.keeps_all:
+            return
+        with self._lock:
+            first = self.window.first_block(max(0, sequence.length - self.window.slack_tokens))
+            for index in range(sequence.gone_to, first):
+                self._give_back(sequence, index, sequence.blocks[index])
+                sequence.blocks[index] = sequence.blocks[0]
+            if first > sequence.gone_to:
+                sequence.gone_to = first
+                sequence.forget_table()
+
+    # --- counting ------------------------------------------------------------------------------------------------
+
+    def _most_blocks(self, planned_tokens: int, keeps_all: bool) -> int:
+        total = blocks_of(planned_tokens)
+        return total if keeps_all else min(total, self.window.held_blocks)
+
+    def _missing_blocks(self, sequence: BlockSequence, planned_tokens: int) -> int:
+        assert isinstance(sequence, WindowSequence)
+        held = len(sequence.blocks) - (sequence.gone_to - self.window.sink_blocks)
+        return self._most_blocks(planned_tokens, sequence.keeps_all) - held
+
+    def _let_go(self, sequence: BlockSequence, index: int, block: int) -> None:
+        assert isinstance(sequence, WindowSequence)
+        if self.window.sink_blocks <= index < sequence.gone_to:
+            return
+        super()._let_go(sequence, index, block)
+        self._promised -= self._is_counted(index, block)
+
+    def _is_counted(self, index: int, block: int) -> bool:
+        """Whether others' use of this block of a window is counted in the promises, beside their plans."""
+        return index >= self.window.sink_blocks and self._users[block] > 0
+
+    def _give_back(self, sequence: BlockSequence, index: int, block: int) -> None:
+        super()._give_back(sequence, index, block)
+        if self._is_counted(index, block):
+            sequence.promised_blocks += 1  # out of what was counted for sharing it
+
+    def _share(self, sequence: BlockSequence, index: int, known: int) -> None:
+        if known >= self.pool.blocks:
+            self._rename(known, sequence.blocks[index])
+            return
+        is_counted = self._is_counted(index, known)
+        super()._share(sequence, index, known)
+        # As many blocks as before are the sequence's: what it was promised for its own is for sharing, or for nothing.
+        sequence.promised_blocks -= 1
+        self._promised -= not is_counted
+
+    # --- ghosts --------------------------------------------------------------------------------------------------
+
+    def _usable(self, chain: list[int], keeps_all: bool) -> int:
+        """How many blocks of a cached run a text can begin with: its sinks and its window are no ghosts."""
+        length = len(chain)
+        while length:
+            first = self.window.sink_blocks if keeps_all else self.window.first_block(BLOCK_TOKENS * length)
+            needed = [*range(min(length, self.window.sink_blocks)), *range(first, length)]
+            ghost = next((index for index in reversed(needed) if chain[index] >= self.pool.blocks), None)
+            if ghost is None:
+                break
+            length = ghost
+        return length
+
+    def _take_partial(self, sequence: BlockSequence, token_ids: Sequence[int]) -> None:
+        parent = sequence.blocks[-1] if sequence.blocks else ROOT
+        best_ids, best_length = self._most_similar((sequence.rope_base, parent), tuple(token_ids[:BLOCK_TOKENS]))
+        if best_length and self._children[sequence.rope_base, parent][best_ids] < self.pool.blocks:
+            super()._take_partial(sequence, token_ids)
+
+    def _make_last_writable(self, sequence: BlockSequence) -> None:
+        last, index = sequence.blocks[-1], len(sequence.blocks) - 1
+        if self._users[last] == 1 and (sequence.rope_base, last) not in self._children:
+            super()._make_last_writable(sequence)
+            return
+        # Others may be writing behind it, having left it.
+        block = self._take(sequence)
+        self.pool.copy(last, block)
+        sequence.blocks[-1] = block
+        self._give_back(sequence, index, last)
+        sequence.is_last_cached = False
+
+    def _drop_oldest(self) -> None:
+        block = next(iter(self._idle))
+        if (self._keys[block].rope_base, block) in self._children:
+            del self._idle[block]
+            self._rename(block, next(self._ghosts))
+            self._free.append(block)
+        else:
+            self._drop(block)
+
+    def _rename(self, old: int, new: int) -> None:
+        """A cached block gets another number: a ghost's, or a ghost gets memory."""
+        key = self._keys[new] = self._keys.pop(old)
+        self._children[key.rope_base, key.parent][key.token_ids] = new
+        if (key.rope_base, old) in self._children:
+            children = self._children[key.rope_base, new] = self._children.pop((key.rope_base, old))
+            self._ordered[key.rope_base, new] = self._ordered.pop((key.rope_base, old))
+            for child in children.values():
+                self._keys[child] = replace(self._keys[child], parent=new)
+
+    def _forget(self, block: int) -> None:
+        parent, base = self._keys[block].parent, self._keys[block].rope_base
+        super()._forget(block)
+        # A ghost that leads nowhere is forgotten, and so on.
+        while parent >= self.pool.blocks and (base, parent) not in self._children:
+            ghost, parent = parent, self._keys[parent].parent
+            super()._forget(ghost)

@@ -1,0 +1,297 @@
+"""Quantize a model folder: tensor by tensor, checked after writing, in place all at once or not at all.
+
+    quantize_folder("MiniCPM-2B-dpo-bf16", "MiniCPM-2B-int4", preset="int4")
+
+Writes the canonical compressed-tensors folder. Memory holds the largest weight of the model and all scales.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from minicpm.errors import FormatError, ModelError
+from minicpm.export.convert import check_places, companion_files, forget_cached_pages, require_disk
+from minicpm.files import write_text
+from minicpm.formats import hf
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE, Packing, is_linear, write_quantization
+from minicpm.formats.config import DecoderConfig
+from minicpm.formats.folder import copy_file, new_folder
+from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
+from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.tensor import TensorInfo, TensorView
+from minicpm.progress import Progress, Silent
+from minicpm.quant import rtn
+from minicpm.quant.equalize import block_scales
+from minicpm.quant.format import PRESETS, Floats, IntWeight, Preset
+from minicpm.quant.rescaling import BlockScales, block_of
+
+METHODS = ("rtn",)
+
+
+@dataclass
+class KindReport:
+    """All weights of one kind, e.g. every layer's `mlp.down_proj`: what they take and what rounding did to them."""
+
+    kind: str
+    bits: int  # of a code; 16 or 32 where the weight is kept in floating point
+    elements: int = 0
+    nbytes: int = 0
+    squared_error: float = 0.0
+    squared_weight: float = 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.elements
+
+    @property
+    def relative_rmse(self) -> float:
+        """Root of summed squared errors over summed squared weights; 0 where nothing was rounded."""
+        return math.sqrt(self.squared_error / self.squared_weight) if self.squared_weight else 0.0
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What `quantize_folder` has done."""
+
+    source: Path
+    destination: Path
+    preset: str
+    method: str
+    evened_channels: int  # rescaled before rounding (equalize.py)
+    source_bytes: int  # of the weights
+    nbytes: int  # of the weights
+    kinds: tuple[KindReport, ...]
+    files: tuple[str, ...]
+
+
+@dataclass
+class _Job:
+    """One run: the plan, and what is known once weights have been quantized."""
+
+    checkpoint: Checkpoint
+    config: DecoderConfig
+    packings: dict[str, Packing]
+    files: list[PlannedFile]
+    progress: Progress
+    equalize: bool
+    scales: dict[str, memoryview] = field(default_factory=dict)
+    rescalings: dict[int, BlockScales] = field(default_factory=dict)  # by block, made when its first weight is read
+    kinds: dict[str, KindReport] = field(default_factory=dict)
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        return {info.name: info for planned in self.files for info in planned.tensors}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.infos.values())
+
+
+def quantize_folder(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    preset: str = "int4",
+    method: str = "rtn",
+    equalize: bool = True,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Quantization:
+    """Write the model in folder `source` to the new folder `destination` with the weights of a preset.
+
+    With `equalize`, channels out of line are rescaled first, by powers of two that leave the results as they are.
+    Raises ValueError for arguments that cannot be, ModelError and FormatError for the rest; nothing half-written stays.
+    """
+    source, destination = Path(source), Path(destination)
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_places(source, destination, overwrite)
+    with open_checkpoint(source) as checkpoint:
+        job = _plan(checkpoint, PRESETS[preset], max_shard_bytes, progress or Silent(), equalize)
+        copies = companion_files(checkpoint, "hf")
+        require_disk(destination, job.nbytes, copies)
+        try:
+            with new_folder(destination, overwrite) as folder:
+                for path in copies:
+                    copy_file(path, folder / path.name)
+                checksums = _write(folder, job, PRESETS[preset])
+                _check(folder, job, checksums)
+                files = tuple(sorted(path.name for path in folder.iterdir()))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ModelError(
+                    f"{destination}: the disk is full; {job.nbytes} bytes are needed, none kept"
+                ) from error
+            raise
+        kinds = tuple(job.kinds.values())
+        evened = sum(scales.num_rescaled for scales in job.rescalings.values())
+        return Quantization(source, destination, preset, method, evened, checkpoint.nbytes, job.nbytes, kinds, files)
+
+
+def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int, progress: Progress, equalize: bool) -> _Job:
+    if checkpoint.folded_scales is not None:
+        raise ModelError(f"{checkpoint.path}: its scales are multiplied into the weights; convert it --to hf first")
+    config = checkpoint.config
+    is_for_others = preset.outer is None
+    if is_for_others and config.dtype == "float32":
+        config = config.with_dtype("bfloat16")
+    packings: dict[str, Packing] = {}
+    infos: list[TensorInfo] = []
+    for name, shape in config.parameter_shapes().items():
+        packing = preset.linear if is_linear(name) else preset.outer if name in (EMBEDDING, HEAD) else None
+        if packing is None:
+            infos.append(TensorInfo(name, config.dtype if is_for_others else checkpoint.tensors[name].dtype, shape))
+            continue
+        if is_for_others and shape[1] % packing.group_size:
+            raise ModelError(
+                f"{name} has {shape[1]} input features, not a multiple of {packing.group_size}, "
+                f"which vLLM and transformers need; choose a preset other than {preset.name}"
+            )
+        packings[name] = packing
+        infos.extend(packing.stored(name, shape))
+    return _Job(checkpoint, config, packings, hf.plan_files(infos, max_shard_bytes), progress, equalize)
+
+
+def _write(folder: Path, job: _Job, preset: Preset) -> dict[str, int]:
+    """Write everything but the rename; returns the CRC-32 of every stored tensor."""
+    infos = job.infos
+
+    def content(stored: str) -> Iterable[memoryview]:
+        block = _content(job, stored, infos[stored])
+        job.progress.advance(block.nbytes)
+        return (block,)
+
+    job.progress.begin("quantizing", job.nbytes)
+    try:
+        checksums = dict(hf.write_weights(folder, job.files, content))
+    finally:
+        job.progress.end()
+    if (index := hf.index_of(job.files)) is not None:
+        write_text(folder / index[0], json.dumps(index[1], indent=2) + "\n")
+    raw = {**hf.write_config(job.config), "quantization_config": write_quantization(preset.linear, preset.outer)}
+    write_text(folder / "config.json", json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+    return checksums
+
+
+def _content(job: _Job, stored: str, info: TensorInfo) -> memoryview:
+    """The bytes of one stored tensor. A file holds wider dtypes first, so scales wait for their codes, never longer."""
+    if stored.endswith(SHAPE):
+        shape = job.config.parameter_shapes()[stored.removesuffix(SHAPE)]
+        return np.array(shape, "<i8").data.cast("B")
+    if stored.endswith(PACKED):
+        name = stored.removesuffix(PACKED)
+        weight = _quantized(job, name)
+        job.scales[name] = np.ascontiguousarray(weight.scales).data.cast("B")
+        return np.ascontiguousarray(weight.packed).data.cast("B")
+    if stored.endswith(SCALE):
+        return job.scales.pop(stored.removesuffix(SCALE))
+    if _scales_of(job, stored) is not None:
+        view = TensorView.from_float32(stored, _values(job, stored), info.dtype)
+    else:
+        view = job.checkpoint.read(stored).cast(info.dtype)
+        job.checkpoint.release(stored)
+    _report(job, stored, info.nbytes, 32 if info.dtype == "float32" else 16, math.prod(info.shape))
+    return view.buffer.cast("B")
+
+
+def _scales_of(job: _Job, name: str) -> BlockScales | None:
+    """What evens out the block of a weight; None outside the blocks, and where that is not wanted."""
+    block = block_of(name)
+    if block is None or not job.equalize:
+        return None
+    if block not in job.rescalings:
+        scales = block_scales(lambda other: _read(job, other), job.config, block)
+        job.rescalings[block] = replace(
+            scales,
+            attention=_storable(job, f"model.layers.{block}.input_layernorm.weight", scales.attention),
+            mlp=_storable(job, f"model.layers.{block}.post_attention_layernorm.weight", scales.mlp),
+        )
+    return job.rescalings[block]
+
+
+def _storable(job: _Job, name: str, scales: Floats) -> Floats:
+    """A norm's scales where its dtype can follow, 1 elsewhere: float16 ends at 65504, and loses bits near 0."""
+    dtype, values = job.infos[name].dtype, _read(job, name)
+    before = TensorView.from_float32(name, values, dtype).float32()
+    after = TensorView.from_float32(name, values * scales, dtype).float32()
+    return np.where(after == before * scales, scales, np.float32(1))
+
+
+def _values(job: _Job, name: str) -> Floats:
+    """A weight as float32, evened out."""
+    scales = _scales_of(job, name)  # first: it reads the whole block
+    values = _read(job, name)
+    return values if scales is None else scales.apply(name, values, job.config)
+
+
+def _read(job: _Job, name: str) -> Floats:
+    values = job.checkpoint.read(name).float32()
+    job.checkpoint.release(name)
+    return values
+
+
+def _quantized(job: _Job, name: str) -> IntWeight:
+    values = _values(job, name)
+    packing = job.packings[name]
+    try:
+        weight = rtn.quantize(values, packing)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    report = _report(job, name, weight.nbytes, packing.bits, values.size)
+    step = max(1, (1 << 20) // values.shape[1])
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        report.squared_error += _squared(weight.rows(part).dequantize() - values[part])
+        report.squared_weight += _squared(values[part])
+    return weight
+
+
+def _report(job: _Job, name: str, nbytes: int, bits: int, elements: int) -> KindReport:
+    kind = _kind_of(name)
+    report = job.kinds.setdefault(kind, KindReport(kind, bits))
+    report.nbytes += nbytes
+    report.elements += elements
+    return report
+
+
+def _kind_of(name: str) -> str:
+    """`model.layers.7.mlp.up_proj.weight` -> `mlp.up_proj`; all norms are one kind."""
+    if "norm" in name:
+        return "norms"
+    return ".".join(name.removesuffix(".weight").split(".")[-2:]) if is_linear(name) else name.split(".")[-2]
+
+
+def _squared(values: Floats) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def _check(folder: Path, job: _Job, checksums: dict[str, int]) -> None:
+    """Open what was written as a stranger would, and compare it with what was meant."""
+    for planned in job.files:
+        forget_cached_pages(folder / planned.name)
+    job.progress.begin("checking", job.nbytes)
+    try:
+        with open_checkpoint(folder, allow_quantized=True) as written:
+            if written.config != job.config or written.packings != job.packings:
+                raise FormatError(folder / "config.json", "reads back as another model; please report this as a bug")
+            for stored, info in written.tensors.items():
+                if zlib.crc32(written.read(stored).buffer) != checksums[stored]:
+                    raise FormatError(
+                        folder, f"{stored} reads back with other bytes than were written; is the disk failing?"
+                    )
+                written.release(stored)
+                job.progress.advance(info.nbytes)
+    finally:
+        job.progress.end()

@@ -1,0 +1,3 @@
+"""Fixtures of the rooms that write model folders."""
+
+from tiny_folders import model_folder, tiny  # noqa: F401
