@@ -606,17 +606,18 @@ def test_a_sequence_of_another_model_is_refused(folders):
 def forwarded(backend: Backend, tables: list[list[int]], lengths: list[int], counts: list[int], pool: Any) -> None:
     """One step of the extension itself, with tables that no BlockCache made."""
     tokens, half = sum(counts), backend.config.head_dim // 2
-    backend._model.forward(
-        [pool] * len(counts),
-        [np.array(table, np.int32) for table in tables],
-        lengths,
-        counts,
-        np.ones(tokens, np.int32),
-        np.ones((tokens, half), np.float32),
-        np.zeros((tokens, half), np.float32),
-        np.zeros(0, np.int32),
-        np.zeros((0, VOCABULARY), np.float32),
+    batch = native.extension().Batch(
+        pools=[pool] * len(counts),
+        tables=[np.array(table, np.int32) for table in tables],
+        lengths=lengths,
+        counts=counts,
+        token_ids=np.ones(tokens, np.int32),
+        cos=np.ones((tokens, half), np.float32),
+        sin=np.zeros((tokens, half), np.float32),
+        wanted=np.zeros(0, np.int32),
+        out=np.zeros((0, VOCABULARY), np.float32),
     )
+    backend._model.forward(batch)
 
 
 @pytest.mark.parametrize(

@@ -299,20 +299,21 @@ class NativeBackend:
         sink_cos, sink_sin = self._rotary.of_sinks(rows) or (None, None)
         width = self.config.hidden_size if is_hidden else self.vocab_size
         out = np.empty((len(wanted), width), np.float32)
-        self._model.forward(
-            [sequence.pool for sequence in sequences],
-            [sequence.table for sequence in sequences],
-            lengths,
-            counts,
-            np.array([token for row in rows for token in row.token_ids], np.int32),
-            cos,
-            sin,
-            np.array(wanted, np.int32),
-            out,
-            is_hidden,
-            sink_cos,
-            sink_sin,
+        batch = native.extension().Batch(
+            pools=[sequence.pool for sequence in sequences],
+            tables=[sequence.table for sequence in sequences],
+            lengths=lengths,
+            counts=counts,
+            token_ids=np.array([token for row in rows for token in row.token_ids], np.int32),
+            cos=cos,
+            sin=sin,
+            wanted=np.array(wanted, np.int32),
+            out=out,
+            is_hidden=is_hidden,
+            sink_cos=sink_cos,
+            sink_sin=sink_sin,
         )
+        self._model.forward(batch)
         for sequence, row in zip(sequences, rows):
             sequence.extend(row.token_ids)
         return [out[end - n : end] for end, n in zip(accumulate(wanted_counts), wanted_counts)]
