@@ -6,9 +6,9 @@ of one, any mix in a single call. The engine above sees token ids and logits, ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +38,42 @@ class KVSequence:
         del self.token_ids[length:]
 
 
+Wanted = Literal["last", "all", "none"]
+
+
 @dataclass(frozen=True)
 class Row:
     """New tokens of one sequence; `logits` tells for which of them the next token's logits are wanted."""
 
     sequence: KVSequence
     token_ids: Sequence[int]
-    logits: str = "last"  # "last", "all" or "none"
+    logits: Wanted = "last"
+
+    @property
+    def wanted_count(self) -> int:
+        """Tokens whose logits are wanted; they are the row's last ones."""
+        return {"last": 1, "all": len(self.token_ids), "none": 0}[self.logits]
+
+    def chunks(self, most_tokens: int) -> Iterator[Row]:
+        """The same row in parts of at most `most_tokens`, which together want the same logits."""
+        for start in range(0, len(self.token_ids), most_tokens):
+            is_last = start + most_tokens >= len(self.token_ids)
+            wanted: Wanted = "none" if self.logits == "last" and not is_last else self.logits
+            yield replace(self, token_ids=self.token_ids[start : start + most_tokens], logits=wanted)
+
+
+def wanted_places(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Which of all rows' tokens, one row behind the other, logits are wanted of; and how many of each row."""
+    # Plain lists: for one token numpy's functions that do this take longer than a layer of a small model.
+    places: list[int] = []
+    counts: list[int] = []
+    end = 0
+    for row in rows:
+        end += len(row.token_ids)
+        count = row.wanted_count
+        places += range(end - count, end)
+        counts.append(count)
+    return places, counts
 
 
 @dataclass(frozen=True)
@@ -112,7 +141,7 @@ class Backend(Protocol):
         """Rotary base a sequence of planned `length` gets; sequences of equal keys may share a prefix."""
 
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-        """Append every row's tokens to its sequence; per row (n, vocab) logits, n = 1, len(token_ids) or 0."""
+        """Append every row's tokens to its sequence; per row (row.wanted_count, vocab) logits."""
 
     def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """As `forward`, but per row the hidden states of all its tokens behind the last norm: (len(token_ids), hidden).

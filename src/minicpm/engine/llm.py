@@ -523,12 +523,8 @@ def _forward_in_chunks(
     backend: Backend, sequence: KVSequence, ids: list[int], logits: Literal["last", "all"]
 ) -> npt.NDArray[np.float32]:
     """Compute `ids` (T,); logits (T, vocab), or (1, vocab) after the last."""
-    chunks = [ids[i : i + PREFILL_CHUNK_TOKENS] for i in range(0, len(ids), PREFILL_CHUNK_TOKENS)]
-    results = []
-    for number, chunk in enumerate(chunks, start=1):
-        is_wanted = logits == "all" or number == len(chunks)
-        results.append(backend.forward([Row(sequence, chunk, logits if is_wanted else "none")])[0])
-    return np.concatenate(results)
+    chunks = Row(sequence, ids, logits).chunks(PREFILL_CHUNK_TOKENS)
+    return np.concatenate([backend.forward([chunk])[0] for chunk in chunks])
 
 
 def _first_batch(texts: list[list[int]], most_tokens: int) -> list[list[int]]:

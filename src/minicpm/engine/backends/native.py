@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm import native
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import Row, wanted_places
 from minicpm.engine.backends.numpy_attention import RotaryTables, cache_bytes_per_token
 from minicpm.engine.backends.packed import packed_weights
 from minicpm.engine.cache.blocks import BlockCache, BlockSequence, blocks_of
@@ -277,13 +277,7 @@ class NativeBackend:
 
     def _row_in_steps(self, row: Row, is_hidden: bool) -> Floats:
         """(n, vocab or hidden) of a row alone, cut into steps."""
-        starts = range(0, len(row.token_ids), self._most_row_tokens)
-        parts = []
-        for start in starts:
-            kind = row.logits if row.logits != "last" or start == starts[-1] else "none"
-            part = Row(row.sequence, row.token_ids[start : start + self._most_row_tokens], kind)
-            parts.append(self._step([part], is_hidden)[0])
-        return np.concatenate(parts)
+        return np.concatenate([self._step([part], is_hidden)[0] for part in row.chunks(self._most_row_tokens)])
 
     def _step(self, rows: Sequence[Row], is_hidden: bool) -> list[Floats]:
         sequences = [cast(BlockSequence, row.sequence) for row in rows]
@@ -291,10 +285,7 @@ class NativeBackend:
         lengths = [sequence.length for sequence in sequences]
         for sequence, length, count in zip(sequences, lengths, counts):
             sequence.reserve(length + count)
-        wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
-        # Plain lists: for one token numpy's functions that do this take longer than a layer of a small model.
-        ends = list(accumulate(counts))
-        wanted = [place for end, n in zip(ends, wanted_counts) for place in range(end - n, end)]
+        wanted, wanted_counts = wanted_places(rows)
         cos, sin = self._rotary.of(rows)
         sink_cos, sink_sin = self._rotary.of_sinks(rows) or (None, None)
         width = self.config.hidden_size if is_hidden else self.vocab_size

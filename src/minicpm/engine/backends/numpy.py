@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import Row, wanted_places
 from minicpm.engine.backends.arithmetic import (
     BLOCK_ELEMENTS,
     LANES,
@@ -298,12 +298,10 @@ class NumpyBackend:
 
     def _logits(self, h: Floats, rows: Sequence[Row]) -> list[Floats]:
         """Per row (n, vocab): the head runs over the wanted positions only."""
-        lengths = [len(row.token_ids) for row in rows]
-        counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, lengths)]
-        wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(lengths), counts)]
+        wanted, counts = wanted_places(rows)
         logits: Floats = np.zeros((0, self.vocab_size), np.float32)
-        if any(counts):
-            x = rms_norm(h[np.concatenate(wanted)], self._norm, self.config.rms_norm_eps)
+        if wanted:
+            x = rms_norm(h[wanted], self._norm, self.config.rms_norm_eps)
             logits = self._head(x * np.float32(self.config.logit_scale))
         return np.split(logits, np.cumsum(counts)[:-1])
 

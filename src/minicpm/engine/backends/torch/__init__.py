@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import Row, wanted_places
 from minicpm.engine.backends.torch.decode import Decoder, RowAttention, project
 from minicpm.engine.backends.torch.ragged import ATTENTION, RaggedBatch, TorchSequence
 from minicpm.engine.cache.blocks import SequenceCache
@@ -104,7 +104,7 @@ class TorchBackend:
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _forward(self, rows: Sequence[Row], is_hidden: bool) -> list[npt.NDArray[np.float32]]:
         token_count = sum(len(row.token_ids) for row in rows)
-        wanted, counts = _wanted_positions(rows)
+        wanted, counts = wanted_places(rows)
         with _fastest_matmul(token_count, self._dtype, self._device):
             if token_count == len(rows) and not is_hidden:
                 out = self._decode([row.sequence for row in rows], [row.token_ids[0] for row in rows])
@@ -166,20 +166,6 @@ def _fastest_matmul(token_count: int, dtype: torch.dtype, device: torch.device) 
         yield
     finally:
         torch.backends.mkldnn.enabled = True
-
-
-def _wanted_positions(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Flat indices whose logits are wanted, and how many of them each row has."""
-    wanted: list[int] = []
-    counts: list[int] = []
-    start = 0
-    for row in rows:
-        end = start + len(row.token_ids)
-        chosen = {"last": range(end - 1, end), "all": range(start, end), "none": range(0)}[row.logits]
-        wanted += chosen
-        counts.append(len(chosen))
-        start = end
-    return wanted, counts
 
 
 def _choose_device(device: str) -> str:
