@@ -189,7 +189,7 @@ class PythonBatch {
   PythonBatch(const std::vector<PythonPool*>& pools, const std::vector<Integers>& tables,
               const std::vector<int>& lengths, const std::vector<int>& counts, const Integers& token_ids, Matrix cos,
               Matrix sin, const Integers& wanted, WritableMatrix out, bool is_hidden, std::optional<Matrix> sink_cos,
-              std::optional<Matrix> sink_sin)
+              std::optional<Matrix> sink_sin, std::optional<Matrix> embeddings)
       : is_hidden_(is_hidden),
         token_ids_(token_ids.data(), token_ids.data() + token_ids.size()),
         wanted_(wanted.data(), wanted.data() + wanted.size()),
@@ -197,6 +197,7 @@ class PythonBatch {
         sin_(std::move(sin)),
         sink_cos_(std::move(sink_cos)),
         sink_sin_(std::move(sink_sin)),
+        embeddings_(std::move(embeddings)),
         out_(std::move(out)) {
     require(pools.size() == counts.size() && tables.size() == counts.size() && lengths.size() == counts.size() &&
                 !counts.empty(),
@@ -228,6 +229,7 @@ class PythonBatch {
     batch_.sin = sin_.data();
     batch_.sink_cos = sink_cos_ ? sink_cos_->data() : nullptr;
     batch_.sink_sin = sink_sin_ ? sink_sin_->data() : nullptr;
+    batch_.embeddings = embeddings_ ? embeddings_->data() : nullptr;
     batch_.wanted = wanted_.data();
     batch_.wanted_count = static_cast<int>(wanted_.size());
     batch_.logits = is_hidden ? nullptr : out_.data();
@@ -246,7 +248,12 @@ class PythonBatch {
             "sink_cos and sink_sin are for a model with a sliding window, and it needs them");
     require(out_.shape(1) == static_cast<size_t>(is_hidden_ ? shape.hidden : shape.vocabulary),
             "out is (wanted, vocabulary or hidden), wanted at most as many as tokens");
-    for (const int32_t id : token_ids_) require(id >= 0 && id < shape.vocabulary, "a token id is no word");
+    require(!embeddings_ || embeddings_->shape(1) == static_cast<size_t>(shape.hidden),
+            "embeddings are (positions, hidden)");
+    const int64_t positions = embeddings_ ? static_cast<int64_t>(embeddings_->shape(0)) : 0;
+    for (const int32_t id : token_ids_) {
+      require(id >= -positions && id < shape.vocabulary, "a token id is no word and no row of the embeddings");
+    }
     return batch_;
   }
 
@@ -260,7 +267,7 @@ class PythonBatch {
   std::vector<CheckedTable> tables_;
   const std::vector<int32_t> token_ids_, wanted_;
   const Matrix cos_, sin_;
-  const std::optional<Matrix> sink_cos_, sink_sin_;
+  const std::optional<Matrix> sink_cos_, sink_sin_, embeddings_;
   const WritableMatrix out_;
   Batch batch_{};
 };
@@ -423,9 +430,10 @@ NB_MODULE(_native, m) {
   nb::class_<PythonBatch>(m, "Batch")
       .def(nb::init<const std::vector<PythonPool*>&, const std::vector<Integers>&, const std::vector<int>&,
                     const std::vector<int>&, const Integers&, Matrix, Matrix, const Integers&, WritableMatrix, bool,
-                    std::optional<Matrix>, std::optional<Matrix>>(),
+                    std::optional<Matrix>, std::optional<Matrix>, std::optional<Matrix>>(),
            nb::kw_only(), "pools"_a, "tables"_a, "lengths"_a, "counts"_a, "token_ids"_a, "cos"_a, "sin"_a, "wanted"_a,
-           "out"_a, "is_hidden"_a = false, "sink_cos"_a = nb::none(), "sink_sin"_a = nb::none());
+           "out"_a, "is_hidden"_a = false, "sink_cos"_a = nb::none(), "sink_sin"_a = nb::none(),
+           "embeddings"_a = nb::none());
   nb::class_<PythonModel>(m, "Model")
       .def(nb::init<const std::string&, int, int, int, int, int, int, double, double, double, double, double, int,
                     int>(),

@@ -67,6 +67,7 @@ class Batch:
         is_hidden: bool = False,
         sink_cos: Floats | None = None,
         sink_sin: Floats | None = None,
+        embeddings: Floats | None = None,
     ) -> None: ...
 
 class Model:

@@ -77,7 +77,7 @@ class RecordedBatch:
     """The fields of a step; what it computes stands in `out` afterwards."""
 
     def __init__(self, extension: ModuleType, fields: dict[str, Any]):
-        self.fields = {"is_hidden": False, "sink_cos": None, "sink_sin": None, **fields}
+        self.fields = {"is_hidden": False, "sink_cos": None, "sink_sin": None, "embeddings": None, **fields}
         self.made = extension.Batch(**{**fields, "pools": [pool.made for pool in fields["pools"]]})
 
 
@@ -102,8 +102,9 @@ class RecordedModel:
     def forward(self, batch: RecordedBatch) -> None:
         self._made.forward(batch.made)
         pools, tables, lengths, counts = (batch.fields[name] for name in ("pools", "tables", "lengths", "counts"))
-        # Of a model without a sliding window the sinks' arrays are empty.
-        arrays = [batch.fields[name] for name in ("token_ids", "cos", "sin", "sink_cos", "sink_sin", "wanted", "out")]
+        # Without a sliding window the sinks' arrays are empty, without spans the embeddings.
+        names = ("token_ids", "cos", "sin", "sink_cos", "sink_sin", "embeddings", "wanted", "out")
+        arrays = [batch.fields[name] for name in names]
         arrays = [np.zeros(0, np.float32) if array is None else np.asarray(array) for array in (*tables, *arrays)]
         numbers = [pool.number for pool in pools]
         is_hidden = int(batch.fields["is_hidden"])

@@ -26,6 +26,7 @@ from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.engine.constraint import Constraint, Constraints
 from minicpm.engine.loading import Options, check_context, check_for_vllm, load
 from minicpm.engine.lookup import StepTimes
+from minicpm.engine.prompt import EmbeddingSpan, Ids, Prompt, checked_ids
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, Pace, Scheduler, no_room
 from minicpm.errors import GenerationError
@@ -179,13 +180,16 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[str | Sequence[int]],
+        prompts: str | Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         constraint: Constraint | None = None,
         **overrides: Any,
     ) -> list[Completion]:
-        """Complete prompts (texts or token ids) as they are, without a chat template; answers in their order."""
+        """Complete prompts as they are, without a chat template; answers in their order.
+
+        A prompt is a text, or a sequence of token ids and EmbeddingSpans (engine/prompt.py).
+        """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if not prompts:
             raise ValueError("there are no prompts; give at least one")
@@ -197,7 +201,7 @@ class LLM:
 
     def stream_batch(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         constraint: Constraint | None = None,
@@ -217,8 +221,8 @@ class LLM:
         room = min(limit or WORTHWHILE_ANSWER_TOKENS, self.context_length // 4)
         return self.prompt_length(messages) + room <= self.context_length
 
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Next-token logits after each of `token_ids`: (T, vocab) float32."""
+    def logits(self, token_ids: Sequence[int | EmbeddingSpan]) -> npt.NDArray[np.float32]:
+        """Next-token logits after each of `token_ids`, and after each position of a span: (T, vocab) float32."""
         ids = self._checked_ids(token_ids)
         self._require_room(len(ids))
         with self._open([], len(ids)) as sequence:
@@ -228,7 +232,7 @@ class LLM:
         """Forget what was computed for texts that are finished, and give its memory back to the system."""
         self._cache.drop_idle()
 
-    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: str | Sequence[Prompt]) -> npt.NDArray[np.float32]:
         """One vector per text (or token ids): (n, hidden) float32, the mean of its tokens' last hidden states.
 
         These are the states behind the model's last norm, before the logit scale and the head; `<s>` is one of the
@@ -245,7 +249,7 @@ class LLM:
                 raise no_room(self.backend, self._cache, missing_tokens)
 
     def embed_in_steps(
-        self, texts: str | Sequence[str | Sequence[int]], most_tokens: Callable[[], int]
+        self, texts: str | Sequence[Prompt], most_tokens: Callable[[], int]
     ) -> Generator[int, None, npt.NDArray[np.float32]]:
         """`embed` for one who has other work to do in between; each step computes about `most_tokens()`.
 
@@ -260,26 +264,25 @@ class LLM:
         return self._embed(waiting, most_tokens)
 
     def prompt_logprobs_in_steps(
-        self, prompts: Sequence[Sequence[int]], top: int, most_tokens: Callable[[], int]
+        self, prompts: Sequence[Sequence[int | EmbeddingSpan]], top: int, most_tokens: Callable[[], int]
     ) -> Generator[int, None, list[list[SampledToken]]]:
         """Per prompt all its tokens, each with its log-probability behind those before it and the `top` likeliest ones.
 
-        The first one has neither. In steps, and refused, like `embed_in_steps`; of the logits (T, vocab) no more than
+        The first position has neither. A span's positions are no tokens and are left out; what stands behind a span is
+        scored like any token. In steps, and refused, like `embed_in_steps`; of the logits (T, vocab) no more than
         LOGITS_BYTES are held at a time.
         """
         waiting = [self._checked_ids(prompt) for prompt in prompts]
         self._require_fitting(waiting)
         return self._score_prompts(waiting, top, most_tokens)
 
-    def _embed(
-        self, texts: list[list[int]], most_tokens: Callable[[], int]
-    ) -> Generator[int, None, npt.NDArray[np.float32]]:
+    def _embed(self, texts: list[Ids], most_tokens: Callable[[], int]) -> Generator[int, None, npt.NDArray[np.float32]]:
         means = [_Mean() for _ in texts]
         yield from self._read_in_steps(texts, means, self.backend.hidden_states, most_tokens)
         return np.stack([mean.value for mean in means]).astype(np.float32)
 
     def _score_prompts(
-        self, texts: list[list[int]], top: int, most_tokens: Callable[[], int]
+        self, texts: list[Ids], top: int, most_tokens: Callable[[], int]
     ) -> Generator[int, None, list[list[SampledToken]]]:
         scores = [_Scores(ids, top) for ids in texts]
         at_once = max(1, LOGITS_BYTES // (4 * self.backend.vocab_size))
@@ -288,7 +291,7 @@ class LLM:
 
     def _read_in_steps(
         self,
-        texts: list[list[int]],
+        texts: list[Ids],
         readers: Sequence[_Reader],
         compute: Callable[[Sequence[Row]], list[npt.NDArray[np.float32]]],
         most_tokens: Callable[[], int],
@@ -317,7 +320,7 @@ class LLM:
                         self._cache.close(sequence)
             done += len(batch)
 
-    def _require_fitting(self, texts: list[list[int]]) -> None:
+    def _require_fitting(self, texts: list[Ids]) -> None:
         for number, ids in enumerate(texts, start=1):
             if len(ids) > self.context_length:
                 raise GenerationError(
@@ -326,17 +329,15 @@ class LLM:
             if self.backend.held_tokens(len(ids)) > self._cache.tokens:
                 raise self._beyond_budget(f"text {number}", len(ids))
 
-    def loglikelihood(
-        self, pairs: Iterable[tuple[str | Sequence[int], Sequence[str | Sequence[int]]]]
-    ) -> list[list[Loglikelihood]]:
+    def loglikelihood(self, pairs: Iterable[tuple[Prompt, Sequence[str | Sequence[int]]]]) -> list[list[Loglikelihood]]:
         """Score continuations: per (prefix, continuations) a list; what they share is computed once.
 
         Texts are encoded together, prefix and continuation, as the model would read them; the tokens from the first
-        that differs from the prefix alone are scored. Token ids are taken as they are.
+        that differs from the prefix alone are scored. Token ids are taken as they are, and a prefix may hold spans.
         """
         return [self._score(prefix, continuations) for prefix, continuations in pairs]
 
-    def _score(self, prefix: str | Sequence[int], continuations: Sequence[str | Sequence[int]]) -> list[Loglikelihood]:
+    def _score(self, prefix: Prompt, continuations: Sequence[str | Sequence[int]]) -> list[Loglikelihood]:
         prefix_ids = self._as_ids(prefix, add_bos=True)
         wholes = [self._joined_ids(prefix, prefix_ids, continuation) for continuation in continuations]
         self._require_room(max((len(ids) for ids, _ in wholes), default=0))
@@ -359,7 +360,7 @@ class LLM:
         return scores
 
     @contextmanager
-    def _open(self, prompt_ids: list[int], tokens: int) -> Iterator[KVSequence]:
+    def _open(self, prompt_ids: Ids, tokens: int) -> Iterator[KVSequence]:
         """A sequence of the cache that may grow to `tokens`, holding what is known of all but the prompt's last."""
         if tokens > self._cache.tokens:
             raise self._beyond_budget("the text", tokens)
@@ -371,15 +372,16 @@ class LLM:
         finally:
             self._cache.close(sequence)
 
-    def _joined_ids(
-        self, prefix: str | Sequence[int], prefix_ids: list[int], continuation: str | Sequence[int]
-    ) -> tuple[list[int], int]:
+    def _joined_ids(self, prefix: Prompt, prefix_ids: Ids, continuation: str | Sequence[int]) -> tuple[Ids, int]:
         """Ids of prefix and continuation, and the position of the first scored one (at least 1)."""
         if isinstance(continuation, str) and isinstance(prefix, str):
             ids = self._as_ids(prefix + continuation, add_bos=True)
             border = common_prefix_length(prefix_ids, ids)
         else:
-            ids = prefix_ids + self._as_ids(continuation, add_bos=False)
+            added = self._as_ids(continuation, add_bos=False)
+            if not isinstance(added, list):
+                raise GenerationError("a continuation is token ids alone; embeddings have no probability")
+            ids = prefix_ids + added
             border = len(prefix_ids)
         if border == len(ids):
             raise ValueError(f"the continuation {continuation!r} adds no token to its prefix; score longer ones")
@@ -399,7 +401,7 @@ class LLM:
 
     def _run(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: Sequence[SamplingParams],
         *,
         is_chat: bool,
@@ -423,7 +425,7 @@ class LLM:
 
     def new_request(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         is_chat: bool,
@@ -498,21 +500,15 @@ class LLM:
             length *= 2
         return min(length, self.context_length)
 
-    def _as_ids(self, text: str | Sequence[int], *, add_bos: bool) -> list[int]:
+    def _as_ids(self, text: Prompt, *, add_bos: bool) -> Ids:
         if isinstance(text, str):
             if not text and add_bos:
                 raise GenerationError("the prompt is empty; give at least one character")
             text = self.tokenizer.encode(text, add_bos=add_bos)
         return self._checked_ids(text)
 
-    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(token_id) for token_id in token_ids]
-        if not ids:
-            raise GenerationError("there are no token ids; give at least one")
-        bad = next((i for i in ids if not 0 <= i < self.backend.vocab_size), None)
-        if bad is not None:
-            raise GenerationError(f"token id {bad} is outside the vocabulary of {self.backend.vocab_size}")
-        return ids
+    def _checked_ids(self, token_ids: Sequence[int | EmbeddingSpan]) -> Ids:
+        return checked_ids(token_ids, self.backend.vocab_size, self.backend.embedding_size)
 
     def _require_room(self, token_count: int) -> None:
         if token_count > self.context_length:
@@ -520,14 +516,14 @@ class LLM:
 
 
 def _forward_in_chunks(
-    backend: Backend, sequence: KVSequence, ids: list[int], logits: Literal["last", "all"]
+    backend: Backend, sequence: KVSequence, ids: Ids, logits: Literal["last", "all"]
 ) -> npt.NDArray[np.float32]:
     """Compute `ids` (T,); logits (T, vocab), or (1, vocab) after the last."""
     chunks = Row(sequence, ids, logits).chunks(PREFILL_CHUNK_TOKENS)
     return np.concatenate([backend.forward([chunk])[0] for chunk in chunks])
 
 
-def _first_batch(texts: list[list[int]], most_tokens: int) -> list[list[int]]:
+def _first_batch(texts: list[Ids], most_tokens: int) -> list[Ids]:
     """The first texts, as many as have at most so many tokens together, but one at least."""
     count, tokens = 1, len(texts[0])
     while count < len(texts) and tokens + len(texts[count]) <= most_tokens:
@@ -545,15 +541,18 @@ class _Reader(Protocol):
 class _Scores:
     """A text's tokens with their log-probabilities, from the logits (T, vocab) of all chunks that are added."""
 
-    def __init__(self, ids: list[int], top: int):
+    def __init__(self, ids: Ids, top: int):
         self._ids = ids
         self._top = top
-        self.tokens = [SampledToken(ids[0])]
+        self._read = 1  # positions that are done with
+        self.tokens = [SampledToken(token_id) for token_id in ids[:1] if token_id >= 0]
 
     def add(self, computed: npt.NDArray[np.float32]) -> None:
-        # The last one's predict what isn't there.
-        for logits, token_id in zip(computed, self._ids[len(self.tokens) :]):
-            self.tokens.append(scored_token(logits, token_id, self._top))
+        # The last one's predict what isn't there. A span's positions have content ids, below 0.
+        for logits, token_id in zip(computed, self._ids[self._read :]):
+            if token_id >= 0:
+                self.tokens.append(scored_token(logits, token_id, self._top))
+        self._read += len(computed)
 
 
 class _Mean:
@@ -576,7 +575,7 @@ class _Mean:
         return mean
 
 
-def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: list[int]) -> Loglikelihood:
+def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: Ids) -> Loglikelihood:
     """Score `token_ids` (T,) against the logits (T, vocab) that predict them."""
     wide = logits.astype(np.float64)
     top = wide.max(axis=1)

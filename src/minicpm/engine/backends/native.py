@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm import native
-from minicpm.engine.backend import Row, wanted_places
+from minicpm.engine.backend import Row, flat_ids, wanted_places
 from minicpm.engine.backends.numpy_attention import RotaryTables, cache_bytes_per_token
 from minicpm.engine.backends.packed import packed_weights
 from minicpm.engine.cache.blocks import BlockCache, BlockSequence, blocks_of
@@ -195,6 +195,7 @@ class NativeBackend:
         self.config = config = checkpoint.config
         self.isa = native.isa()
         self.vocab_size = config.vocab_size
+        self.embedding_size = config.hidden_size
         self.context_length = config.context_length if window is None else MOST_POSITIONS
         self.trained_length = config.max_position_embeddings
         self.kv_dtype = "int8" if kv_dtype == "auto" else kv_dtype
@@ -286,6 +287,7 @@ class NativeBackend:
         for sequence, length, count in zip(sequences, lengths, counts):
             sequence.reserve(length + count)
         wanted, wanted_counts = wanted_places(rows)
+        ids, embeddings = flat_ids(rows)
         cos, sin = self._rotary.of(rows)
         sink_cos, sink_sin = self._rotary.of_sinks(rows) or (None, None)
         width = self.config.hidden_size if is_hidden else self.vocab_size
@@ -295,7 +297,8 @@ class NativeBackend:
             tables=[sequence.table for sequence in sequences],
             lengths=lengths,
             counts=counts,
-            token_ids=np.array([token for row in rows for token in row.token_ids], np.int32),
+            token_ids=np.array(ids, np.int32),
+            embeddings=embeddings,
             cos=cos,
             sin=sin,
             wanted=np.array(wanted, np.int32),

@@ -188,6 +188,7 @@ class VllmBackend:
 
     name = "vllm"
     is_exact = False
+    embedding_size = None
 
     def __init__(
         self,
@@ -277,7 +278,7 @@ class VllmBackend:
                 self._inbox.pop(name, None)
         return found
 
-    def score(self, texts: Sequence[tuple[list[int], int]]) -> list[tuple[list[float], bool]]:
+    def score(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[tuple[list[float], bool]]:
         """Per text (ids, border): the log-probabilities of its tokens from `border` on, and whether each was likeliest.
 
         vLLM computes every text whole, since it doesn't take a prompt's log-probabilities from its prefix cache.
@@ -341,7 +342,13 @@ class VllmCache:
         self._backend = backend
 
     def open(
-        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        planned_tokens: int,
+        rope_length: int,
+        *,
+        keeps_all: bool = False,
+        adapter: str | None = None,
     ) -> NoReturn:
         raise _no_logits()
 
