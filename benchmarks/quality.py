@@ -2,8 +2,8 @@
 
 python benchmarks/quality.py [--work runs]
 
-The float reference is a model that nano may have been rounded from (benchmarks/outliers.py), computed in float32 by the numpy
-engine; a copy computes the same with 0.5 % of its channels larger by `outlier scale`. The text is
+The float reference is a model that nano may have been rounded from (benchmarks/outliers.py), computed in float32 by the
+numpy engine; a copy computes the same with 0.5 % of its channels larger by `outlier scale`. The text is
 nano/held-out.jsonl; of conversations the answers count.
 """
 
