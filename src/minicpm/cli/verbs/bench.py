@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     destination = None if device is None else _destination(args, llm, device, name)
     with open_checkpoint(llm.folder, allow_quantized=True) as checkpoint:
         measured = measure(
-            llm.backend,
+            llm.steps.backend,
             checkpoint,
             plan,
             dtype=args.dtype,
