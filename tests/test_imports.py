@@ -84,6 +84,30 @@ def test_no_cycle_between_rooms_of_one_level():
             assert room not in edges.get(other, ()), f"{room} and {other} import each other"
 
 
+def test_llm_knows_no_backend():
+    """What computes comes to LLM from loading.py as a Runtime; LLM never asks which one it is."""
+    path = SOURCE / "engine" / "llm.py"
+    assert not [module for module in imported_modules(path) if module.startswith("minicpm.engine.backends")]
+    checks = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    asked = [
+        ast.unparse(call.args[0]) for call in checks if ast.unparse(call.func) in ("isinstance", "type", "hasattr")
+    ]
+    assert asked and not [what for what in asked if "backend" in what or "runtime" in what]
+
+
+def test_no_method_of_the_engine_only_raises():
+    """What an engine cannot do is absent from it, so that whoever needs it asks whether it is there."""
+    stubs = []
+    for path in (SOURCE / "engine").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for method in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(method, ast.FunctionDef):
+                    statements = [part for part in method.body if not isinstance(part, ast.Expr)]
+                    if statements and all(isinstance(part, ast.Raise) for part in statements):
+                        stubs.append(f"{module_name(path)}.{node.name}.{method.name}")
+    assert not stubs
+
+
 @pytest.mark.parametrize("arguments", [["-c", "import minicpm"], ["-m", "minicpm", "--help"]], ids=["import", "help"])
 def test_starting_loads_nothing_heavy(arguments: list[str]):
     code = (

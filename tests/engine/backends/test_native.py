@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minicpm import LLM, SamplingParams, native
-from minicpm.engine.backend import Backend, Row
+from minicpm.engine.backend import Row, StepBackend
 from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.cache.blocks import common_prefix_length
 from minicpm.engine.cache.sliding_window import SlidingWindow
@@ -36,7 +36,7 @@ ISAS = [] if native.why_missing() else native.extension().runnable_isas()
 VOCABULARY = EVEN.vocab_size
 
 
-def load_native(folder: Path, isa: str, threads: int = 1, **options: Any) -> Backend:
+def load_native(folder: Path, isa: str, threads: int = 1, **options: Any) -> StepBackend:
     from minicpm.engine.backends.native import NativeBackend
 
     with pytest.MonkeyPatch.context() as environment:
@@ -52,7 +52,7 @@ def some_ids(seed: int, count: int, vocabulary: int = VOCABULARY) -> list[int]:
     return np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
 
 
-def logits(backend: Backend, ids: list[int], chunks: list[int] | None = None) -> np.ndarray:
+def logits(backend: StepBackend, ids: list[int], chunks: list[int] | None = None) -> np.ndarray:
     """(T, vocab) of one sequence computed in chunks of the given sizes."""
     sequence = backend.new_sequence(len(ids))
     parts, start = [], 0
@@ -603,7 +603,7 @@ def test_a_sequence_of_another_model_is_refused(folders):
     assert sequence.length == 0
 
 
-def forwarded(backend: Backend, tables: list[list[int]], lengths: list[int], counts: list[int], pool: Any) -> None:
+def forwarded(backend: StepBackend, tables: list[list[int]], lengths: list[int], counts: list[int], pool: Any) -> None:
     """One step of the extension itself, with tables that no BlockCache made."""
     tokens, half = sum(counts), backend.config.head_dim // 2
     backend._model.forward(
@@ -740,7 +740,7 @@ def test_requests_that_share_a_tiny_pool_say_what_they_say_alone(shared_and_alon
             alone.drop_cache()
             assert answer.ids == alone.generate([prompt], params)[0].ids
             known.append([*prompt, *answer.ids])
-        assert shared._cache.free_blocks + shared._cache.idle_blocks == 8
+        assert shared.steps.cache.free_blocks + shared.steps.cache.idle_blocks == 8
 
 
 def test_a_running_answer_lends_its_beginning_to_the_next_request(shared_and_alone: tuple[LLM, LLM]):
