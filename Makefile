@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
 .PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-cross test-wheel check format bench peers vllm clients cross native \
-	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm clean
+	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm mutate clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-cross                the engine for Windows in wine, with its bits; for macOS it only compiles"
 	@echo "make isa-matrix                what was proved of every set of kernels, ARM's included, into docs/numerics.md"
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
+	@echo "make mutate                    small changes that a room's tests do not notice: ROOM=server/guard.py COUNT=40 RECORD=1"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make wheel-arm                 the wheel for 64-bit ARM in dist/arm, cross-compiled on a Debian"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
@@ -212,6 +213,15 @@ fuzz: setup
 
 fuzz-sanitize: setup
 	$(call address_checked,$(FUZZ))
+
+.venv-mutmut/.ready: tests/mutation/requirements-mutmut.txt
+	$(PEER_INSTALL)
+	touch $@
+
+# Small changes in a room of src/minicpm, such as server/guard.py or sampling: tests/mutation/run.py.
+mutate: setup .venv-mutmut/.ready
+	.venv-mutmut/bin/python tests/mutation/run.py $(ROOM) --python $(BIN)/python \
+	  $(if $(COUNT),--count $(COUNT)) $(if $(TESTS),--tests $(TESTS)) $(if $(RECORD),--record)
 
 WHEEL = $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps . --wheel-dir
 
