@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -36,6 +37,38 @@ def test_the_document_shows_the_records_and_nothing_else():
 def test_a_tier_is_a_target_and_covers_paths_that_are_there(tier: Tier):
     assert re.search(rf"^{tier.name}:", MAKEFILE, re.MULTILINE)
     assert [path for path in tier.covers if not (ROOT / path).exists()] == []
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The files and rooms of this tree that a test file imports by name."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            first, *rest = name.split(".")
+            if first == "minicpm" and rest:
+                room = f"src/minicpm/{rest[0]}"
+                yield from (path for path in (room, f"{room}.py") if (ROOT / path).exists())
+            for length in range(1, len(rest) + 2):
+                path = f"tests/{'/'.join([first, *rest][:length])}.py"
+                if (ROOT / path).exists():
+                    yield path
+
+
+@pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
+def test_a_tier_covers_what_its_tests_import(tier: Tier):
+    paths = [ROOT / path for path in tier.covers if path.startswith("tests")]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+    needed = {path for file in files if file.suffix == ".py" for path in imported(file)}
+    assert {path for path in needed if not path.startswith(tuple(tier.covers))} == set()
+
+
+def test_imports_of_rooms_and_of_helpers_are_found():
+    assert {"src/minicpm/native", "tests/isas.py"} <= set(imported(ROOT / "tests" / "sampling" / "test_native.py"))
+    assert "tests/server/running.py" in set(imported(ROOT / "tests" / "browser" / "test_page_with_server.py"))
 
 
 def test_packages_are_those_that_the_makefile_names():

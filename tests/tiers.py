@@ -147,9 +147,16 @@ def package(*rooms: str) -> tuple[str, ...]:
 
 
 PINS = ("constraints.txt", "pyproject.toml", "tests/conftest.py")
-ENGINE = (*PINS, "CMakeLists.txt", "csrc", *package("engine", "export", "formats", "native", "quant", "sampling"))
-ENGINE_TESTS = ("tests/engine", "tests/isas.py", "tests/sampling", "tests/tiny_models.py")
-REPLAY = ("cmake", "tests/arm", "tests/isa_matrix.py", "tests/replaying.py")
+NATIVE = ("CMakeLists.txt", "csrc", "src/minicpm/native")
+# All that an LLM needs.
+ENGINE = (
+    *(*PINS, *NATIVE),
+    *package("assets", "chat", "engine", "errors.py", "export", "files.py", "formats", "hub", "models", "quant"),
+    *package("sampling", "tokenizer"),
+)
+NATIVE_TESTS = ("tests/engine/backends", "tests/isas.py", "tests/sampling", "tests/tiny_models.py")
+REPLAY = (*NATIVE_TESTS, "cmake", "tests/arm", "tests/generated.py", "tests/isa_matrix.py", "tests/replaying.py")
+PEERS = ("tests/environments.py", "tests/small_models.py")
 
 COMPILER = Command(("g++",), "g++")
 ARM_COMPILER = Command(("aarch64-linux-gnu-g++",), "g++-aarch64-linux-gnu")
@@ -162,57 +169,57 @@ TIERS = (
         "test",
         "fast and parity tests: every room, and whole models beside independent oracles",
         covers=(
-            *(*PINS, "CMakeLists.txt", "Makefile", "README.md", "benchmarks", "cmake", "csrc", "docs", "examples"),
-            *("nano", "src/minicpm", "tests"),
+            *(*PINS, *NATIVE, "Makefile", "README.md", "benchmarks", "cmake", "docs", "examples", "nano"),
+            *("src/minicpm", "tests"),
         ),
     ),
     Tier(
         "test-triton",
         "kernels of the torch backend, in Triton's interpreter; they compile for GPUs",
-        covers=(*PINS, *package("engine", "export", "formats", "models", "quant", "sampling"), "tests/engine/backends"),
+        covers=(*ENGINE, *NATIVE_TESTS),
         needs=(Environment("triton", ".venv-triton/.ready"),),
     ),
     Tier(
         "test-cross",
         "the engine for Windows gives this machine's bits in wine; for macOS it compiles and links",
-        covers=(*ENGINE, *ENGINE_TESTS, *REPLAY, "tests/cross", "tests/environments.py"),
+        covers=(*ENGINE, *REPLAY, *PEERS, "tests/cross"),
         needs=(WINE, Environment("zig", "cross")),
     ),
     Tier(
         "test-arm",
         "ARM's kernels give this machine's bits, and ARM's wheel its answers, emulated by qemu",
-        covers=(*ENGINE, *ENGINE_TESTS, *REPLAY, "src/minicpm", "tests/wheel"),
+        covers=(*PINS, *NATIVE, *REPLAY, "src/minicpm", "tests/wheel"),
         needs=(ARM_COMPILER, QEMU),
     ),
     Tier(
         "test-wheel",
         "wheels with and without the native engine answer in an environment of their own",
-        covers=(*PINS, "CMakeLists.txt", "LICENSE", "README.md", "csrc", "src/minicpm", "tests/wheel"),
+        covers=(*PINS, *NATIVE, "LICENSE", "README.md", "src/minicpm", "tests/wheel"),
         needs=(COMPILER,),
         is_pytest=False,
     ),
     Tier(
         "native-avxvnni-check",
         "AVX-VNNI kernels, by AVX-512's encoding of the same instruction",
-        covers=(*ENGINE, *ENGINE_TESTS),
+        covers=(*ENGINE, *NATIVE_TESTS),
         needs=(COMPILER, Processor("avx512_vnni")),
     ),
     Tier(
         "native-sanitize",
         "the native engine's tests under the address and undefined behaviour sanitizers",
-        covers=(*ENGINE, *ENGINE_TESTS),
+        covers=(*ENGINE, *NATIVE_TESTS),
         needs=(COMPILER,),
     ),
     Tier(
         "native-thread-sanitize",
         "the native engine's tests under the thread sanitizer",
-        covers=(*ENGINE, *ENGINE_TESTS),
+        covers=(*ENGINE, *NATIVE_TESTS),
         needs=(COMPILER,),
     ),
     Tier(
         "fuzz",
         "600 s of damaged model files: each one is answered or refused, within limits of memory and time",
-        covers=(*ENGINE, *package("files.py", "hub", "tokenizer"), "tests/fuzz"),
+        covers=(*ENGINE, "tests/fuzz", "tests/small_gguf.py", "tests/small_models.py"),
         needs=(COMPILER,),
         is_pytest=False,
         closing=re.compile(r"^(?P<cases>\d+) cases in .*\n.* (?P<failed>\d+) findings$", re.MULTILINE),
@@ -220,15 +227,15 @@ TIERS = (
     Tier(
         "test-browser",
         "the pages of server, demo and MiniCPM-nano in a real Chromium",
-        covers=(*PINS, *package("chat", "cli", "demo", "engine", "hub", "sampling", "server"), "nano", "tests/browser"),
+        covers=(*ENGINE, *package("cli", "demo", "server"), "tests/browser", "tests/demo", "tests/server"),
         needs=(CHROMIUM,),
     ),
     Tier(
         "test-peers",
         "our files in llama.cpp and mlx-lm; our server asked by llm, litellm and lm-eval",
         covers=(
-            *(*PINS, *package("chat", "doctor", "engine", "export", "formats", "quant", "server", "tokenizer")),
-            *("benchmarks/peers", "tests/environments.py", "tests/peers", "tests/server"),
+            *(*ENGINE, *PEERS, *package("cli", "doctor", "eval", "server"), "benchmarks/peers", "tests/peers"),
+            *("tests/broken_models.py", "tests/server"),
         ),
         needs=(
             *(Environment(name, "peers") for name in ("llamacpp", "mlx")),
@@ -238,17 +245,14 @@ TIERS = (
     Tier(
         "test-vllm",
         "our models in vLLM: from Python, by its server, in the demo",
-        covers=(
-            *(*PINS, *package("chat", "demo", "engine", "export", "formats", "models", "quant", "sampling", "server")),
-            *("benchmarks/peers/requirements-vllm.txt", "tests/environments.py", "tests/small_models.py", "tests/vllm"),
-        ),
-        needs=(Environment("vllm", "vllm"), Memory(8)),
+        covers=(*ENGINE, *PEERS, *package("cli", "demo", "server"), "benchmarks/peers", "tests/vllm"),
+        needs=(Environment("vllm", "vllm"),),
     ),
     Tier(
         "test-slow",
         "true MiniCPM-2B shapes: every verb, every format, the same tokens; the server under load",
         covers=(
-            *(*PINS, "CMakeLists.txt", "csrc", "src/minicpm", "benchmarks/make_model.py", "nano/held-out.jsonl"),
+            *(*PINS, *NATIVE, "src/minicpm", "benchmarks/make_model.py", "nano/held-out.jsonl"),
             *("tests/server", "tests/slow"),
         ),
         needs=(Disk(25), Memory(12)),
