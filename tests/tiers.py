@@ -252,8 +252,8 @@ TIERS = (
         "test-slow",
         "true MiniCPM-2B shapes: every verb, every format, the same tokens; the server under load",
         covers=(
-            *(*PINS, *NATIVE, "src/minicpm", "benchmarks/make_model.py", "nano/held-out.jsonl"),
-            *("tests/server", "tests/slow"),
+            *(*PINS, *NATIVE, "src/minicpm", "benchmarks/make_model.py", "benchmarks/outliers.py"),
+            *("nano/held-out.jsonl", "tests/benchmark_scripts.py", "tests/server", "tests/slow"),
         ),
         needs=(Disk(25), Memory(12)),
     ),
