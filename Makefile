@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-cross test-wheel check format bench peers vllm clients cross native \
-	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm mutate clean
+.PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-cross test-wheel tiers record \
+	record-all check format bench peers vllm clients cross native isa-matrix native-sanitize native-thread-sanitize \
+	native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm mutate clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
 	@echo "make chat MODEL=name|folder    install torch, too, then talk to another model"
 	@echo "make test                      install everything, then the fast and parity tests"
+	@echo "make tiers                     which groups of tests have a fresh record (docs/testing.md)"
+	@echo "make record TIER=test-slow     run one and write its record (record-all: all without a fresh one that can run here)"
 	@echo "make check                     format, lint, types and the fast tests"
 	@echo "make test-slow                 true MiniCPM-2B shapes (20 GB of disk, 12 GB of memory)"
 	@echo "make native                    build the C++ engine into src/minicpm, warnings being errors"
@@ -94,6 +97,16 @@ test-vllm: setup vllm
 
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
+
+# What each of these targets proved last, and of which contents: tests/tiers.json.
+tiers: $(VENV)/.core
+	@$(BIN)/python tests/tiers.py
+
+record: setup
+	@$(BIN)/python tests/tiers.py record $(TIER)
+
+record-all: setup
+	@$(BIN)/python tests/tiers.py record-all
 
 CXX_SOURCES := $(wildcard csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h tests/arm/*.cc)
 
