@@ -455,7 +455,7 @@ def with_spans(ids: list[int], spans: list[tuple[int, int]], embeddings: np.ndar
     return checked_ids([*parts, *ids[start:]], VOCABULARY, embeddings.shape[1])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("name", ["odd-int4", "even-int4-hf"])
 def test_a_span_of_scaled_embedding_rows_gives_the_bits_of_their_tokens(folders, name: str, isa: str):
     """Whole, in chunks that cut spans anywhere, and position by position."""
@@ -468,7 +468,7 @@ def test_a_span_of_scaled_embedding_rows_gives_the_bits_of_their_tokens(folders,
         assert same_bits(logits(load_native(folders[name], isa, threads), mixed, chunks), expected), chunks
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("window", [None, SlidingWindow(32)], ids=["all", "16+32"])
 def test_any_embeddings_give_numpys_bits(folders, window, isa: str):
     """In a batch with other texts, and as hidden states."""
