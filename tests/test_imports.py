@@ -73,6 +73,22 @@ def test_torch_stays_in_its_rooms(path: Path):
         assert not heavy, f"{name} imports {heavy}"
 
 
+# What `quant` may not know: where a model lies, how its files are opened, and the disk itself.
+NOT_FOR_QUANT = (
+    "minicpm.formats.checkpoint", "minicpm.formats.folder", "minicpm.formats.mapped", "minicpm.files", "minicpm.hub",
+    "pathlib", "os", "io", "mmap", "shutil", "tempfile",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "quant").glob("*.py")), ids=lambda path: path.stem)
+def test_quant_is_arithmetic_and_opens_no_file(path: Path):
+    imported = imported_modules(path)
+    found = {module for module in imported if any(f"{module}.".startswith(f"{name}.") for name in NOT_FOR_QUANT)}
+    assert not found, f"quant/{path.name} imports {found}"
+    names = {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
+    assert "open" not in names, f"quant/{path.name} opens a file"
+
+
 def test_no_cycle_between_rooms_of_one_level():
     edges: dict[str, set[str]] = {}
     for path in SOURCES:

@@ -30,10 +30,10 @@ from minicpm.doctor.folder_tokenizer import TOKENIZER_CONFIG, FolderContent, loo
 from minicpm.errors import MiniCPMError, ModelError, brief
 from minicpm.files import read_json_object, write_text
 from minicpm.formats import granite, hf, llama
-from minicpm.formats.checkpoint import GENERATION_FILE
 from minicpm.formats.compressed_tensors import PACKED, SCALE
 from minicpm.formats.config import MAX_CONFIG_BYTES, MUP_KEYS, DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder, copy_file, new_folder
+from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.gguf_model import published_rows
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.mapped import TensorFile

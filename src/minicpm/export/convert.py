@@ -23,12 +23,14 @@ import numpy as np
 from minicpm.errors import FormatError, ModelError
 from minicpm.files import write_text
 from minicpm.formats import granite, hf, llama, vllmcpm
-from minicpm.formats.checkpoint import GENERATION_FILE, TOKENIZER_FILES, Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.derive import Derived, chain, stream, unchanged
 from minicpm.formats.folder import ModelFolder, check_destination, copy_file, new_folder
+from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo
+from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.progress import Progress, Silent
 
 TARGETS = ("hf", "llama", "granite", "vllmcpm")

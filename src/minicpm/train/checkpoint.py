@@ -23,12 +23,13 @@ from typing import Any
 import torch
 
 from minicpm.errors import FormatError, MiniCPMError, TrainingError
-from minicpm.formats.checkpoint import TOKENIZER_FILES, open_checkpoint
+from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig, read_config_json
 from minicpm.formats.folder import copy_file, new_folder
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, index_of, plan_files, write_weights
 from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
 from minicpm.formats.tensor import TensorInfo, TensorView
+from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.models import MiniCPMForCausalLM
 
 LAYOUT = 1
