@@ -14,7 +14,7 @@ import pytest
 
 from minicpm.bench.measure import Peaks, Plan
 from minicpm.bench.report import read_report
-from minicpm.cli.arguments import shown_name
+from minicpm.cli.models import shown_name
 from minicpm.cli.verbs import bench
 from minicpm.hub import embedded
 

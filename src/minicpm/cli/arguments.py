@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.output import is_terminal, talk_dim
@@ -62,6 +62,16 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 count = whole(1)
 port = whole(0, 65535)
+
+
+def size(text: str) -> int:
+    """An argument's type: bytes, written like 500MB, 2g or 1.5GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip().lower())
+    number, unit, is_binary = match.groups() if match else ("0", None, None)
+    nbytes = int(float(number) * (1024 if is_binary else 1000) ** " kmgt".index(unit or " "))
+    if nbytes < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; a size is a number such as 500MB or 2GiB")
+    return nbytes
 
 
 def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") -> None:
@@ -125,13 +135,6 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
         given["stop"] = tuple(args.stop)
     SamplingParams(**given)
     return given
-
-
-def shown_name(model: str | None, folder: Path) -> str:
-    """What others read of the model of -m: they need not know where on the disk it is."""
-    if model is not None and not Path(model).exists():
-        return model
-    return folder.name if folder.name.strip(".") else folder.resolve().name
 
 
 def first_wish(args: argparse.Namespace, names: Iterable[str]) -> str | None:

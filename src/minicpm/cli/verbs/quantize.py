@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from minicpm import hub
+from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.export.quantize import METHODS, Quantization, quantize_folder
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress()
     done = quantize_folder(
-        hub.resolve(args.source, offline=args.offline, progress=progress),
+        resolve_model(args, args.source),
         Path(args.destination).expanduser(),
         preset=args.preset,
         method=args.method,
