@@ -1,7 +1,8 @@
-"""Models made to measure quantization with: the float model that a quantized one may have been, and outlier twins.
+"""Models to measure quantization with: a float model that rounds to a quantized one, and outlier-scaled copies.
 
-A small model has none of the channels that make large ones hard to round, hundreds of times larger than their
-neighbours. A twin has them, and computes what the original computes: whatever differs, rounding has done.
+Large models have channels hundreds of times larger than their neighbours, which makes their weights hard to round;
+small ones have none. An outlier-scaled copy has such channels and computes the same as its source, so every difference
+after quantization is rounding error.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ def write_unrounded(source: str | Path, destination: str | Path, seed: int, over
         _write(checkpoint, Path(destination), moved, overwrite)
 
 
-def write_twin(source: str | Path, destination: str | Path, factor: float, seed: int, overwrite: bool = False) -> None:
-    """A float32 twin of the float model `source`: it computes the same, with some channels `factor` times larger."""
+def write_outlier_copy(
+    source: str | Path, destination: str | Path, factor: float, seed: int, overwrite: bool = False
+) -> None:
+    """A float32 copy of the float model `source` that computes the same, with some channels `factor` times larger."""
     with open_checkpoint(source) as checkpoint:
         config = checkpoint.config
-        blocks = [twin_scales(config, factor, (seed, index)) for index in range(config.num_hidden_layers)]
+        blocks = [outlier_scales(config, factor, (seed, index)) for index in range(config.num_hidden_layers)]
 
         def rescaled(name: str, weight: Floats | IntWeight) -> Floats:
             assert not isinstance(weight, IntWeight)
@@ -63,7 +66,7 @@ def write_twin(source: str | Path, destination: str | Path, factor: float, seed:
         _write(checkpoint, Path(destination), rescaled, overwrite)
 
 
-def twin_scales(config: DecoderConfig, factor: float, seed: int | tuple[int, ...]) -> BlockScales:
+def outlier_scales(config: DecoderConfig, factor: float, seed: int | tuple[int, ...]) -> BlockScales:
     """The channels of one block that grow by `factor`, chosen at random: OUTLIER_SHARE of each place, at least one.
 
     Of keys and queries either may be the large one.
