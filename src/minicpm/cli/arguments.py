@@ -78,6 +78,11 @@ def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") ->
     """-m and --offline; `default` tells what is taken without them."""
     explanation = "a model's folder or .gguf file, or its name (see 'minicpm list' and 'minicpm pull')"
     parser.add_argument("-m", "--model", help=explanation + (f"; default: {default}" if default else ""))
+    add_offline_argument(parser)
+
+
+def add_offline_argument(parser: argparse.ArgumentParser) -> None:
+    """--offline; None without it, so that HF_HUB_OFFLINE decides."""
     parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
 
 

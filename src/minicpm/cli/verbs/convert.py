@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from minicpm.cli.arguments import size
+from minicpm.cli.arguments import add_offline_argument, size
 from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.export.convert import TARGETS, Conversion, convert
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bin", action="store_true", help="write pytorch_model.bin instead of safetensors")
     parser.add_argument("--force", action="store_true", help="replace DST if it is a model")
-    parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
+    add_offline_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
 
 
