@@ -89,6 +89,24 @@ def test_quant_is_arithmetic_and_opens_no_file(path: Path):
     assert "open" not in names, f"quant/{path.name} opens a file"
 
 
+# What makes a model's folder or file: the hidden place that becomes it, and what fills it with weights.
+MAKERS = frozenset({
+    "minicpm.export.destination.new_folder", "minicpm.export.destination.new_file",
+    "minicpm.formats.safetensors.SafetensorsWriter", "minicpm.formats.torch_bin.TorchWriter",
+    "minicpm.formats.gguf.GgufWriter",
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_name(path))
+def test_models_are_made_by_export_and_what_stands_above_it(path: Path):
+    found = imported_modules(path) & MAKERS
+    if found:
+        name = module_name(path)
+        assert name.split(".")[0] in ("export", "train", "doctor"), f"{name} imports {found}"
+        if name.startswith("export.") and name != "export.gguf":
+            assert name == "export.hf_folder", f"{name} makes a folder of its own; use export.hf_folder.write_folder"
+
+
 def test_no_cycle_between_rooms_of_one_level():
     edges: dict[str, set[str]] = {}
     for path in SOURCES:
