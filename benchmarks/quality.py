@@ -1,10 +1,10 @@
-"""What every preset costs in quality, on MiniCPM-nano and on twins of it with outlier channels; nothing is timed.
+"""What every preset costs in quality, on MiniCPM-nano and on outlier-scaled copies of it; nothing is timed.
 
 python benchmarks/quality.py [--work runs]
 
-The float reference is a model that nano may have been rounded from (quant/twins.py), computed in float32 by the numpy
-engine; a twin computes the same with 0.5 % of its channels larger by `outlier scale`. The text is
-nano/held-out.jsonl; of conversations the answers count.
+The float reference is a model that rounds to nano (outliers.py), computed in float32 by the numpy engine. An
+outlier-scaled copy computes the same with 0.5 % of its channels `outlier scale` times larger. The text is
+nano/held-out.jsonl; in conversations only the answers count.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from costs import write_results
+from outliers import write_outlier_copy, write_unrounded
 from report import write_report
 
 from minicpm import native
@@ -33,7 +34,6 @@ from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.hub import embedded
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
 from minicpm.quant.quality import Comparison
-from minicpm.quant.twins import write_twin, write_unrounded
 from minicpm.train.records import parse_record
 from minicpm.train.rendering import Renderer
 
@@ -94,7 +94,7 @@ def samples(folder: Path, path: Path) -> list[Sample]:
 
 
 def logits(backend: Backend, texts: Sequence[Sample]) -> Iterator[Floats]:
-    """Per text (n, vocab): what was foreseen for each of its n tokens that count."""
+    """Per text (n, vocab): the logits for each of its n tokens that count."""
     for text, of_text in zip(texts, logits_of(backend, [text.ids for text in texts])):
         yield of_text[np.array(text.counts[1:])]
 
@@ -133,16 +133,16 @@ class Bench:
         texts = samples(source, HELD_OUT)
         return cls(work, texts, list(logits(with_float_cache(source, NumpyBackend), texts)))
 
-    def twin(self, scale: float) -> Path:
-        folder = self.work / f"twin-{scale:g}"
+    def copy(self, scale: float) -> Path:
+        folder = self.work / f"copy-{scale:g}"
         if not folder.exists():
-            write_twin(self.work / "float", folder, scale, SEED)
+            write_outlier_copy(self.work / "float", folder, scale, SEED)
         return folder
 
     def quantized(self, preset: str, scale: float, equalize: bool) -> Path:
-        folder = self.work / f"twin-{scale:g}-{preset}-{'evened' if equalize else 'plain'}"
+        folder = self.work / f"copy-{scale:g}-{preset}-{'equalized' if equalize else 'plain'}"
         if not folder.exists():
-            quantize_folder(self.twin(scale), folder, preset=preset, equalize=equalize)
+            quantize_folder(self.copy(scale), folder, preset=preset, equalize=equalize)
         return folder
 
     def compare(self, backend: Backend) -> Comparison:
@@ -233,15 +233,15 @@ def main() -> None:
         rows = [told(bench.preset_row(preset, scale)) for preset in PRESETS for scale in SCALES]
         rows += [told(bench.stored_row(dtype)) for dtype in STORED_DTYPES]
         for scale in PART_SCALES:
-            twin = bench.compare(with_float_cache(bench.twin(scale), NumpyBackend))
-            rows.append(told(part_row("the twin, float32", scale, "no", "nothing", twin)))
+            found = bench.compare(with_float_cache(bench.copy(scale), NumpyBackend))
+            rows.append(told(part_row("the copy, float32", scale, "no", "nothing", found)))
             rows += [told(row) for row in bench.part_rows(PART_PRESET, scale)]
         rows += [told(row) for scale in CACHE_SCALES for row in bench.cache_rows(CACHE_PRESET, scale)]
     tokens, texts = sum(len(text.targets) for text in bench.texts), len(bench.texts)
     note = (
         f"MiniCPM-nano, {tokens:,} held-out tokens of {texts} texts and conversations. KL(reference || preset) in nats "
-        "per token. An outlier scale of 1 is nano itself; a twin computes the same with 0.5 % of its channels that "
-        "many times larger. docs/quantization.md tells what the numbers mean."
+        "per token. An outlier scale of 1 is nano itself; an outlier-scaled copy computes the same with 0.5 % of its "
+        "channels that many times larger. docs/quantization.md explains the numbers."
     )
     print("wrote", write_results("quality", rows, note))
     write_report()

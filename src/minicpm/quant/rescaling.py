@@ -2,7 +2,7 @@
 
 A decoder block has five places where that is exact: the outputs of its two norms, the pairs of key and query channels
 that are rotated together, the values, and the inside of the MLP behind `up`. By powers of two not even rounding
-changes. `equalize.py` uses it to make weights easier to round, `twins.py` to make them harder.
+changes. `equalize.py` uses it to make weights easier to round, benchmarks/outliers.py to make them harder.
 """
 
 from __future__ import annotations

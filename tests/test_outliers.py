@@ -1,4 +1,4 @@
-"""Twins compute what their original computes, and the quantizer sees through them."""
+"""Outlier-scaled copies compute what their original computes, and the quantizer undoes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outliers import outlier_scales, write_outlier_copy, write_unrounded
 from safetensors.numpy import load_file, save_file
 
 from minicpm.engine.backend import Row
@@ -19,7 +20,6 @@ from minicpm.formats.config import DecoderConfig
 from minicpm.quant.equalize import block_scales
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
 from minicpm.quant.rescaling import BlockScales
-from minicpm.quant.twins import twin_scales, write_twin, write_unrounded
 from tiny_models import EVEN, ODD, write_model
 
 IDS = np.random.default_rng(0).integers(0, 203, 40).tolist()
@@ -45,31 +45,31 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
 
 
-# --- twins -------------------------------------------------------------------------------------------------------
+# --- outlier-scaled copies ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["even", "odd"])
 @pytest.mark.parametrize("factor", [30, 100, 300])
-def test_a_twin_computes_what_its_original_computes(
+def test_a_copy_computes_what_its_original_computes(
     request: pytest.FixtureRequest, tmp_path: Path, shape: str, factor: float
 ):
     source = request.getfixturevalue(shape)
-    write_twin(source, tmp_path / "twin", factor, seed=0)
-    expected, found = logits(source), logits(tmp_path / "twin")
+    write_outlier_copy(source, tmp_path / "copy", factor, seed=0)
+    expected, found = logits(source), logits(tmp_path / "copy")
     # Every rescaled number is rounded two or three times more, by 2**-24 of itself each.
     assert 0 < np.abs(found - expected).max() < 16 * 2.0**-24 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("shape", ["even", "odd"])
-def test_by_a_power_of_two_a_twin_has_its_originals_bits(request: pytest.FixtureRequest, tmp_path: Path, shape: str):
+def test_by_a_power_of_two_a_copy_has_its_originals_bits(request: pytest.FixtureRequest, tmp_path: Path, shape: str):
     source = request.getfixturevalue(shape)
-    write_twin(source, tmp_path / "twin", 128, seed=0)
-    assert np.array_equal(logits(source), logits(tmp_path / "twin"))
+    write_outlier_copy(source, tmp_path / "copy", 128, seed=0)
+    assert np.array_equal(logits(source), logits(tmp_path / "copy"))
 
 
 def test_every_place_has_outliers_and_only_so_many(even: Path, tmp_path: Path):
-    write_twin(even, tmp_path / "twin", 100, seed=0)
-    before, after = weights(even), weights(tmp_path / "twin")
+    write_outlier_copy(even, tmp_path / "copy", 100, seed=0)
+    before, after = weights(even), weights(tmp_path / "copy")
     changed = {name: np.abs(after[name] / before[name]) for name in before}
     block = "model.layers.1"
     for name, axis, count in (
@@ -86,8 +86,8 @@ def test_every_place_has_outliers_and_only_so_many(even: Path, tmp_path: Path):
     assert np.array_equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
-def test_the_same_seed_makes_the_same_twin(even: Path):
-    one, same, other = (twin_scales(EVEN, 100, seed) for seed in (1, 1, 2))
+def test_the_same_seed_makes_the_same_copy(even: Path):
+    one, same, other = (outlier_scales(EVEN, 100, seed) for seed in (1, 1, 2))
     assert np.array_equal(one.inner, same.inner)
     assert not np.array_equal(one.inner, other.inner)
 
@@ -112,7 +112,7 @@ def test_an_unrounded_model_rounds_to_the_codes_that_it_was_made_of(odd: Path, t
             scales = np.repeat(weight.scales.astype(np.float32), weight.group_size, axis=1)[:, : weight.in_features]
             steps = found[name] / scales - weight.codes()
             assert np.abs(steps).max() <= 0.5001
-            assert abs(float(np.square(steps).mean()) - 1 / 12) < 0.01  # as even as rounding errors are
+            assert abs(float(np.square(steps).mean()) - 1 / 12) < 0.01  # as uniform as rounding errors are
 
 
 def test_a_float_model_needs_no_unrounding(odd: Path, tmp_path: Path):
@@ -120,11 +120,11 @@ def test_a_float_model_needs_no_unrounding(odd: Path, tmp_path: Path):
         write_unrounded(odd, tmp_path / "out", seed=0)
 
 
-# --- evening out -------------------------------------------------------------------------------------------------
+# --- equalization ------------------------------------------------------------------------------------------------
 
 
-def evened(folder: Path, config: DecoderConfig, destination: Path) -> list[BlockScales]:
-    """Write the model with its channels evened out; what that took."""
+def equalized(folder: Path, config: DecoderConfig, destination: Path) -> list[BlockScales]:
+    """Write the model with its channels equalized; the scales of its blocks."""
     found = weights(folder)
     blocks = [block_scales(lambda name: found[name], config, index) for index in range(config.num_hidden_layers)]
     destination.mkdir()
@@ -137,13 +137,13 @@ def evened(folder: Path, config: DecoderConfig, destination: Path) -> list[Block
 
 
 @pytest.mark.parametrize("factor", [30, 100, 300])
-def test_evening_out_undoes_a_twin_to_half_an_octave_and_changes_no_bit_of_what_it_computes(
+def test_equalization_undoes_a_copy_to_half_an_octave_and_changes_no_bit_of_what_it_computes(
     even: Path, tmp_path: Path, factor: float
 ):
-    write_twin(even, tmp_path / "twin", factor, seed=0)
-    blocks = evened(tmp_path / "twin", EVEN, tmp_path / "evened")
+    write_outlier_copy(even, tmp_path / "copy", factor, seed=0)
+    blocks = equalized(tmp_path / "copy", EVEN, tmp_path / "equalized")
     for index, scales in enumerate(blocks):
-        grown = twin_scales(EVEN, factor, (0, index))
+        grown = outlier_scales(EVEN, factor, (0, index))
         for one, other in (
             (grown.attention, scales.attention),
             (grown.keys, scales.keys),
@@ -154,38 +154,38 @@ def test_evening_out_undoes_a_twin_to_half_an_octave_and_changes_no_bit_of_what_
             is_outlier = one != 1
             assert np.array_equal(is_outlier, other != 1)
             assert np.abs(np.log2(one * other))[is_outlier].max() < 0.7  # rounding to a power of two, and chance
-    assert np.array_equal(logits(tmp_path / "twin"), logits(tmp_path / "evened"))
+    assert np.array_equal(logits(tmp_path / "copy"), logits(tmp_path / "equalized"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_twin_by_a_power_of_two_is_quantized_to_the_bytes_of_its_original(even: Path, tmp_path: Path, preset: str):
-    write_twin(even, tmp_path / "twin", 64, seed=0)
+def test_a_copy_by_a_power_of_two_is_quantized_to_the_bytes_of_its_original(even: Path, tmp_path: Path, preset: str):
+    write_outlier_copy(even, tmp_path / "copy", 64, seed=0)
     done = {
         name: quantize_folder(source, tmp_path / name, preset=preset)
-        for name, source in (("a", even), ("b", tmp_path / "twin"))
+        for name, source in (("a", even), ("b", tmp_path / "copy"))
     }
     assert done["a"].evened_channels == 0 < done["b"].evened_channels
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
-def test_a_model_in_line_is_rounded_as_it_is(odd: Path, tmp_path: Path):
+def test_a_model_without_outliers_is_rounded_as_it_is(odd: Path, tmp_path: Path):
     for name, equalize in (("a", True), ("b", False)):
         quantize_folder(odd, tmp_path / name, equalize=equalize)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
-def test_a_twin_survives_only_evened_out(even: Path, tmp_path: Path):
-    write_twin(even, tmp_path / "twin", 100, seed=0)
+def test_a_copy_survives_only_equalized(even: Path, tmp_path: Path):
+    write_outlier_copy(even, tmp_path / "copy", 100, seed=0)
     expected = logits(even)
     errors = {}
     for name, source, equalize in (
         ("original", even, True),
-        ("evened", tmp_path / "twin", True),
-        ("plain", tmp_path / "twin", False),
+        ("equalized", tmp_path / "copy", True),
+        ("plain", tmp_path / "copy", False),
     ):
         quantize_folder(source, tmp_path / name, equalize=equalize)
         errors[name] = float(np.square(logits(tmp_path / name) - expected).mean())
-    assert errors["evened"] < 1.5 * errors["original"]
+    assert errors["equalized"] < 1.5 * errors["original"]
     assert errors["plain"] > 2 * errors["original"]
 
 

@@ -1,7 +1,7 @@
-"""Models made to measure quantization with: the float model that a quantized one may have been, and outlier twins.
+"""Models to measure quantization with: a float model that rounds to a quantized one, and outlier-scaled copies.
 
-A small model has none of the channels that make large ones hard to round, hundreds of times larger than their
-neighbours. A twin has them, and computes what the original computes: whatever differs, rounding has done.
+Large models have channels that are hundreds of times larger than their neighbours and make rounding hard. A small
+model has none. An outlier-scaled copy has them and computes the same function: every difference comes from rounding.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from minicpm.formats.tensor import TensorInfo
 from minicpm.quant.format import Floats, IntWeight, read_weight
 from minicpm.quant.rescaling import BlockScales, block_of
 
-OUTLIER_SHARE = 0.005  # of the channels of every place, at least one
+OUTLIER_SHARE = 0.005  # of the channels of each place, at least one
 
 
 def write_unrounded(source: str | Path, destination: str | Path, seed: int, overwrite: bool = False) -> None:
-    """A float32 model that rounds to the quantized one in `source`: every weight moved at random inside its own step.
+    """Write a float32 model that rounds to the quantized one in `source`.
 
-    With weight = (code + u) scale, u even in -1/2 .. 1/2, the rounding error of the source is what it would be for
-    the model that it was made of, whose weights are lost. u depends on the seed and the weight's name alone.
+    Every weight moves at random inside its own step: weight = (code + u) scale, u uniform in -1/2 .. 1/2. The rounding
+    error of the source is then as large as for its true float weights, which are lost. u depends only on the seed and
+    the weight's name.
     """
 
     def moved(name: str, weight: Floats | IntWeight) -> Floats:
@@ -49,11 +50,13 @@ def write_unrounded(source: str | Path, destination: str | Path, seed: int, over
         _write(checkpoint, Path(destination), moved, overwrite)
 
 
-def write_twin(source: str | Path, destination: str | Path, factor: float, seed: int, overwrite: bool = False) -> None:
-    """A float32 twin of the float model `source`: it computes the same, with some channels `factor` times larger."""
+def write_outlier_copy(
+    source: str | Path, destination: str | Path, factor: float, seed: int, overwrite: bool = False
+) -> None:
+    """Write a float32 copy of the float model `source` that computes the same, some channels `factor` times larger."""
     with open_checkpoint(source) as checkpoint:
         config = checkpoint.config
-        blocks = [twin_scales(config, factor, (seed, index)) for index in range(config.num_hidden_layers)]
+        blocks = [outlier_scales(config, factor, (seed, index)) for index in range(config.num_hidden_layers)]
 
         def rescaled(name: str, weight: Floats | IntWeight) -> Floats:
             assert not isinstance(weight, IntWeight)
@@ -63,10 +66,10 @@ def write_twin(source: str | Path, destination: str | Path, factor: float, seed:
         _write(checkpoint, Path(destination), rescaled, overwrite)
 
 
-def twin_scales(config: DecoderConfig, factor: float, seed: int | tuple[int, ...]) -> BlockScales:
-    """The channels of one block that grow by `factor`, chosen at random: OUTLIER_SHARE of each place, at least one.
+def outlier_scales(config: DecoderConfig, factor: float, seed: int | tuple[int, ...]) -> BlockScales:
+    """Scales of one block: OUTLIER_SHARE of the channels of each place, chosen at random, grow by `factor`.
 
-    Of keys and queries either may be the large one.
+    Of a key channel and its query channel, either may be the larger one.
     """
     random = np.random.default_rng(seed)
 
@@ -89,7 +92,7 @@ def twin_scales(config: DecoderConfig, factor: float, seed: int | tuple[int, ...
 def _write(
     checkpoint: Checkpoint, destination: Path, change: Callable[[str, Floats | IntWeight], Floats], overwrite: bool
 ) -> None:
-    """The model in float32 with every weight changed, in a new folder."""
+    """Write the model in float32 with `change` applied to every weight."""
     check_places(checkpoint.path, destination, overwrite)
     config = replace(checkpoint.config, dtype="float32")
     infos = [TensorInfo(name, "float32", shape) for name, shape in config.parameter_shapes().items()]
