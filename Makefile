@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
-.PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-cross test-wheel check format bench peers vllm clients cross native \
-	isa-matrix native-sanitize native-thread-sanitize native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm clean
+.PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-cross test-wheel tiers record \
+	record-all check format bench peers vllm clients cross native isa-matrix native-sanitize native-thread-sanitize \
+	native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm mutate clean
 
 help:
 	@echo "make chat                      install the core (no torch), then talk to the built-in MiniCPM-nano"
 	@echo "make chat MODEL=name|folder    install torch, too, then talk to another model"
 	@echo "make test                      install everything, then the fast and parity tests"
+	@echo "make tiers                     which groups of tests have a fresh record (docs/testing.md)"
+	@echo "make record TIER=test-slow     run one and write its record (record-all: all without a fresh one that can run here)"
 	@echo "make check                     format, lint, types and the fast tests"
 	@echo "make test-slow                 true MiniCPM-2B shapes (20 GB of disk, 12 GB of memory)"
 	@echo "make native                    build the C++ engine into src/minicpm, warnings being errors"
@@ -23,6 +26,7 @@ help:
 	@echo "make test-cross                the engine for Windows in wine, with its bits; for macOS it only compiles"
 	@echo "make isa-matrix                what was proved of every set of kernels, ARM's included, into docs/numerics.md"
 	@echo "make fuzz                      damaged model files for FUZZ_SECONDS=600 (fuzz-sanitize: with sanitizers)"
+	@echo "make mutate                    small changes that a room's tests do not notice: ROOM=server/guard.py COUNT=40 RECORD=1"
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make wheel-arm                 the wheel for 64-bit ARM in dist/arm, cross-compiled on a Debian"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
@@ -93,6 +97,16 @@ test-vllm: setup vllm
 
 test-browser: setup
 	$(BIN)/python -m pytest -q -m browser
+
+# What each of these targets proved last, and of which contents: tests/tiers.json.
+tiers: $(VENV)/.core
+	@$(BIN)/python tests/tiers.py
+
+record: setup
+	@$(BIN)/python tests/tiers.py record $(TIER)
+
+record-all: setup
+	@$(BIN)/python tests/tiers.py record-all
 
 CXX_SOURCES := $(wildcard csrc/*.cc csrc/*.h csrc/kernels/*.cc csrc/kernels/*.h tests/arm/*.cc)
 
@@ -229,6 +243,15 @@ fuzz: setup
 
 fuzz-sanitize: setup
 	$(call address_checked,$(FUZZ))
+
+.venv-mutmut/.ready: tests/mutation/requirements-mutmut.txt
+	$(PEER_INSTALL)
+	touch $@
+
+# Small changes in a room of src/minicpm, such as server/guard.py or sampling: tests/mutation/run.py.
+mutate: setup .venv-mutmut/.ready
+	.venv-mutmut/bin/python tests/mutation/run.py $(ROOM) --python $(BIN)/python \
+	  $(if $(COUNT),--count $(COUNT)) $(if $(TESTS),--tests $(TESTS)) $(if $(RECORD),--record)
 
 WHEEL = $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps . --wheel-dir
 

@@ -1,39 +1,35 @@
 """Models to measure quantization with: a float model that rounds to a quantized one, and outlier-scaled copies.
 
-Large models have channels that are hundreds of times larger than their neighbours and make rounding hard. A small
-model has none. An outlier-scaled copy has them and computes the same function: every difference comes from rounding.
+Large models have channels hundreds of times larger than their neighbours, which makes their weights hard to round;
+small ones have none. An outlier-scaled copy has such channels and computes the same as its source, so every difference
+after quantization is rounding error.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from minicpm.errors import ModelError
-from minicpm.export.convert import check_places, companion_files
-from minicpm.files import write_text
-from minicpm.formats import hf
+from minicpm.export.destination import check_places
+from minicpm.export.hf_folder import companion_files, plan_floats, write_folder
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.folder import copy_file, new_folder
 from minicpm.formats.tensor import TensorInfo
 from minicpm.quant.format import Floats, IntWeight, read_weight
 from minicpm.quant.rescaling import BlockScales, block_of
 
-OUTLIER_SHARE = 0.005  # of the channels of each place, at least one
+OUTLIER_SHARE = 0.005  # of the channels of every place, at least one
 
 
 def write_unrounded(source: str | Path, destination: str | Path, seed: int, overwrite: bool = False) -> None:
-    """Write a float32 model that rounds to the quantized one in `source`.
+    """A float32 model that rounds to the quantized one in `source`: every weight moved at random inside its own step.
 
-    Every weight moves at random inside its own step: weight = (code + u) scale, u uniform in -1/2 .. 1/2. The rounding
-    error of the source is then as large as for its true float weights, which are lost. u depends only on the seed and
-    the weight's name.
+    With weight = (code + u) scale, u even in -1/2 .. 1/2, the rounding error of the source is what it would be for
+    the model that it was made of, whose weights are lost. u depends on the seed and the weight's name alone.
     """
 
     def moved(name: str, weight: Floats | IntWeight) -> Floats:
@@ -53,7 +49,7 @@ def write_unrounded(source: str | Path, destination: str | Path, seed: int, over
 def write_outlier_copy(
     source: str | Path, destination: str | Path, factor: float, seed: int, overwrite: bool = False
 ) -> None:
-    """Write a float32 copy of the float model `source` that computes the same, some channels `factor` times larger."""
+    """A float32 copy of the float model `source` that computes the same, with some channels `factor` times larger."""
     with open_checkpoint(source) as checkpoint:
         config = checkpoint.config
         blocks = [outlier_scales(config, factor, (seed, index)) for index in range(config.num_hidden_layers)]
@@ -67,9 +63,9 @@ def write_outlier_copy(
 
 
 def outlier_scales(config: DecoderConfig, factor: float, seed: int | tuple[int, ...]) -> BlockScales:
-    """Scales of one block: OUTLIER_SHARE of the channels of each place, chosen at random, grow by `factor`.
+    """The channels of one block that grow by `factor`, chosen at random: OUTLIER_SHARE of each place, at least one.
 
-    Of a key channel and its query channel, either may be the larger one.
+    Of keys and queries either may be the large one.
     """
     random = np.random.default_rng(seed)
 
@@ -92,22 +88,13 @@ def outlier_scales(config: DecoderConfig, factor: float, seed: int | tuple[int, 
 def _write(
     checkpoint: Checkpoint, destination: Path, change: Callable[[str, Floats | IntWeight], Floats], overwrite: bool
 ) -> None:
-    """Write the model in float32 with `change` applied to every weight."""
+    """The model in float32 with every weight changed, in a new folder."""
     check_places(checkpoint.path, destination, overwrite)
-    config = replace(checkpoint.config, dtype="float32")
-    infos = [TensorInfo(name, "float32", shape) for name, shape in config.parameter_shapes().items()]
-    files = hf.plan_files(infos, hf.DEFAULT_SHARD_BYTES)
+    plan = plan_floats(checkpoint.config.with_dtype("float32"), companion_files(checkpoint))
 
-    def content(name: str) -> tuple[memoryview]:
-        weight = read_weight(checkpoint, name)
-        values = change(name, weight if isinstance(weight, IntWeight) else weight.float32())
+    def content(info: TensorInfo) -> tuple[memoryview]:
+        weight = read_weight(checkpoint, info.name)
+        values = change(info.name, weight if isinstance(weight, IntWeight) else weight.float32())
         return (np.ascontiguousarray(values, np.float32).data.cast("B"),)
 
-    with new_folder(destination, overwrite) as folder:
-        for path in companion_files(checkpoint, "hf"):
-            copy_file(path, folder / path.name)
-        for _ in hf.write_weights(folder, files, content):
-            pass
-        if (index := hf.index_of(files)) is not None:
-            write_text(folder / index[0], json.dumps(index[1], indent=2) + "\n")
-        write_text(folder / "config.json", json.dumps(hf.write_config(config), indent=2, ensure_ascii=False) + "\n")
+    write_folder(destination, plan, content, label="rescaling", overwrite=overwrite)

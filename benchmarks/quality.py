@@ -2,9 +2,9 @@
 
 python benchmarks/quality.py [--work runs]
 
-The float reference is a model that rounds to nano (outliers.py), computed in float32 by the numpy engine. An
-outlier-scaled copy computes the same with 0.5 % of its channels `outlier scale` times larger. The text is
-nano/held-out.jsonl; in conversations only the answers count.
+The float reference is a model that nano may have been rounded from (benchmarks/outliers.py), computed in float32 by the
+numpy engine; a copy computes the same with 0.5 % of its channels larger by `outlier scale`. The text is
+nano/held-out.jsonl; of conversations the answers count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from outliers import write_outlier_copy, write_unrounded
 from report import write_report
 
 from minicpm import native
-from minicpm.engine.backend import Backend
+from minicpm.engine.backend import StepBackend
 from minicpm.engine.backends.arithmetic import Floats
 from minicpm.engine.backends.native import NativeBackend
 from minicpm.engine.backends.numpy import Linear, NumpyBackend
@@ -93,13 +93,13 @@ def samples(folder: Path, path: Path) -> list[Sample]:
     return found
 
 
-def logits(backend: Backend, texts: Sequence[Sample]) -> Iterator[Floats]:
-    """Per text (n, vocab): the logits for each of its n tokens that count."""
+def logits(backend: StepBackend, texts: Sequence[Sample]) -> Iterator[Floats]:
+    """Per text (n, vocab): what was foreseen for each of its n tokens that count."""
     for text, of_text in zip(texts, logits_of(backend, [text.ids for text in texts])):
         yield of_text[np.array(text.counts[1:])]
 
 
-def opened(folder: Path, kv_dtype: str = "int8") -> Backend:
+def opened(folder: Path, kv_dtype: str = "int8") -> StepBackend:
     """The engine that users have: native where it is built, numpy with the same bits where it is not."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         if native.why_missing() is None:
@@ -107,12 +107,12 @@ def opened(folder: Path, kv_dtype: str = "int8") -> Backend:
         return NumpyBackend(checkpoint, is_exact=True, kv_dtype=kv_dtype)
 
 
-def with_int4_values(folder: Path) -> Backend:
+def with_int4_values(folder: Path) -> StepBackend:
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         return Int4Values(checkpoint, is_exact=True)
 
 
-def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> Backend:
+def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> StepBackend:
     """A numpy backend whose keys, values and queries stay in float32."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         return kind(checkpoint, is_exact=False)
@@ -133,19 +133,19 @@ class Bench:
         texts = samples(source, HELD_OUT)
         return cls(work, texts, list(logits(with_float_cache(source, NumpyBackend), texts)))
 
-    def copy(self, scale: float) -> Path:
-        folder = self.work / f"copy-{scale:g}"
+    def outlier_copy(self, scale: float) -> Path:
+        folder = self.work / f"scaled-{scale:g}"
         if not folder.exists():
             write_outlier_copy(self.work / "float", folder, scale, SEED)
         return folder
 
     def quantized(self, preset: str, scale: float, equalize: bool) -> Path:
-        folder = self.work / f"copy-{scale:g}-{preset}-{'equalized' if equalize else 'plain'}"
+        folder = self.work / f"scaled-{scale:g}-{preset}-{'evened' if equalize else 'plain'}"
         if not folder.exists():
-            quantize_folder(self.copy(scale), folder, preset=preset, equalize=equalize)
+            quantize_folder(self.outlier_copy(scale), folder, preset=preset, equalize=equalize)
         return folder
 
-    def compare(self, backend: Backend) -> Comparison:
+    def compare(self, backend: StepBackend) -> Comparison:
         comparison = Comparison()
         for text, expected, found in zip(self.texts, self.reference, logits(backend, self.texts)):
             comparison.add(expected, found, text.targets)
@@ -233,15 +233,15 @@ def main() -> None:
         rows = [told(bench.preset_row(preset, scale)) for preset in PRESETS for scale in SCALES]
         rows += [told(bench.stored_row(dtype)) for dtype in STORED_DTYPES]
         for scale in PART_SCALES:
-            found = bench.compare(with_float_cache(bench.copy(scale), NumpyBackend))
-            rows.append(told(part_row("the copy, float32", scale, "no", "nothing", found)))
+            scaled = bench.compare(with_float_cache(bench.outlier_copy(scale), NumpyBackend))
+            rows.append(told(part_row("outlier-scaled copy, float32", scale, "no", "nothing", scaled)))
             rows += [told(row) for row in bench.part_rows(PART_PRESET, scale)]
         rows += [told(row) for scale in CACHE_SCALES for row in bench.cache_rows(CACHE_PRESET, scale)]
     tokens, texts = sum(len(text.targets) for text in bench.texts), len(bench.texts)
     note = (
         f"MiniCPM-nano, {tokens:,} held-out tokens of {texts} texts and conversations. KL(reference || preset) in nats "
-        "per token. An outlier scale of 1 is nano itself; an outlier-scaled copy computes the same with 0.5 % of its "
-        "channels that many times larger. docs/quantization.md explains the numbers."
+        "per token. An outlier scale of 1 is nano itself; a copy computes the same with 0.5 % of its channels that "
+        "many times larger. docs/quantization.md tells what the numbers mean."
     )
     print("wrote", write_results("quality", rows, note))
     write_report()

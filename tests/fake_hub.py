@@ -60,6 +60,7 @@ class Faults:
     """Dictionaries are keyed by a file's path or, for what is no file, 'list'; lists are used up from the front."""
 
     statuses: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
+    storage_statuses: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     cut_after: dict[str, list[int]] = field(default_factory=dict)
     wrong_byte: dict[str, int] = field(default_factory=dict)  # how many answers carry one
     announce: dict[str, int] = field(default_factory=dict)  # a false Content-Length
@@ -175,10 +176,15 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(request)
             return request
 
-        def _refused(self, key: str) -> bool:
-            if planned := hub.faults.statuses.get(key):
+        def _planned(self, key: str, statuses: dict[str, list[tuple[int, dict[str, str]]]]) -> bool:
+            if planned := statuses.get(key):
                 status, headers = planned.pop(0)
                 self._json(status, {}, headers)
+                return True
+            return False
+
+        def _refused(self, key: str) -> bool:
+            if self._planned(key, hub.faults.statuses):
                 return True
             token = hub.faults.needs_token
             if token and self.headers.get("Authorization") != f"Bearer {token}":
@@ -227,7 +233,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def _file(self, repo_id: str, path: str, is_storage: bool = False) -> None:
             request = self._record(path)
-            if not is_storage and self._refused(path):
+            if self._planned(path, hub.faults.storage_statuses) if is_storage else self._refused(path):
                 return
             repo = hub.repos.get(repo_id)
             if repo is None or path not in repo.files:

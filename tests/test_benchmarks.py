@@ -34,6 +34,11 @@ serve(Peer)
 """
 
 
+@pytest.fixture(autouse=True)
+def benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
 def test_a_runner_answers_every_line_with_one_and_goes_on_after_an_error():
     lines = "fill 7\nprefill 512\nbatch 8 1.0\nverify 8 1.0\ndecode 7 0.5\n"
     script = PEER.format(folder=str(BENCHMARKS / "peers"))

@@ -29,7 +29,7 @@ sys.platform = "elsewhere"
 MINICPM = "from minicpm.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
 TEMPLATE = """
 from pathlib import Path
-from minicpm.sandbox.templates import render_foreign
+from minicpm.chat.foreign import render_foreign
 render_foreign("{{ 1 }}", {}, Path("template.jinja"))
 """
 QUESTION = ("--temperature", "0", "What is the capital of Japan?")
@@ -68,7 +68,7 @@ def test_a_file_is_written_and_replaced(tmp_path: Path):
 
 @pytest.mark.skipif(native.why_missing() is not None, reason="no native engine")
 def test_packed_weights_are_not_kept_and_a_warning_says_why(tmp_path: Path):
-    small = "from minicpm.engine import packed\npacked.SMALLEST_FILE_BYTES = 1\n"
+    small = "from minicpm.engine.backends import packed\npacked.SMALLEST_FILE_BYTES = 1\n"
     done = ran(small + MINICPM, "run", "--backend", "native", *QUESTION, MINICPM_HOME=tmp_path)
     assert "Tokyo" in done.stdout
     assert "cannot be kept (this system has no locks that die with a process)" in done.stderr

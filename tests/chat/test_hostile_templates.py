@@ -210,6 +210,6 @@ def test_the_helper_takes_on_its_limits_before_it_reads_a_template(tmp_path: Pat
 
 
 def _child() -> Path:
-    from minicpm.sandbox import templates as sandbox
+    from minicpm.sandbox import process
 
-    return Path(sandbox.__file__).with_name("child.py")
+    return Path(process.__file__).with_name("child.py")

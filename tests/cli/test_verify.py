@@ -126,3 +126,34 @@ def test_people_read_hashes_scores_and_the_answer(minicpm):
     for words in ("tokenizer.model", "names Beijing", "bits a byte", "other ids than MiniCPM-2B"):
         assert words in done.out
     assert "published  " not in done.out
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text is read, not all of them."""
+    monkeypatch.setattr("minicpm.eval.verification.passages", lambda: passages()[:1])
+
+
+def test_an_answer_is_the_expected_one_if_it_has_any_of_the_city_s_names(minicpm, brief, monkeypatch):
+    answer = LLM().chat(QUESTION, temperature=0, repetition_penalty=1).text
+    for names, is_expected in [(("Tokyo", "東京"), False), (("東京", answer[-7:]), True)]:
+        monkeypatch.setattr("minicpm.eval.verification.ANSWERS", names)
+        assert report(minicpm("verify", "--json"))["example"]["is_expected"] is is_expected
+
+
+def test_people_are_told_that_an_answer_does_not_name_the_city(minicpm, brief, monkeypatch):
+    monkeypatch.setattr("minicpm.eval.verification.ANSWERS", ("Tokyo",))
+    assert "does not name Beijing" in minicpm("verify").out
+
+
+def test_a_prompt_with_the_published_ids_is_told(minicpm, brief, monkeypatch):
+    ids = report(minicpm("verify", "--json"))["example"]["prompt_ids"]
+    monkeypatch.setattr("minicpm.eval.verification.PROMPT_IDS", tuple(ids))
+    assert report(minicpm("verify", "--json"))["example"]["has_published_ids"]
+
+
+def test_hidden_files_have_no_hash(minicpm, brief, tmp_path: Path):
+    folder = Path(shutil.copytree(embedded.folder(), tmp_path / "model"))
+    (folder / ".DS_Store").write_bytes(b"x")
+    names = {file["name"] for file in report(minicpm("verify", "-m", folder, "--json"))["files"]}
+    assert "config.json" in names and ".DS_Store" not in names

@@ -187,6 +187,14 @@ def test_loglikelihood_equals_the_sum_over_logits(llm: LLM):
         assert score.is_greedy == bool((rows.argmax(axis=1) == tail).all())
 
 
+def test_only_a_continuation_whose_every_token_is_the_likeliest_is_greedy(llm: LLM):
+    prefix = [1, 328, 319, 796]
+    greedy = [*llm.generate([prefix], GREEDY, max_tokens=5, ignore_eos=True)[0].ids]
+    others = [[*greedy[:i], (token_id + 1) % 1000, *greedy[i + 1 :]] for i, token_id in enumerate(greedy)]
+    first, *scores = llm.loglikelihood([(prefix, [greedy, *others])])[0]
+    assert first.is_greedy and not any(score.is_greedy for score in scores)
+
+
 def test_text_is_scored_as_the_model_would_read_it(llm: LLM):
     prefix, continuation = "hello", " a"
     whole = llm.tokenizer.encode(prefix + continuation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +319,32 @@ def test_times_between_measured_ones_are_between_them():
     assert three == pytest.approx((one + five) / 2)
     assert times.seconds(9) > five
     assert np.isfinite(times.seconds(16))
+
+
+@given(st.floats(1e-4, 1.0), st.floats(2.0, 1e6))
+def test_a_step_that_was_interrupted_counts_as_one_of_the_doubled_time(seconds: float, times_slower: float):
+    interrupted, doubled = times_of(t1=seconds), times_of(t1=seconds)
+    interrupted.learn(1, times_slower * seconds)
+    doubled.learn(1, 2 * seconds)
+    assert interrupted.seconds(1) == doubled.seconds(1) > seconds
+
+
+@given(st.floats(1e-4, 1.0), st.floats(0.0, 2.0))
+def test_a_time_moves_a_quarter_of_the_way_to_a_new_one(seconds: float, factor: float):
+    times = times_of(t1=seconds)
+    times.learn(1, factor * seconds)
+    assert times.seconds(1) == pytest.approx(0.75 * seconds + 0.25 * factor * seconds)
+
+
+def test_an_interrupted_step_keeps_no_draft_away():
+    """One step of eight tokens that took a second for once; the others take hardly more than a plain one."""
+    times = times_of(t1=0.010, t8=0.011)
+    before = draft_lengths(times, [Chance(0.9, 7)])
+    times.learn(8, 1.0)
+    assert before[0] > 0 and draft_lengths(times, [Chance(0.9, 7)]) == before
+
+
+def test_beyond_the_largest_measured_step_every_token_costs_more():
+    times = times_of(t1=1.0)
+    costs = [times.seconds(tokens) for tokens in range(1, 9)]
+    assert all(a < b for a, b in pairwise(costs))

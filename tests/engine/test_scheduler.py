@@ -7,7 +7,7 @@ import pytest
 
 from minicpm import LLM, SamplingParams
 from minicpm.engine import scheduler as scheduling
-from minicpm.engine.request import Completion, Piece
+from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.scheduler import Scheduler
 from minicpm.errors import GenerationError
 
@@ -191,3 +191,55 @@ def test_one_request_whose_logits_are_damaged_fails_alone(llm: LLM, monkeypatch:
     assert [request for request, _ in errors] == [bad] and "NaN" in str(errors[0][1])
     monkeypatch.undo()
     assert tuple(good.new_ids) == llm.generate([good.prompt_ids], SamplingParams(seed=3, max_tokens=6))[0].ids
+
+
+def test_no_more_requests_than_the_limit_pass_one_that_does_not_fit(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    """Streams always hold too much for it, and there is always room for one more of them."""
+    monkeypatch.setattr(scheduling, "MOST_OVERTAKING", 5)
+    crowded = small(llm, 640)
+    scheduler = crowded.new_scheduler()
+    stream = SamplingParams(seed=3, ignore_eos=True, max_tokens=40)
+    added(crowded, scheduler, prompts_of(30, 31, 32, 33), stream)
+    scheduler.step()
+    (giant,) = added(crowded, scheduler, prompts_of(500, seed=7), SamplingParams(seed=3, max_tokens=4))
+    later: list[Request] = []
+    for number in range(300):
+        if number % 10 == 0:
+            later += added(crowded, scheduler, prompts_of(30, seed=200 + number), stream)
+        scheduler.step()
+        if giant.sequence is not None:
+            break
+    assert giant.sequence is not None
+    assert sum(request.sequence is not None for request in later) == 5
+    scheduler.close()
+
+
+def test_equal_requests_finish_in_the_order_they_came_whoever_gives_way(llm: LLM):
+    crowded = small(llm, 320)
+    scheduler = crowded.new_scheduler()
+    added(crowded, scheduler, prompts_of(*[20] * 8), SamplingParams(seed=3, ignore_eos=True, max_tokens=100))
+    assert [*completed(scheduler)] == [*range(8)]
+    assert scheduler.work.preemptions > 0
+
+
+def test_a_request_that_gives_way_waits_behind_an_earlier_one_that_it_had_passed(llm: LLM):
+    """Of 15 blocks the giant needs 14; until the one before it grows, there is room for the one behind it."""
+    crowded = small(llm, 240)
+    scheduler = crowded.new_scheduler()
+    for index, (length, answer) in enumerate([(5, 3), (16, 144), (200, 24), (20, 150)]):
+        params = SamplingParams(seed=3, ignore_eos=True, max_tokens=answer)
+        scheduler.add(crowded.new_request(prompts_of(length, seed=index)[0], params, is_chat=False, index=index))
+    assert [*completed(scheduler)] == [0, 1, 2, 3]
+    assert scheduler.work.preemptions == 1
+
+
+def test_the_request_that_came_last_gives_way(llm: LLM):
+    crowded = small(llm, 432)
+    scheduler = crowded.new_scheduler()
+    requests = added(
+        crowded, scheduler, prompts_of(20, 20, 20), SamplingParams(seed=3, ignore_eos=True, max_tokens=200)
+    )
+    while not scheduler.work.preemptions:
+        speaking = {request for request, _ in scheduler.step()}
+    assert speaking == {*requests[:2]}
+    scheduler.close()

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
+import minicpm.sampling
 from minicpm.errors import GenerationError
-from minicpm.sampling import PRESETS_2024, SampledToken, Sampler, SamplingParams, draw_reference, uniform53
+from minicpm.sampling import SampledToken, Sampler, SamplingParams, draw_reference, uniform53
+from minicpm.sampling.deprecated import PRESETS_2024
+from sampling.warping import warped_scores
 
 PLAIN = SamplingParams(temperature=1.0, top_p=1.0, repetition_penalty=1.0)
 V = 122_753
@@ -44,7 +47,7 @@ def model_like_logits(seed: int, size: int = V) -> np.ndarray:
 def test_golden_scores_are_equal_and_probabilities_close(golden: Path, name: str):
     expected = load_file(golden / "sampling" / "warpers.safetensors")
     for row, logits in enumerate(expected["logits"]):
-        scores = Sampler(PRESETS_2024[name], 0, expected["context_ids"][row]).warped_scores(logits)
+        scores = warped_scores(Sampler(PRESETS_2024[name], 0, expected["context_ids"][row]), logits)
         np.testing.assert_array_equal(scores, expected[f"{name}.scores"][row])
         np.testing.assert_allclose(softmax(scores), expected[f"{name}.probs"][row], atol=1e-6)
 
@@ -86,14 +89,14 @@ def test_scores_equal_those_of_transformers_warpers(data: st.DataObject):
         processors.append(hf.MinPLogitsWarper(params.min_p))
     for processor in processors:
         scores = processor(ids, scores)
-    np.testing.assert_array_equal(Sampler(params, 0, context).warped_scores(logits), scores[0].numpy())
+    np.testing.assert_array_equal(warped_scores(Sampler(params, 0, context), logits), scores[0].numpy())
 
 
 def test_presence_and_frequency_count_the_answer_and_not_the_prompt():
     sampler = Sampler(replace(PLAIN, presence_penalty=0.5, frequency_penalty=0.25), 0, prompt_ids=[0, 0, 1])
     for token_id in (1, 2, 2, 2):
         sampler.accept(token_id)
-    assert sampler.warped_scores(np.zeros(4, np.float32)).tolist() == [0.0, -0.75, -1.25, 0.0]
+    assert warped_scores(sampler, np.zeros(4, np.float32)).tolist() == [0.0, -0.75, -1.25, 0.0]
 
 
 def test_repetition_counts_prompt_and_answer_once_each():
@@ -101,7 +104,7 @@ def test_repetition_counts_prompt_and_answer_once_each():
     sampler.accept(1)
     sampler.accept(1)
     logits = np.array([4, -4, 4, -4], np.float32)
-    assert sampler.warped_scores(logits).tolist() == [2.0, -8.0, 4.0, -4.0]
+    assert warped_scores(sampler, logits).tolist() == [2.0, -8.0, 4.0, -4.0]
 
 
 def test_penalties_hold_for_contexts_of_any_length():
@@ -111,7 +114,7 @@ def test_penalties_hold_for_contexts_of_any_length():
     seen = np.unique(ids)
     expected[seen] = np.where(logits[seen] < 0, logits[seen] * np.float32(1.3), logits[seen] / np.float32(1.3))
     sampler = Sampler(replace(PLAIN, repetition_penalty=1.3), 0, ids)
-    np.testing.assert_array_equal(sampler.warped_scores(logits), expected)
+    np.testing.assert_array_equal(warped_scores(sampler, logits), expected)
 
 
 def test_a_bias_can_force_and_ban_a_token():
@@ -165,7 +168,7 @@ def test_a_drawn_token_is_the_inverse_cdf_of_the_warped_scores(
 ):
     assume(np.isfinite(logits.max()))
     params = replace(PLAIN, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    scores = Sampler(params, seed).warped_scores(logits)
+    scores = warped_scores(Sampler(params, seed), logits)
     expected, distance = drawn_by_definition(scores, uniform53(seed, 0, position) / 2**53)
     assume(distance > 1e-6)
     assert Sampler(params, seed).sample(logits, position).token_id == expected
@@ -176,7 +179,7 @@ def test_a_drawn_token_is_the_inverse_cdf_of_the_warped_scores(
 def test_a_whole_vocabulary_draws_like_a_small_one(params: SamplingParams):
     for seed in range(8):
         logits = model_like_logits(seed)
-        scores = Sampler(params, seed).warped_scores(logits)
+        scores = warped_scores(Sampler(params, seed), logits)
         expected, distance = drawn_by_definition(scores, uniform53(seed, 0, 5) / 2**53)
         assert distance > 1e-7  # else choose other seeds
         assert Sampler(params, seed).sample(logits, 5).token_id == expected
@@ -196,7 +199,7 @@ def test_equal_scores_are_ordered_by_id():
     for position in range(50):
         expected = uniform53(3, 0, position) * 1000 >> 53
         assert Sampler(PLAIN, 3).sample(logits, position).token_id == expected
-    nucleus = Sampler(replace(PLAIN, top_p=0.1), 3).warped_scores(logits)
+    nucleus = warped_scores(Sampler(replace(PLAIN, top_p=0.1), 3), logits)
     assert np.flatnonzero(nucleus > -np.inf).tolist() == list(range(100))
 
 
@@ -210,7 +213,7 @@ def test_temperature_zero_takes_the_best_and_the_lowest_id_of_equals():
     sampler = Sampler(replace(PLAIN, temperature=0), 0)
     assert sampler.sample(np.array([1, 3, 2, 3], np.float32), 0).token_id == 1
     np.testing.assert_array_equal(
-        sampler.warped_scores(np.array([1, 3, 3], np.float32)), np.array([-np.inf, 3, -np.inf], np.float32)
+        warped_scores(sampler, np.array([1, 3, 3], np.float32)), np.array([-np.inf, 3, -np.inf], np.float32)
     )
 
 
@@ -415,3 +418,8 @@ def test_defaults_are_the_readme_example_and_the_authors_penalty():
     defaults = SamplingParams()
     assert (defaults.temperature, defaults.top_p, defaults.repetition_penalty) == (0.8, 0.8, 1.02)
     assert (defaults.top_k, defaults.min_p, defaults.presence_penalty, defaults.frequency_penalty) == (0, 0, 0, 0)
+
+
+def test_the_old_name_of_the_presets_of_2024_still_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="PRESETS_2024 is deprecated"):
+        assert minicpm.sampling.PRESETS_2024 is PRESETS_2024

@@ -112,3 +112,52 @@ def test_the_page_of_the_package_is_there(nano: Running):
         assert index.status_code == 200 and "script-src 'self'" in index.headers["content-security-policy"]
         for name in re.findall(r'(?:src|href)="(page/[^"]+)"', index.text):
             assert client.get(f"/{name}").status_code == 200
+
+
+def test_only_an_origin_equal_to_the_host_is_the_servers_own(plain: Running):
+    host = plain.url.removeprefix("http://")
+    name = host.partition(":")[0]
+    near = (
+        f"{host}.evil.example",
+        f"evil.example.{host}",
+        f"{host}0",
+        f"1{host}",
+        host[:-1],
+        host[1:],
+        name,
+        f"x@{host}",
+    )
+    with plain.client() as client:
+        for other in near:
+            response = client.get("/v1/models", headers={"origin": f"http://{other}"})
+            assert (response.status_code, error_of(response)["code"]) == (403, "origin_not_allowed"), other
+
+
+def test_only_an_origin_equal_to_an_allowed_one_may_ask(start: Callable[..., Running]):
+    mine = "https://chat.example"
+    with start(cors_origins=(mine,)).client() as client:
+        assert client.get("/v1/models", headers={"origin": mine}).status_code == 200
+        for other in (f"{mine}.evil.example", mine[:-1], "http://chat.example", f"{mine}:444", ""):
+            assert client.get("/v1/models", headers={"origin": other}).status_code == 403, other
+
+
+def test_with_a_star_every_origin_may_ask(start: Callable[..., Running]):
+    with start(cors_origins=("*",)).client() as client:
+        assert client.get("/v1/models", headers={"origin": "https://any.example"}).status_code == 200
+
+
+@pytest.mark.parametrize("given", ["bearer first-key", "BEARER first-key", "Bearer   first-key"])
+def test_the_schemes_case_and_blanks_before_a_key_do_not_matter(keyed: Running, given: str):
+    with keyed.client(headers={"authorization": given}) as client:
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_a_key_behind_another_scheme_does_not_open(keyed: Running):
+    with keyed.client(headers={"authorization": f"Basic {KEYS[1]}"}) as client:
+        assert client.get("/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/health/", "/pages", "/page"])
+def test_only_the_page_and_the_health_check_are_open(keyed: Running, path: str):
+    with keyed.client() as client:
+        assert client.get(path).status_code == 401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import openai
 import pytest
 
 from server.running import ASK, CHAT, Running, error_of
+from server.stub import StubEngine
 
 PERSON = {
     "type": "object",
@@ -232,3 +234,38 @@ def test_a_grammar_that_can_never_end_is_an_error(client: httpx.Client, stream: 
     assert "cannot be brought into its form" in response.text
     assert response.status_code == (200 if stream else 400)
     assert client.post(CHAT, json=ASK).status_code == 200
+
+
+# --- Answers that are cut ------------------------------------------------------------------------------------
+
+CALL_WORDS = ['<tool_call>{"name": "get_weather", "arguments": ', '{"city": ', '"Tokyo"}', "}</tool_call>"]
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 4])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_call_that_the_limit_cuts_ends_by_length(start: Callable[..., Running], stream: bool, words: int):
+    server = start(StubEngine(CALL_WORDS))
+    asked = {"model": "nano", "messages": QUESTION, "tools": [WEATHER], "max_tokens": words}
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        if stream:
+            chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
+            calls = [call for choice in chunks for call in choice.delta.tool_calls or ()]
+            reason = chunks[-1].finish_reason
+        else:
+            choice = client.chat.completions.create(**asked).choices[0]
+            calls, reason = choice.message.tool_calls or [], choice.finish_reason
+    assert calls and "".join(call.function.arguments for call in calls) == "".join(CALL_WORDS[1 : min(words, 3)])
+    assert reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_words_beside_offered_functions_end_as_words_do(official: openai.OpenAI, stream: bool):
+    asked = {"model": "nano", "messages": [{"role": "user", "content": "Hello!"}], "tools": [WEATHER],
+             "temperature": 0, "max_tokens": 60}  # fmt: skip
+    if stream:
+        reason = [chunk.choices[0].finish_reason for chunk in official.chat.completions.create(**asked, stream=True)][
+            -1
+        ]
+    else:
+        reason = official.chat.completions.create(**asked).choices[0].finish_reason
+    assert reason == "stop"

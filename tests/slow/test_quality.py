@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outliers import write_outlier_copy, write_unrounded
 
+from benchmark_scripts import load
 from minicpm import LLM, native
 from minicpm.export.quantize import quantize_folder
 from minicpm.hub import embedded
 from minicpm.quant.format import PRESETS
 from minicpm.quant.quality import Comparison
+
+outliers = load("outliers")
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +39,9 @@ def predictions(folder: Path, backend: str) -> Iterator[tuple[np.ndarray, np.nda
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quality")
-    write_unrounded(embedded.folder(), folder / "float", SEED)
+    outliers.write_unrounded(embedded.folder(), folder / "float", SEED)
     for scale in (1, 100):
-        write_outlier_copy(folder / "float", folder / f"copy-{scale}", scale, SEED)
+        outliers.write_outlier_copy(folder / "float", folder / f"scaled-{scale}", scale, SEED)
     return folder
 
 
@@ -55,10 +57,8 @@ def compared(folder: Path, backend: str, reference: list[tuple[np.ndarray, np.nd
     return comparison
 
 
-def test_an_outlier_scaled_copy_of_nano_predicts_what_nano_predicts(
-    work: Path, reference: list[tuple[np.ndarray, np.ndarray]]
-):
-    found = compared(work / "copy-100", "numpy", reference)
+def test_a_scaled_copy_of_nano_predicts_what_nano_predicts(work: Path, reference: list[tuple[np.ndarray, np.ndarray]]):
+    found = compared(work / "scaled-100", "numpy", reference)
     assert found.tokens > 1000
     assert found.max_kl < 1e-8
     assert found.top1_agreement > 0.999
@@ -70,7 +70,7 @@ def test_a_preset_loses_no_more_with_outliers_than_without(
 ):
     found = {}
     for scale in (1, 100):
-        quantize_folder(work / f"copy-{scale}", work / f"{preset}-{scale}", preset=preset)
+        quantize_folder(work / f"scaled-{scale}", work / f"{preset}-{scale}", preset=preset)
         found[scale] = compared(work / f"{preset}-{scale}", ENGINE, reference)
     # docs/quantization.md calls this surviving. Chance alone moves a KL by a tenth.
     assert found[100].kl <= 2 * found[1].kl

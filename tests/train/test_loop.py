@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,9 @@ from minicpm.errors import TrainingError
 from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
 from minicpm.train.batches import IGNORED, Batch, Mixture, Share
 from minicpm.train.checkpoint import CheckpointFolder
-from minicpm.train.loop import Loop, LoopOptions
+from minicpm.train.loop import Evaluation, Loop, LoopOptions
 from minicpm.train.losses import document_mask, summed_loss
-from minicpm.train.metrics import Metrics
+from minicpm.train.metrics import Metrics, read_metrics
 from minicpm.train.optimizers import initialize, make_optimizers
 from minicpm.train.options import OptimizerOptions
 from minicpm.train.rendering import Renderer
@@ -36,7 +38,14 @@ def tiny_model() -> MiniCPMForCausalLM:
     return model
 
 
-def loop_of(model: MiniCPMForCausalLM, optimizers: Any, folder: Path, mixture: Any = None, **options: Any) -> Loop:
+def loop_of(
+    model: MiniCPMForCausalLM,
+    optimizers: Any,
+    folder: Path,
+    mixture: Any = None,
+    evaluation: Evaluation | None = None,
+    **options: Any,
+) -> Loop:
     return Loop(
         model,
         optimizers,
@@ -46,6 +55,7 @@ def loop_of(model: MiniCPMForCausalLM, optimizers: Any, folder: Path, mixture: A
         options=LoopOptions(**options),
         checkpoints=CheckpointFolder(folder / "checkpoints"),
         metrics=Metrics(folder / "metrics.jsonl"),
+        evaluation=evaluation,
     )
 
 
@@ -166,3 +176,65 @@ def test_a_step_that_is_not_finite_changes_no_weight(packed: Batch, tmp_path: Pa
     with pytest.raises(TrainingError, match="in the gradient of"):
         loop.train_on(packed)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def unlearned(batch: Batch) -> Batch:
+    """The same rows with nothing to learn."""
+    return replace(batch, targets=np.full_like(batch.targets, IGNORED))
+
+
+@pytest.mark.parametrize("micro_rows", [1, 4])
+def test_an_evaluation_is_the_mean_over_learned_tokens_of_all_batches(packed: Batch, tmp_path: Path, micro_rows: int):
+    model = tiny_model()
+    assert packed.trained_tokens < packed.tokens
+    batches = [packed.rows(0, 1), unlearned(packed.rows(0, 3)), packed.rows(1, 6)]
+    with torch.no_grad():
+        expected = summed_loss(model, packed, CPU).item() / packed.trained_tokens
+    loop = loop_of(model, [], tmp_path, evaluation=Evaluation(batches), micro_rows=micro_rows)
+    assert loop.evaluate() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_evaluation_changes_nothing_and_hands_the_model_back_to_training(packed: Batch, tmp_path: Path):
+    model = tiny_model().train()
+    modes: list[bool] = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    before = [p.clone() for p in model.parameters()]
+    loop_of(model, [], tmp_path, evaluation=Evaluation([packed])).evaluate()
+    assert modes and not any(modes) and model.training
+    assert all(p.grad is None and torch.equal(a, p) for a, p in zip(before, model.parameters()))
+
+
+def test_a_run_evaluates_at_every_so_many_steps_and_at_its_end(packed: Batch, tmp_path: Path):
+    model = tiny_model()
+    optimizers = make_optimizers(model, OptimizerOptions(lr=0.01))
+    mixture = SimpleNamespace(next_batch=lambda: packed, state=dict)
+    loop = loop_of(model, optimizers, tmp_path, mixture, Evaluation([packed]), eval_every=2, save_every=0)
+    loop.run()
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    evaluated = [record["step"] for record in records if "eval_loss" in record]
+    assert evaluated == [2, 3]
+
+
+def test_tokens_and_learned_tokens_are_counted_apart(packed: Batch, tmp_path: Path):
+    model = tiny_model()
+    mixture = SimpleNamespace(next_batch=lambda: packed, state=dict)
+    loop = loop_of(model, make_optimizers(model, OptimizerOptions(lr=0.01)), tmp_path, mixture)
+    loop.run()
+    assert (loop.tokens, loop.trained_tokens) == (3 * packed.tokens, 3 * packed.trained_tokens)
+    assert packed.trained_tokens < packed.tokens
+
+
+def test_the_rate_of_a_step_is_the_schedules(packed: Batch, tmp_path: Path):
+    model = tiny_model()
+    (optimizer,) = make_optimizers(model, OptimizerOptions(lr=0.01))
+    rates: list[list[float]] = []
+    optimizer.register_step_pre_hook(lambda *_: rates.append([group["lr"] for group in optimizer.param_groups]))
+    loop = loop_of(model, [optimizer], tmp_path, SimpleNamespace(next_batch=lambda: packed, state=dict))
+    loop.schedule = Schedule("constant", 3, warmup_steps=2)
+    loop.run()
+    shares = [loop.schedule.factor(step) for step in range(3)]
+    assert len({*shares}) > 1
+    for share, now in zip(shares, rates):
+        assert now == pytest.approx([rate / shares[0] * share for rate in rates[0]])
+    told = [record["lr"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert told == pytest.approx([0.01 * share for share in shares])

@@ -4,15 +4,13 @@ from minicpm.chat.messages import (
     ASSISTANT_MARKER,
     MAX_MESSAGES,
     ROLES,
-    STOP_STRINGS,
     SYSTEM_PROMPTS,
     USER_MARKER,
     Message,
-    StopMatcher,
     contains_markers,
-    extract_response,
     validate_messages,
 )
+from minicpm.chat.stop import STOP_STRINGS, StopMatcher, extract_response
 from minicpm.chat.templates import (
     CHATML_TEMPLATE,
     CURRENT_TEMPLATE,

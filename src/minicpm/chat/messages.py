@@ -1,4 +1,4 @@
-"""What a conversation is made of, and where an answer in a model's text ends."""
+"""What a conversation is made of: roles, turn markers, messages and their checks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TypedDict
 
 ROLES = ("system", "user", "assistant")
 USER_MARKER, ASSISTANT_MARKER = "<用户>", "<AI>"
-# MiniCPM ends an answer with </s>, but one that runs on starts a turn by itself: ordinary text, so cut as text.
-STOP_STRINGS = (USER_MARKER, ASSISTANT_MARKER)
 
 # System texts of the 2024 mobile apps; as a system message they give the apps' prompts to the letter.
 SYSTEM_PROMPTS: Mapping[str, str] = MappingProxyType(
@@ -44,53 +42,7 @@ def validate_messages(messages: Sequence[Message]) -> None:
 
 def contains_markers(text: str) -> bool:
     """Whether `text` spells a turn marker: the model will read it as one, since upstream never escapes it."""
-    return any(marker in text for marker in STOP_STRINGS)
-
-
-def extract_response(text: str) -> str:
-    """The answer in what a model wrote: all before the first turn marker."""
-    return text[: min((at for marker in STOP_STRINGS if (at := text.find(marker)) >= 0), default=len(text))]
-
-
-class StopMatcher:
-    """Finds stop strings in a stream, holding back only text that could still become one.
-
-    The string that is complete first ends the text, wherever the pieces were cut; of two complete at once, the
-    one that began first.
-    """
-
-    def __init__(self, stop_strings: Sequence[str]):
-        if isinstance(stop_strings, str) or not all(isinstance(s, str) and s for s in stop_strings):
-            raise ValueError(f"stop strings must be a list of non-empty strings, got {stop_strings!r:.80}")
-        self._stop_strings = tuple(dict.fromkeys(stop_strings))
-        self._held = ""
-        self.is_stopped = False
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """Take the next text; return what may be shown, and whether a stop string ended it (then all else is cut)."""
-        if self.is_stopped:
-            return "", True
-        seen = self._held + text
-        ends = [(at + len(s), at) for s in self._stop_strings if (at := seen.find(s)) >= 0]
-        if ends:
-            self.is_stopped, self._held = True, ""
-            return seen[: min(ends)[1]], True
-        hold_from = min((self._possible_start(seen, s) for s in self._stop_strings), default=len(seen))
-        self._held = seen[hold_from:]
-        return seen[:hold_from], False
-
-    def flush(self) -> str:
-        """What was held back, now that no more text comes."""
-        held, self._held = self._held, ""
-        return held
-
-    @staticmethod
-    def _possible_start(seen: str, stop: str) -> int:
-        """Where the longest end of `seen` starts that `stop` could continue; its length if there is none."""
-        at = seen.find(stop[0], max(0, len(seen) - len(stop) + 1))
-        while at >= 0 and not stop.startswith(seen[at:]):
-            at = seen.find(stop[0], at + 1)
-        return len(seen) if at < 0 else at
+    return any(marker in text for marker in (USER_MARKER, ASSISTANT_MARKER))
 
 
 def _validate_message(where: str, message: object) -> None:

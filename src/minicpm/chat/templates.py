@@ -1,7 +1,7 @@
 """Chat templates: MiniCPM's own in Python, ChatML, and anybody else's through the sandbox.
 
 The two templates MiniCPM-2B was published with and the ChatML of its 128k sibling are plain functions here, used when a
-folder's template is one of them to the letter or in structure. Any other is a stranger's program: see sandbox.py.
+folder's template is one of them to the letter or in structure. Any other is a stranger's program: see foreign.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from minicpm.chat.messages import ASSISTANT_MARKER, STOP_STRINGS, USER_MARKER, Message, validate_messages
+from minicpm.chat.foreign import render_foreign
+from minicpm.chat.messages import ASSISTANT_MARKER, USER_MARKER, Message, validate_messages
+from minicpm.chat.stop import STOP_STRINGS
 from minicpm.errors import FormatError
 from minicpm.files import file_in, has_entry, read_text
-from minicpm.sandbox.templates import render_foreign
 from minicpm.tokenizer import adds_bos, read_tokenizer_config, special_token
 
 MAX_TEMPLATE_CHARACTERS = 1 << 16

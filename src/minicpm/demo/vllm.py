@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +23,7 @@ import httpx
 
 from minicpm.demo.remote import RemoteSource
 from minicpm.engine.advice import advised_sampling
+from minicpm.engine.options import EngineOptions
 from minicpm.errors import ModelError, one_line
 from minicpm.formats.checkpoint import open_checkpoint
 
@@ -33,18 +33,8 @@ _ANSWER_S = 20.0
 _END_S = 40.0
 
 
-@dataclass(frozen=True)
-class VllmOptions:
-    """`parallel` answers at once; the others as LLM takes them."""
-
-    parallel: int = 4
-    context: int | None = None
-    dtype: str = "auto"
-    tensor_parallel_size: int | None = None
-
-
 @contextmanager
-def running_vllm(model: Path, name: str, options: VllmOptions) -> Iterator[RemoteSource]:
+def running_vllm(model: Path, name: str, options: EngineOptions) -> Iterator[RemoteSource]:
     """A source over vLLM's server of a model, when it answers; ModelError where there is no vLLM, or it ends."""
     python = _python_of_vllm()
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
@@ -53,11 +43,11 @@ def running_vllm(model: Path, name: str, options: VllmOptions) -> Iterator[Remot
     # -P: not the files of the folder that the demo was started in.
     command = [python, "-P", "-m", "minicpm", "serve", "--backend", "vllm", "--model", str(model)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", options.dtype, "--max-batch", str(options.parallel)]
+    command += ["--dtype", options.dtype, "--max-batch", str(options.max_batch)]
     if options.context is not None:
         command += ["--context", str(options.context)]
-    if options.tensor_parallel_size is not None:
-        command += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
+    for option, value in (options.vllm_options or {}).items():
+        command += [f"--{option.replace('_', '-')}", str(value)]
     # The key keeps the others on this machine out; a command line would show it to them.
     environment = {**os.environ, "MINICPM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:

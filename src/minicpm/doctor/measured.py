@@ -97,13 +97,21 @@ def _measured(checkpoint: Checkpoint, can_reorder_rows: bool) -> Measured:
     total = {reading: np.concatenate([one[i] for i in known]) for reading, one in losses.items()}
     best = min(total, key=lambda reading: float(np.nan_to_num(total[reading], nan=math.inf).mean()))
     before, after = total[as_it_is], total[best]
-    deviations = float(np.sign(before - after).sum()) / math.sqrt(len(before))
-    if best == as_it_is or (before - after).mean() < LEAST_NATS or deviations < LEAST_DEVIATIONS:
+    if not is_better(before, after):
         return Measured()
     told = f"a text of the package costs {before.mean():.2f} nats a token as it is, and {after.mean():.2f} otherwise"
     faults = tuple(_faults(checkpoint, best, told, can_reorder_rows))
     is_repairable = all(fault.is_repairable for fault in faults)
     return Measured(faults, best if is_repairable else replace(best, reorders_rows=False))
+
+
+def is_better(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> bool:
+    """Whether losses (T,) of another reading are lower than those of the same tokens before, by far more than chance.
+
+    Both tests must agree: the mean, and the number of tokens that became better rather than worse.
+    """
+    deviations = float(np.sign(before - after).sum()) / math.sqrt(len(before))
+    return bool((before - after).mean() >= LEAST_NATS and deviations >= LEAST_DEVIATIONS)
 
 
 def _readings(config: DecoderConfig) -> list[Correction]:

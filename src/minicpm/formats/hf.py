@@ -1,11 +1,11 @@
 """The Hugging Face folder: config.json beside model.safetensors or pytorch_model.bin, whole or in shards.
 
-Finds and checks the files of weights of a folder, and plans and writes them. Knows names of files, not of tensors.
+Finds and checks the files of weights of a folder, and plans new ones. Knows names of files, not of tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from minicpm.files import is_plain_name, read_json_object
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.mapped import TensorFile
-from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
+from minicpm.formats.safetensors import SafetensorsFile, write_order
 from minicpm.formats.tensor import TensorInfo
-from minicpm.formats.torch_bin import TorchFile, TorchWriter
+from minicpm.formats.torch_bin import TorchFile
 
 MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 4096
 DEFAULT_SHARD_BYTES = 5 * 10**9  # huggingface_hub's and transformers' own
@@ -138,26 +138,6 @@ def plan_files(tensors: Sequence[TensorInfo], max_shard_bytes: int, as_bin: bool
 
 def _ordered(shard: list[TensorInfo], as_bin: bool) -> tuple[TensorInfo, ...]:
     return tuple(shard if as_bin else write_order(shard))
-
-
-def write_weights(
-    folder: Path, files: Sequence[PlannedFile], content: Callable[[str], Iterable[memoryview]]
-) -> Iterator[tuple[str, int]]:
-    """Write every planned file durably, yielding (tensor name, CRC-32) after each tensor.
-
-    `content(name)` gives a tensor's bytes in chunks.
-    """
-    for planned in files:
-        path = folder / planned.name
-        is_safe = path.suffix == ".safetensors"
-        writer = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
-        try:
-            for info in planned.tensors:
-                yield info.name, writer.write(info.name, content(info.name))
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
 
 
 def index_of(files: Sequence[PlannedFile]) -> tuple[str, dict[str, Any]] | None:

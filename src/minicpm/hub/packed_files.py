@@ -53,6 +53,14 @@ def is_trusted(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
 
 
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether `path` still leads to what was opened: before it was locked, another process may have renamed it."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 @dataclass(frozen=True)
 class PackedFile:
     """A file of the cache. `model` is None for one that nobody finished, or whose header cannot be read."""
@@ -97,13 +105,15 @@ def make_room(nbytes: int, layout: int) -> None:
 
 
 def _removed_bytes(file: PackedFile) -> int:
-    """Remove a file unless somebody maps or writes it; returns the bytes freed."""
+    """Remove a file unless somebody maps or writes it, or has put another in its place; returns the bytes freed."""
     try:
         descriptor = os.open(file.path, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
     except OSError:
         return 0
     try:
         lock(descriptor)
+        if not is_at(file.path, descriptor):
+            return 0
         file.path.unlink()
     except OSError:
         return 0

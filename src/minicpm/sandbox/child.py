@@ -1,6 +1,7 @@
-"""The helper process of sandbox.py: reads one JSON request on stdin, writes one JSON answer on stdout.
+"""The child process of process.py: reads one JSON message on stdin, writes one JSON answer on stdout.
 
-A program of its own: it is started without site-packages and must not import this package.
+A program of its own: it is started without site-packages and must not import this package. Its job's source is part of
+the message.
 """
 
 from __future__ import annotations
@@ -8,18 +9,22 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 
 def main() -> None:
-    request = json.loads(sys.stdin.buffer.read())
-    sys.path += request["import_paths"]
-    environment = sandboxed_environment()
-    limit_resources(request["cpu_s"], request["address_space_bytes"])
+    message = json.loads(sys.stdin.buffer.read())
+    sys.path += message["import_paths"]
+    limits = message["limits"]
+    job: dict[str, Any] = {"__name__": "job"}
+    exec(compile(message["job"], "job", "exec"), job)
+    job["prepare"]()
+    limit_resources(limits["cpu_s"], limits["address_space_bytes"])
     try:
-        answer = {"prompt": render(environment, request)}
+        answer = {"text": joined(job["work"](message["request"]), limits["output_characters"])}
     except MemoryError:
-        answer = {"error": f"it needs more than {request['address_space_bytes'] >> 20} MB"}
+        answer = {"error": f"it needs more than {limits['address_space_bytes'] >> 20} MB"}
     except RecursionError:
         answer = {"error": "it is nested too deeply"}
     except Exception as error:
@@ -27,46 +32,16 @@ def main() -> None:
     sys.stdout.buffer.write(json.dumps(answer).encode())
 
 
-def sandboxed_environment() -> Any:
-    """The environment that transformers gives chat templates, as far as a prompt needs it."""
-    # All that jinja2 imports when it is used must be here already: no file can be opened later.
-    import datetime
-
-    import jinja2.constants
-    import jinja2.debug
-    import jinja2.ext
-    import jinja2.sandbox
-
-    def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def strftime_now(format: str) -> str:
-        return datetime.datetime.now().strftime(format)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
-    environment.from_string("{{ 'a literal' }}").render()  # loads the codec of string literals
-    return environment
-
-
-def render(environment: Any, request: dict[str, Any]) -> str:
+def joined(pieces: Iterable[str], limit: int) -> str:
     """Piece by piece, so that too long a text is noticed before it is whole."""
-    limit = request["output_characters"]
-    pieces = []
+    kept = []
     length = 0
-    for piece in environment.from_string(request["template"]).generate(**request["variables"]):
-        pieces.append(piece)
+    for piece in pieces:
+        kept.append(piece)
         length += len(piece)
         if length > limit:
-            raise ValueError(f"its prompt has more than {limit:,} characters")
-    return "".join(pieces)
+            raise ValueError(f"its output has more than {limit:,} characters")
+    return "".join(kept)
 
 
 def limit_resources(cpu_s: int, address_space_bytes: int) -> None:

@@ -30,14 +30,13 @@ from minicpm.engine.backends.vllm import (
     require_plugin,
     require_vllm,
 )
+from minicpm.engine.options import EngineOptions
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.sampling import SamplingParams
 
 MODULE = "vllm.entrypoints.openai.api_server"
 # Of SamplingParams, what vLLM's server takes as defaults for requests that do not say.
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-# Contexts that memory is taken for on the CPU where nobody says how many answers are written at once.
-CPU_CONTEXTS = 8
 # How long a stopped server may take before it is killed.
 GRACE_S = 30.0
 
@@ -49,14 +48,12 @@ class VllmServer:
     host: str
     port: int
     names: Sequence[str]  # what requests call the model
+    options: EngineOptions = field(default_factory=lambda: EngineOptions(backend="vllm"))
+    # Answers at once. None: as many as vLLM likes, and on the CPU memory for `options.max_batch` contexts.
+    max_batch: int | None = None
     api_keys: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
-    dtype: str = "auto"
-    context: int | None = None
-    max_batch: int | None = None  # answers at once; None: vLLM's own
-    kv_cache_bytes: int | None = None
-    tensor_parallel_size: int | None = None
-    arguments: Sequence[str] = field(default=())
+    arguments: Sequence[str] = ()
 
 
 def serve(model: Path, server: VllmServer) -> int:
@@ -67,9 +64,10 @@ def serve(model: Path, server: VllmServer) -> int:
     require_vllm()
     require_plugin()
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
-        dtype = computed_dtype(checkpoint, server.dtype)
-        context = context_of(checkpoint.config, server.context)
-        engine = cpu_arguments(checkpoint, dtype=dtype, context=context, max_batch=server.max_batch or CPU_CONTEXTS)
+        options = server.options
+        dtype = computed_dtype(checkpoint, options.dtype)
+        context = context_of(checkpoint.config, options.context)
+        engine = cpu_arguments(checkpoint, dtype=dtype, context=context, max_batch=options.max_batch)
         sampling = advised_sampling(checkpoint)
         with readable_folder(checkpoint, dtype) as folder:
             return _watched(command(checkpoint, folder, dtype, sampling, server, engine), _environment(server))
@@ -90,18 +88,18 @@ def command(
     """
     words = [sys.executable, "-m", MODULE, "--model", str(folder), "--served-model-name", *server.names]
     words += ["--host", server.host, "--port", str(server.port), "--dtype", dtype]
-    words += ["--max-model-len", str(context_of(checkpoint.config, server.context))]
+    words += ["--max-model-len", str(context_of(checkpoint.config, server.options.context))]
     words += ["--override-generation-config", json.dumps({name: getattr(sampling, name) for name in DEFAULTS})]
     words += ["--chat-template", chat_template_text(checkpoint)]
     if server.max_batch is not None:
         words += ["--max-num-seqs", str(server.max_batch)]
-    cache_bytes = server.kv_cache_bytes or engine.get("kv_cache_memory_bytes")
+    cache_bytes = server.options.kv_cache_bytes or engine.get("kv_cache_memory_bytes")
     if cache_bytes is not None:
         words += ["--kv-cache-memory-bytes", str(cache_bytes)]
     if engine.get("enforce_eager"):
         words += ["--enforce-eager"]
-    if server.tensor_parallel_size is not None:
-        words += ["--tensor-parallel-size", str(server.tensor_parallel_size)]
+    for name, value in (server.options.vllm_options or {}).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
     if server.cors_origins:
         words += ["--allowed-origins", json.dumps(list(server.cors_origins))]
     if len(server.api_keys) > 1:

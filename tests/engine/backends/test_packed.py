@@ -6,9 +6,12 @@ import errno
 import gc
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -145,10 +148,75 @@ def test_two_that_pack_at_once_both_have_the_weights(checkpoint, tmp_path: Path)
     assert [path.suffix for path in files(tmp_path)] == [".bin"]
 
 
+def overtaken(monkeypatch: pytest.MonkeyPatch, module: ModuleType, meanwhile: Callable[[], None]) -> None:
+    """What `module` is about to lock is opened already; before it has the lock, `meanwhile` happens, once."""
+    lock = module.lock
+
+    def late(descriptor: int, **options: bool) -> None:
+        monkeypatch.setattr(module, "lock", lock)
+        meanwhile()
+        lock(descriptor, **options)
+
+    monkeypatch.setattr(module, "lock", late)
+
+
+def test_one_that_gets_the_lock_after_the_rename_does_not_touch_the_finished_file(
+    checkpoint, tmp_path: Path, monkeypatch, caplog
+):
+    def finish() -> None:
+        assert packed_weights(checkpoint, "plan", NBYTES, Filler(1))[1]
+        gc.collect()  # and nobody maps it
+        (path,) = files(tmp_path)
+        finished.append(path.stat())
+
+    finished: list[os.stat_result] = []
+    overtaken(monkeypatch, packed, finish)
+    found, _ = packed_weights(checkpoint, "plan", NBYTES, fill := Filler(1))
+    assert np.array_equal(found, fill.expected)
+    (path,) = files(tmp_path)
+    status = path.stat()
+    assert (status.st_ino, status.st_mtime_ns) == (finished[0].st_ino, finished[0].st_mtime_ns)
+    assert caplog.text == ""
+    assert packed_weights(checkpoint, "plan", NBYTES, never := Filler(1))[1] and never.calls == 0
+
+
+def test_a_file_that_took_the_place_of_a_dead_one_is_not_removed_for_it(bounded: Path, tmp_path: Path, monkeypatch):
+    """Between opening the dead file and locking it, a start has packed its model again."""
+    dead = keep(tmp_path, bounded, "a", 20)
+    (tmp_path / "a" / "model.safetensors").touch()
+    held = []
+
+    def pack_again() -> None:
+        with open_checkpoint(tmp_path / "a", allow_quantized=True) as opened:
+            held.append(packed_weights(opened, "plan", NBYTES, Filler(2)))
+
+    overtaken(monkeypatch, packed_files, pack_again)
+    packed_files.make_room(0, packed.LAYOUT_VERSION)
+    assert held[0][1] and dead.exists()
+
+
+def test_a_file_is_flushed_whole_before_its_rename_and_its_folder_after(checkpoint, tmp_path: Path, monkeypatch):
+    events: list[tuple[str, list[str]]] = []
+
+    def suffixes() -> list[str]:
+        return [path.suffix for path in files(tmp_path)]
+
+    def fsync(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        if kind == "file":
+            with (tmp_path / "home" / "packed").joinpath(files(tmp_path)[0]).open("rb") as file:
+                assert file.read(10) == b"minicpm pa"
+        events.append((kind, suffixes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    packed_weights(checkpoint, "plan", NBYTES, Filler())
+    assert events == [("file", [".partial"]), ("folder", [".bin"])]
+
+
 def test_after_a_kill_while_packing_the_next_start_packs(checkpoint, tmp_path: Path):
     code = (
         "import os, signal, sys\n"
-        "from minicpm.engine import packed\n"
+        "from minicpm.engine.backends import packed\n"
         "from minicpm.formats.checkpoint import open_checkpoint\n"
         "packed.SMALLEST_FILE_BYTES = 0\n"
         "def dying(out):\n"

@@ -391,3 +391,42 @@ class TestSequenceCache:
                     running[-1] = (sequence, larger)
             idle = sum(sequence.length for sequence in cache._idle.values())
             assert sum(plan for _, plan in running) + idle <= 100
+
+    def test_the_least_recently_used_texts_are_dropped_first(self):
+        """Each is another text of 30 tokens; using one again makes it the newest."""
+        cache, texts = self.cache(100), [[*range(start, start + 30)] for start in (0, 100, 200)]
+        sequences = [self.computed(cache, text, 30) for text in texts]
+        for sequence in sequences:
+            cache.close(sequence)
+        again = cache.open([*texts[0], 1], 40, 100)
+        assert again is sequences[0]
+        cache.close(again)
+        cache.close(self.computed(cache, [*range(300, 330)], 30))
+        for number, is_kept in [(2, True), (0, True), (1, False)]:
+            assert (cache.open([*texts[number], 1], 31, 100) is sequences[number]) is is_kept
+
+    def test_a_text_is_taken_over_where_half_of_it_or_of_the_new_one_is_the_same(self):
+        old = [*range(40)]
+        for new, is_taken in [
+            ([*old[:20], *range(100, 200)], True),
+            ([*old[:19], *range(100, 200)], False),
+            ([*old[:10], *range(100, 110), 1], True),
+            ([*old[:9], *range(100, 111), 1], False),
+        ]:
+            cache = self.cache(1000)
+            first = self.computed(cache, old, 40)
+            cache.close(first)
+            assert (cache.open(new, 200, 100) is first) is is_taken, new
+
+    def test_of_texts_that_begin_alike_the_one_with_most_in_common_is_taken(self):
+        cache, text = self.cache(1000), [*range(40)]
+        near, far = self.computed(cache, text, 40), self.computed(cache, [*text[:30], *range(90, 100)], 40)
+        cache.close(near)
+        cache.close(far)
+        assert cache.open([*text, 1], 41, 100) is near
+
+    def test_a_sequence_that_holds_nothing_is_not_kept(self):
+        cache = self.cache(100)
+        empty = cache.open([1, 2], 10, 100)
+        cache.close(empty)
+        assert cache.usage().idle_tokens == 0 and cache.open([1, 2], 10, 100) is not empty

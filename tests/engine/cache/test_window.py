@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from engine.cache.test_blocks import TokenPool, check_counts, check_nothing_stays, check_tree, compute, rope_key
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from engine.cache.test_blocks import TokenPool, check_counts, check_nothing_stays, check_tree, compute, rope_key
 from minicpm.engine.cache.blocks import BLOCK_TOKENS, blocks_of
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.engine.cache.window import WindowCache, WindowSequence

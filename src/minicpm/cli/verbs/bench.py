@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
     destination = None if device is None else _destination(args, llm, device, name)
     with open_checkpoint(llm.folder, allow_quantized=True) as checkpoint:
         measured = measure(
-            llm.backend,
+            llm.steps.backend,
             checkpoint,
             plan,
-            dtype=args.dtype,
+            dtype=llm.options.dtype,
             threads=_threads(llm, args),
             peaks=lambda: _peaks(llm, args),
             on_repeat=lambda repeat: _say_repeat(repeat, plan.repeats),
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
                 name=name,
                 versions=(__version__, platform.python_version()),
                 load_s=load_s,
-                dtype=args.dtype,
+                dtype=llm.options.dtype,
                 progress=TerminalProgress(),
             )
             write_report(destination, report)

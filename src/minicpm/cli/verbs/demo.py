@@ -6,10 +6,20 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from minicpm.cli.arguments import add_engine_arguments, count, load_llm, port, shown_name
+from minicpm.cli.arguments import (
+    IN_PROCESS_OPTIONS,
+    add_engine_arguments,
+    count,
+    engine_options,
+    first_wish,
+    load_llm,
+    port,
+    shown_name,
+)
 from minicpm.cli.output import talk
 from minicpm.errors import MissingExtra
 
@@ -18,16 +28,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIBRARIES = ("gradio", "fastapi", "uvicorn", "httpx", "starlette")
-# Options of the engines in this process, and what they are where they are not given.
-_ENGINE = {
-    "device": "auto",
-    "threads": None,
-    "no_lookup": False,
-    "sliding_window": None,
-    "attention_sinks": None,
-    "kv_cache_dtype": "auto",
-}
-_LOADING = {"backend": "auto", "dtype": "auto", "context": None, "tensor_parallel_size": None, "offline": None}
+# What else of a model in this process means nothing to a server behind --url.
+_LOADING = ("backend", "dtype", "context", "tensor_parallel_size", "offline")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,15 +66,15 @@ def run(args: argparse.Namespace) -> int:
 def _check_combination(args: argparse.Namespace) -> None:
     if args.url is None and args.api_key is not None:
         raise ValueError("--api-key is for the server at --url; give that, too")
-    if args.url is None and args.backend != "vllm":
-        return
-    unknown = {**_ENGINE, **_LOADING} if args.url is not None else _ENGINE
-    for name, default in unknown.items():
-        if getattr(args, name) != default:
-            whose = "the server at --url" if args.url is not None else "vLLM"
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for a model in this process, not for {whose}; leave it out"
-            )
+    if args.url is not None:
+        _refuse(args, (*IN_PROCESS_OPTIONS, *_LOADING), "the server at --url")
+    elif args.backend == "vllm":
+        _refuse(args, IN_PROCESS_OPTIONS, "vLLM")
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], whose: str) -> None:
+    if wish := first_wish(args, names):
+        raise ValueError(f"{wish} is for a model in this process, not for {whose}; leave it out")
 
 
 def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
@@ -94,11 +96,11 @@ def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
 def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
     from minicpm import hub
     from minicpm.cli.progress import TerminalProgress
-    from minicpm.demo.vllm import VllmOptions, running_vllm
+    from minicpm.demo.vllm import running_vllm
 
+    options = engine_options(args, max_batch=args.parallel)
     folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
     # While vLLM starts, too, it must not outlive us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     talk("Starting vLLM, which takes a minute or more ...")
-    options = VllmOptions(args.parallel, args.context, args.dtype, args.tensor_parallel_size)
     return stack.enter_context(running_vllm(folder, shown_name(args.model, folder), options))

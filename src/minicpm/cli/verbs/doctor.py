@@ -12,7 +12,7 @@ from minicpm.doctor.faults import Examination, Fault
 from minicpm.doctor.folder import FolderExamination
 from minicpm.doctor.gguf import GgufExamination
 from minicpm.doctor.measured import Measured, measure
-from minicpm.formats.gguf import has_magic
+from minicpm.formats.gguf import is_gguf
 
 # Where a file leaves out what the model needs, running it shows the same once more.
 SAME = {"lost-scales": "missing-mup", "wrong-rope-theta": "missing-rope-theta"}
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def examined(path: Path, *, runs: bool) -> tuple[Examination, Measured]:
     """What is wrong with a file or folder, and what running the model told of it; close it afterwards."""
-    is_gguf = path.is_file() and (path.suffix == ".gguf" or has_magic(path))
-    examination: Examination = GgufExamination(path) if is_gguf else FolderExamination(path)
+    examination: Examination = GgufExamination(path) if is_gguf(path) else FolderExamination(path)
     try:
         measured = measure(path, can_reorder_rows=examination.can_reorder_rows) if runs else Measured()
     except BaseException:

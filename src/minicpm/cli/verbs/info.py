@@ -12,7 +12,7 @@ from minicpm import hub
 from minicpm.cli.arguments import BUILT_IN, add_model_argument
 from minicpm.cli.output import printable
 from minicpm.cli.progress import TerminalProgress, format_bytes
-from minicpm.export.convert import is_licence
+from minicpm.export.hf_folder import is_licence
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD

@@ -12,7 +12,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicpm.cli.arguments import add_engine_arguments, count, load_llm, port
+from minicpm.cli.arguments import (
+    IN_PROCESS_OPTIONS,
+    add_engine_arguments,
+    count,
+    engine_options,
+    first_wish,
+    load_llm,
+    port,
+)
 from minicpm.cli.output import printable, talk
 from minicpm.cli.progress import format_bytes
 from minicpm.cli.text_input import read_text
@@ -29,12 +37,6 @@ _OURS_ALONE = {
     "timeout": 3600.0,
     "grace": 30.0,
     "allowed_host": None,
-    "device": "auto",
-    "threads": None,
-    "no_lookup": False,
-    "sliding_window": None,
-    "attention_sinks": None,
-    "kv_cache_dtype": "auto",
 }
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -118,7 +120,6 @@ def run(args: argparse.Namespace) -> int:
         return _hand_over(args, settings)
     if args.vllm_arguments:
         raise ValueError(f"{args.vllm_arguments[0]!r} is an argument of vLLM's server; give --backend vllm, too")
-    args.max_batch = 8 if args.max_batch is None else args.max_batch
     try:
         from minicpm.server.uvicorn_server import bind
     except ModuleNotFoundError as error:
@@ -158,23 +159,19 @@ def _hand_over(args: argparse.Namespace, settings: Settings) -> int:
     from minicpm.cli.progress import TerminalProgress
     from minicpm.server.vllm import VllmServer, serve
 
-    for name, default in _OURS_ALONE.items():
-        if getattr(args, name) != default:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for our own server; vLLM's has its own, to be given after --"
-            )
+    changed = [name for name, default in _OURS_ALONE.items() if getattr(args, name) != default]
+    if wish := first_wish(args, (*changed, *IN_PROCESS_OPTIONS)):
+        raise ValueError(f"{wish} is for our own server; vLLM's has its own, to be given after --")
+    options = engine_options(args, max_batch=args.max_batch, kv_cache_bytes=args.kv_cache_size)
     folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
     server = VllmServer(
         args.host,
         args.port,
         args.served_model_name or [_name(args.model, folder)],
+        options,
+        max_batch=args.max_batch,
         api_keys=settings.api_keys,
         cors_origins=settings.cors_origins,
-        dtype=args.dtype,
-        context=args.context,
-        max_batch=args.max_batch,
-        kv_cache_bytes=args.kv_cache_size,
-        tensor_parallel_size=args.tensor_parallel_size,
         arguments=args.vllm_arguments,
     )
     if not settings.api_keys and args.host not in _LOOPBACK:
@@ -218,7 +215,7 @@ def _say_ready(url: str, service: Service, name: str, args: argparse.Namespace) 
     talk(
         f"{name} is served at {url}/v1\n"
         f"  model    {llm.folder}, {llm.backend.name} backend, context {llm.context_length:,} tokens\n"
-        f"  at once  {args.max_batch} answers, {args.queue_limit} more may wait; keys and values of "
+        f"  at once  {llm.options.max_batch} answers, {args.queue_limit} more may wait; keys and values of "
         f"{cache_tokens:,} tokens, {format_bytes(cache_tokens * llm.backend.cache_bytes_per_token)} at most"
     )
     if args.host not in _LOOPBACK and not (args.api_key or args.api_key_file or os.environ.get("MINICPM_API_KEY")):

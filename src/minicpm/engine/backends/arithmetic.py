@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm.formats.tensor import round_to_bfloat16
+from minicpm.sampling.exponential import split_exp
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,25 +38,13 @@ def fold(lanes: Floats) -> Floats:
     return lanes[..., 0]
 
 
-_LOG2_E = np.float32(1.44269504088896341)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_EXP_POLYNOMIAL = tuple(  # Cephes expf
-    map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
-)
-
-
 def exp(x: Floats) -> Floats:
     """exp by single-precision additions and multiplications alone: the same bits on every machine."""
-    bounded = np.clip(x, np.float32(-87), np.float32(88))
-    n = np.rint(bounded * _LOG2_E)
-    r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
-    series = np.full_like(r, _EXP_POLYNOMIAL[0])
-    for coefficient in _EXP_POLYNOMIAL[1:]:
-        series = series * r + coefficient
-    series = series * (r * r) + r + np.float32(1)
+    series, n = split_exp(np.clip(np.atleast_1d(x), np.float32(-87), np.float32(88)))
     with np.errstate(invalid="ignore"):  # a NaN has no exponent, and stays NaN whatever it is multiplied by
         exponents = (n.astype(np.int32) + 127) << 23
-    return np.where(x < -87, np.float32(0), series * exponents.view(np.float32))
+    values: Floats = np.where(x < -87, np.float32(0), series * exponents.view(np.float32)).reshape(np.shape(x))
+    return values
 
 
 def silu(x: Floats) -> Floats:

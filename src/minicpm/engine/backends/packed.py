@@ -111,7 +111,7 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
         except BlockingIOError:
             return False
         # The one who held the lock may have finished and renamed what we opened: that file is no longer ours to write.
-        if not _is_at(partial, descriptor):
+        if not packed_files.is_at(partial, descriptor):
             return False
         if not packed_files.is_trusted(os.fstat(descriptor)):
             raise PermissionError(errno.EPERM, f"{partial.name} belongs to another user; delete it")
@@ -142,13 +142,6 @@ def _take_room(descriptor: int, nbytes: int) -> None:
     zeros = bytes(ROOM_STEP_BYTES)  # macOS
     for start in range(0, nbytes, len(zeros)):
         os.pwrite(descriptor, zeros[: nbytes - start], start)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _arena(nbytes: int) -> Bytes:

@@ -1,4 +1,4 @@
-"""Outlier-scaled copies compute what their original computes, and the quantizer undoes them."""
+"""Outlier-scaled copies compute the same as their source, and the quantizer evens them out again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outliers import outlier_scales, write_outlier_copy, write_unrounded
 from safetensors.numpy import load_file, save_file
 
+from benchmark_scripts import load
 from minicpm.engine.backend import Row
 from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.errors import ModelError
@@ -21,6 +21,8 @@ from minicpm.quant.equalize import block_scales
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
 from minicpm.quant.rescaling import BlockScales
 from tiny_models import EVEN, ODD, write_model
+
+outliers = load("outliers")
 
 IDS = np.random.default_rng(0).integers(0, 203, 40).tolist()
 
@@ -45,31 +47,33 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
 
 
-# --- outlier-scaled copies ---------------------------------------------------------------------------------------
+# --- outlier-scaled copies --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["even", "odd"])
 @pytest.mark.parametrize("factor", [30, 100, 300])
-def test_a_copy_computes_what_its_original_computes(
+def test_a_scaled_copy_computes_the_same_as_its_source(
     request: pytest.FixtureRequest, tmp_path: Path, shape: str, factor: float
 ):
     source = request.getfixturevalue(shape)
-    write_outlier_copy(source, tmp_path / "copy", factor, seed=0)
-    expected, found = logits(source), logits(tmp_path / "copy")
+    outliers.write_outlier_copy(source, tmp_path / "scaled", factor, seed=0)
+    expected, found = logits(source), logits(tmp_path / "scaled")
     # Every rescaled number is rounded two or three times more, by 2**-24 of itself each.
     assert 0 < np.abs(found - expected).max() < 16 * 2.0**-24 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("shape", ["even", "odd"])
-def test_by_a_power_of_two_a_copy_has_its_originals_bits(request: pytest.FixtureRequest, tmp_path: Path, shape: str):
+def test_a_copy_scaled_by_a_power_of_two_has_the_bits_of_its_source(
+    request: pytest.FixtureRequest, tmp_path: Path, shape: str
+):
     source = request.getfixturevalue(shape)
-    write_outlier_copy(source, tmp_path / "copy", 128, seed=0)
-    assert np.array_equal(logits(source), logits(tmp_path / "copy"))
+    outliers.write_outlier_copy(source, tmp_path / "scaled", 128, seed=0)
+    assert np.array_equal(logits(source), logits(tmp_path / "scaled"))
 
 
 def test_every_place_has_outliers_and_only_so_many(even: Path, tmp_path: Path):
-    write_outlier_copy(even, tmp_path / "copy", 100, seed=0)
-    before, after = weights(even), weights(tmp_path / "copy")
+    outliers.write_outlier_copy(even, tmp_path / "scaled", 100, seed=0)
+    before, after = weights(even), weights(tmp_path / "scaled")
     changed = {name: np.abs(after[name] / before[name]) for name in before}
     block = "model.layers.1"
     for name, axis, count in (
@@ -87,7 +91,7 @@ def test_every_place_has_outliers_and_only_so_many(even: Path, tmp_path: Path):
 
 
 def test_the_same_seed_makes_the_same_copy(even: Path):
-    one, same, other = (outlier_scales(EVEN, 100, seed) for seed in (1, 1, 2))
+    one, same, other = (outliers.outlier_scales(EVEN, 100, seed) for seed in (1, 1, 2))
     assert np.array_equal(one.inner, same.inner)
     assert not np.array_equal(one.inner, other.inner)
 
@@ -103,7 +107,7 @@ def test_a_weight_outside_the_blocks_cannot_be_rescaled():
 @pytest.mark.parametrize("preset", ["int4", "int8"])
 def test_an_unrounded_model_rounds_to_the_codes_that_it_was_made_of(odd: Path, tmp_path: Path, preset: str):
     quantize_folder(odd, tmp_path / "quantized", preset=preset)
-    write_unrounded(tmp_path / "quantized", tmp_path / "float", seed=0)
+    outliers.write_unrounded(tmp_path / "quantized", tmp_path / "float", seed=0)
     found = weights(tmp_path / "float")
     with open_checkpoint(tmp_path / "quantized", allow_quantized=True) as checkpoint:
         for name in checkpoint.packings:
@@ -112,19 +116,19 @@ def test_an_unrounded_model_rounds_to_the_codes_that_it_was_made_of(odd: Path, t
             scales = np.repeat(weight.scales.astype(np.float32), weight.group_size, axis=1)[:, : weight.in_features]
             steps = found[name] / scales - weight.codes()
             assert np.abs(steps).max() <= 0.5001
-            assert abs(float(np.square(steps).mean()) - 1 / 12) < 0.01  # as uniform as rounding errors are
+            assert abs(float(np.square(steps).mean()) - 1 / 12) < 0.01  # as even as rounding errors are
 
 
 def test_a_float_model_needs_no_unrounding(odd: Path, tmp_path: Path):
     with pytest.raises(ModelError, match="a float model already"):
-        write_unrounded(odd, tmp_path / "out", seed=0)
+        outliers.write_unrounded(odd, tmp_path / "out", seed=0)
 
 
-# --- equalization ------------------------------------------------------------------------------------------------
+# --- evening out -------------------------------------------------------------------------------------------------
 
 
-def equalized(folder: Path, config: DecoderConfig, destination: Path) -> list[BlockScales]:
-    """Write the model with its channels equalized; the scales of its blocks."""
+def evened(folder: Path, config: DecoderConfig, destination: Path) -> list[BlockScales]:
+    """Write the model with its channels evened out; what that took."""
     found = weights(folder)
     blocks = [block_scales(lambda name: found[name], config, index) for index in range(config.num_hidden_layers)]
     destination.mkdir()
@@ -137,13 +141,13 @@ def equalized(folder: Path, config: DecoderConfig, destination: Path) -> list[Bl
 
 
 @pytest.mark.parametrize("factor", [30, 100, 300])
-def test_equalization_undoes_a_copy_to_half_an_octave_and_changes_no_bit_of_what_it_computes(
+def test_equalization_undoes_the_scaling_to_half_an_octave_and_changes_no_bit_of_what_it_computes(
     even: Path, tmp_path: Path, factor: float
 ):
-    write_outlier_copy(even, tmp_path / "copy", factor, seed=0)
-    blocks = equalized(tmp_path / "copy", EVEN, tmp_path / "equalized")
+    outliers.write_outlier_copy(even, tmp_path / "scaled", factor, seed=0)
+    blocks = evened(tmp_path / "scaled", EVEN, tmp_path / "evened")
     for index, scales in enumerate(blocks):
-        grown = outlier_scales(EVEN, factor, (0, index))
+        grown = outliers.outlier_scales(EVEN, factor, (0, index))
         for one, other in (
             (grown.attention, scales.attention),
             (grown.keys, scales.keys),
@@ -154,38 +158,40 @@ def test_equalization_undoes_a_copy_to_half_an_octave_and_changes_no_bit_of_what
             is_outlier = one != 1
             assert np.array_equal(is_outlier, other != 1)
             assert np.abs(np.log2(one * other))[is_outlier].max() < 0.7  # rounding to a power of two, and chance
-    assert np.array_equal(logits(tmp_path / "copy"), logits(tmp_path / "equalized"))
+    assert np.array_equal(logits(tmp_path / "scaled"), logits(tmp_path / "evened"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_copy_by_a_power_of_two_is_quantized_to_the_bytes_of_its_original(even: Path, tmp_path: Path, preset: str):
-    write_outlier_copy(even, tmp_path / "copy", 64, seed=0)
+def test_a_copy_scaled_by_a_power_of_two_is_quantized_to_the_bytes_of_its_source(
+    even: Path, tmp_path: Path, preset: str
+):
+    outliers.write_outlier_copy(even, tmp_path / "scaled", 64, seed=0)
     done = {
         name: quantize_folder(source, tmp_path / name, preset=preset)
-        for name, source in (("a", even), ("b", tmp_path / "copy"))
+        for name, source in (("a", even), ("b", tmp_path / "scaled"))
     }
     assert done["a"].evened_channels == 0 < done["b"].evened_channels
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
-def test_a_model_without_outliers_is_rounded_as_it_is(odd: Path, tmp_path: Path):
+def test_a_model_in_line_is_rounded_as_it_is(odd: Path, tmp_path: Path):
     for name, equalize in (("a", True), ("b", False)):
         quantize_folder(odd, tmp_path / name, equalize=equalize)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
-def test_a_copy_survives_only_equalized(even: Path, tmp_path: Path):
-    write_outlier_copy(even, tmp_path / "copy", 100, seed=0)
+def test_a_scaled_copy_survives_only_when_equalized(even: Path, tmp_path: Path):
+    outliers.write_outlier_copy(even, tmp_path / "scaled", 100, seed=0)
     expected = logits(even)
     errors = {}
     for name, source, equalize in (
         ("original", even, True),
-        ("equalized", tmp_path / "copy", True),
-        ("plain", tmp_path / "copy", False),
+        ("evened", tmp_path / "scaled", True),
+        ("plain", tmp_path / "scaled", False),
     ):
         quantize_folder(source, tmp_path / name, equalize=equalize)
         errors[name] = float(np.square(logits(tmp_path / name) - expected).mean())
-    assert errors["equalized"] < 1.5 * errors["original"]
+    assert errors["evened"] < 1.5 * errors["original"]
     assert errors["plain"] > 2 * errors["original"]
 
 
