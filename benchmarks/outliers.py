@@ -7,21 +7,17 @@ after quantization is rounding error.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from minicpm.errors import ModelError
-from minicpm.export.convert import check_places, companion_files
-from minicpm.files import write_text
-from minicpm.formats import hf
+from minicpm.export.destination import check_places
+from minicpm.export.hf_folder import companion_files, plan_floats, write_folder
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.folder import copy_file, new_folder
 from minicpm.formats.tensor import TensorInfo
 from minicpm.quant.format import Floats, IntWeight, read_weight
 from minicpm.quant.rescaling import BlockScales, block_of
@@ -94,20 +90,11 @@ def _write(
 ) -> None:
     """The model in float32 with every weight changed, in a new folder."""
     check_places(checkpoint.path, destination, overwrite)
-    config = replace(checkpoint.config, dtype="float32")
-    infos = [TensorInfo(name, "float32", shape) for name, shape in config.parameter_shapes().items()]
-    files = hf.plan_files(infos, hf.DEFAULT_SHARD_BYTES)
+    plan = plan_floats(checkpoint.config.with_dtype("float32"), companion_files(checkpoint))
 
-    def content(name: str) -> tuple[memoryview]:
-        weight = read_weight(checkpoint, name)
-        values = change(name, weight if isinstance(weight, IntWeight) else weight.float32())
+    def content(info: TensorInfo) -> tuple[memoryview]:
+        weight = read_weight(checkpoint, info.name)
+        values = change(info.name, weight if isinstance(weight, IntWeight) else weight.float32())
         return (np.ascontiguousarray(values, np.float32).data.cast("B"),)
 
-    with new_folder(destination, overwrite) as folder:
-        for path in companion_files(checkpoint, "hf"):
-            copy_file(path, folder / path.name)
-        for _ in hf.write_weights(folder, files, content):
-            pass
-        if (index := hf.index_of(files)) is not None:
-            write_text(folder / index[0], json.dumps(index[1], indent=2) + "\n")
-        write_text(folder / "config.json", json.dumps(hf.write_config(config), indent=2, ensure_ascii=False) + "\n")
+    write_folder(destination, plan, content, label="rescaling", overwrite=overwrite)

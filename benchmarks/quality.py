@@ -22,7 +22,7 @@ from outliers import write_outlier_copy, write_unrounded
 from report import write_report
 
 from minicpm import native
-from minicpm.engine.backend import Backend
+from minicpm.engine.backend import StepBackend
 from minicpm.engine.backends.arithmetic import Floats
 from minicpm.engine.backends.native import NativeBackend
 from minicpm.engine.backends.numpy import Linear, NumpyBackend
@@ -93,13 +93,13 @@ def samples(folder: Path, path: Path) -> list[Sample]:
     return found
 
 
-def logits(backend: Backend, texts: Sequence[Sample]) -> Iterator[Floats]:
+def logits(backend: StepBackend, texts: Sequence[Sample]) -> Iterator[Floats]:
     """Per text (n, vocab): what was foreseen for each of its n tokens that count."""
     for text, of_text in zip(texts, logits_of(backend, [text.ids for text in texts])):
         yield of_text[np.array(text.counts[1:])]
 
 
-def opened(folder: Path, kv_dtype: str = "int8") -> Backend:
+def opened(folder: Path, kv_dtype: str = "int8") -> StepBackend:
     """The engine that users have: native where it is built, numpy with the same bits where it is not."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         if native.why_missing() is None:
@@ -107,12 +107,12 @@ def opened(folder: Path, kv_dtype: str = "int8") -> Backend:
         return NumpyBackend(checkpoint, is_exact=True, kv_dtype=kv_dtype)
 
 
-def with_int4_values(folder: Path) -> Backend:
+def with_int4_values(folder: Path) -> StepBackend:
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         return Int4Values(checkpoint, is_exact=True)
 
 
-def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> Backend:
+def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> StepBackend:
     """A numpy backend whose keys, values and queries stay in float32."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         return kind(checkpoint, is_exact=False)
@@ -145,7 +145,7 @@ class Bench:
             quantize_folder(self.outlier_copy(scale), folder, preset=preset, equalize=equalize)
         return folder
 
-    def compare(self, backend: Backend) -> Comparison:
+    def compare(self, backend: StepBackend) -> Comparison:
         comparison = Comparison()
         for text, expected, found in zip(self.texts, self.reference, logits(backend, self.texts)):
             comparison.add(expected, found, text.targets)

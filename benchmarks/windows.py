@@ -21,7 +21,7 @@ from report import write_report
 from versus_peers import models, talk
 
 from minicpm import LLM
-from minicpm.engine.backend import Backend, Row
+from minicpm.engine.backend import Row, StepBackend
 from minicpm.engine.backends.native import NativeBackend
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.eval.likelihood import encoded_text, nats_of
@@ -91,7 +91,7 @@ def perplexities(losses: np.ndarray) -> dict[str, object]:
     }
 
 
-def opened(folder: Path, window: SlidingWindow | None, kv_dtype: str = "int8") -> Backend:
+def opened(folder: Path, window: SlidingWindow | None, kv_dtype: str = "int8") -> StepBackend:
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         return NativeBackend(checkpoint, kv_dtype=kv_dtype, window=window)
 

@@ -19,7 +19,7 @@ import sentencepiece
 from corpus import read
 
 from minicpm.chat import CURRENT_TEMPLATE
-from minicpm.formats.folder import new_folder
+from minicpm.export.destination import new_folder
 from minicpm.tokenizer.loading import load_library_tokenizer
 
 VOCAB_SIZE = 6144

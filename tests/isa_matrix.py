@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from generated import with_section
+from isas import ARM_ISAS, X86_ISAS
+
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "tests" / "data" / "isa_matrix.json"
 DOCUMENT = ROOT / "docs" / "numerics.md"
-BORDERS = ("<!-- made by tests/isa_matrix.py -->\n", "<!-- end -->\n")
+SECTION = "tests/isa_matrix.py"
 # In the order of the tables.
 PROPERTIES = (
     "int4 products",
@@ -31,7 +34,7 @@ PROPERTIES = (
     "not finite",
     "draws",
 )
-ISAS = ("numpy", "generic", "avx2", "avxvnni", "avx512vnni", "avx512bf16", "neondot", "neoni8mm")
+ISAS = ("numpy", "generic", *reversed(X86_ISAS[:-1]), *reversed(ARM_ISAS[:-1]))
 
 # Where it ran -> set of kernels -> what was proved -> the tests that did.
 Matrix = dict[str, dict[str, dict[str, list[str]]]]
@@ -106,7 +109,7 @@ def read(path: Path) -> Matrix:
 
 def tables(matrix: Matrix) -> str:
     """A row for every set and place with what was proved there; and the tests, what they prove."""
-    lines = ["", "| kernels | ran on | " + " | ".join(PROPERTIES) + " |", "|---" * (2 + len(PROPERTIES)) + "|"]
+    lines = ["| kernels | ran on | " + " | ".join(PROPERTIES) + " |", "|---" * (2 + len(PROPERTIES)) + "|"]
     places = sorted(matrix, key=lambda place: (place.startswith("qemu"), place))
     unknown = sorted({isa for isas in matrix.values() for isa in isas} - set(ISAS))
     for isa in (*ISAS, *unknown):
@@ -133,12 +136,7 @@ def _tests(matrix: Matrix, proved: str, is_numpy: bool) -> str:
 
 
 def with_tables(text: str, matrix: Matrix) -> str:
-    first, last = BORDERS
-    before, _, rest = text.partition(first)
-    _, border, after = rest.partition(last)
-    if not border:
-        raise ValueError(f"no lines {first.strip()} and {last.strip()} for the tables to stand between")
-    return before + first + tables(matrix) + "\n" + last + after
+    return with_section(text, SECTION, tables(matrix))
 
 
 if __name__ == "__main__":

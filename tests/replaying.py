@@ -43,7 +43,8 @@ def recorded_cases(folder: Path) -> Cases:
     path, record = folder / "cases.bin", folder / "record.json"
     plugin = str(ROOT / "tests" / "arm")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([plugin, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    environment.pop("MINICPM_ISA", None)
+    for name in ("MINICPM_ISA", "PYTEST_ADDOPTS"):  # the latter may name the report of the run that this one is part of
+        environment.pop(name, None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "recorder", "--record", path]
     command += ["--isa-record", record, "--isa-place", "here", "-k", RECORDED_TESTS]
     subprocess.run([*command, *RECORDED_FILES], check=True, cwd=ROOT, env=environment)

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from interrupts import default_interrupts
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 NOTICE = "minicpm.compat: this machine has no CUDA device, so the script runs on the CPU"
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
@@ -92,9 +94,9 @@ def compat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., D
     folder = tmp_path_factory.mktemp("output")
     command = [sys.executable, "-c", FORKING]
     environment = ENVIRONMENT | {"HF_HOME": str(folder / "hub"), "MINICPM_HOME": str(folder / "home")}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with default_interrupts():
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    with process:
         assert process.stdin is not None
         assert process.stdout is not None
 

@@ -73,6 +73,40 @@ def test_torch_stays_in_its_rooms(path: Path):
         assert not heavy, f"{name} imports {heavy}"
 
 
+# What `quant` may not know: where a model lies, how its files are opened, and the disk itself.
+NOT_FOR_QUANT = (
+    "minicpm.formats.checkpoint", "minicpm.formats.folder", "minicpm.formats.mapped", "minicpm.files", "minicpm.hub",
+    "pathlib", "os", "io", "mmap", "shutil", "tempfile",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "quant").glob("*.py")), ids=lambda path: path.stem)
+def test_quant_is_arithmetic_and_opens_no_file(path: Path):
+    imported = imported_modules(path)
+    found = {module for module in imported if any(f"{module}.".startswith(f"{name}.") for name in NOT_FOR_QUANT)}
+    assert not found, f"quant/{path.name} imports {found}"
+    names = {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
+    assert "open" not in names, f"quant/{path.name} opens a file"
+
+
+# What makes a model's folder or file: the hidden place that becomes it, and what fills it with weights.
+MAKERS = frozenset({
+    "minicpm.export.destination.new_folder", "minicpm.export.destination.new_file",
+    "minicpm.formats.safetensors.SafetensorsWriter", "minicpm.formats.torch_bin.TorchWriter",
+    "minicpm.formats.gguf.GgufWriter",
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_name(path))
+def test_models_are_made_by_export_and_what_stands_above_it(path: Path):
+    found = imported_modules(path) & MAKERS
+    if found:
+        name = module_name(path)
+        assert name.split(".")[0] in ("export", "train", "doctor"), f"{name} imports {found}"
+        if name.startswith("export.") and name != "export.gguf":
+            assert name == "export.hf_folder", f"{name} makes a folder of its own; use export.hf_folder.write_folder"
+
+
 def test_no_cycle_between_rooms_of_one_level():
     edges: dict[str, set[str]] = {}
     for path in SOURCES:
@@ -82,6 +116,30 @@ def test_no_cycle_between_rooms_of_one_level():
     for room, others in edges.items():
         for other in others:
             assert room not in edges.get(other, ()), f"{room} and {other} import each other"
+
+
+def test_llm_knows_no_backend():
+    """What computes comes to LLM from loading.py as a Runtime; LLM never asks which one it is."""
+    path = SOURCE / "engine" / "llm.py"
+    assert not [module for module in imported_modules(path) if module.startswith("minicpm.engine.backends")]
+    checks = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    asked = [
+        ast.unparse(call.args[0]) for call in checks if ast.unparse(call.func) in ("isinstance", "type", "hasattr")
+    ]
+    assert asked and not [what for what in asked if "backend" in what or "runtime" in what]
+
+
+def test_no_method_of_the_engine_only_raises():
+    """What an engine cannot do is absent from it, so that whoever needs it asks whether it is there."""
+    stubs = []
+    for path in (SOURCE / "engine").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for method in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(method, ast.FunctionDef):
+                    statements = [part for part in method.body if not isinstance(part, ast.Expr)]
+                    if statements and all(isinstance(part, ast.Raise) for part in statements):
+                        stubs.append(f"{module_name(path)}.{node.name}.{method.name}")
+    assert not stubs
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import minicpm"], ["-m", "minicpm", "--help"]], ids=["import", "help"])

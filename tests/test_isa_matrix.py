@@ -70,7 +70,9 @@ def test_what_this_run_proves_is_on_record(request: pytest.FixtureRequest):
         for proved, tests in proofs.items()
         for test in tests
     }
-    now = {proof for item in request.session.items for proof in marked(item)}
+    # A set that this machine lacks proves nothing here.
+    items = [item for item in request.session.items if item.get_closest_marker("skip") is None]
+    now = {proof for item in items for proof in marked(item)}
     assert now <= recorded, f"run make isa-matrix: {sorted(now - recorded)[:3]}"
 
 

@@ -30,7 +30,7 @@ from report import write_report  # noqa: E402
 
 from minicpm import LLM, SamplingParams  # noqa: E402
 from minicpm.bench.measure import Work, prompt_operations, step_weight_bytes  # noqa: E402
-from minicpm.engine.backend import Backend, Row  # noqa: E402
+from minicpm.engine.backend import Row, StepBackend  # noqa: E402
 from minicpm.formats.checkpoint import open_checkpoint  # noqa: E402
 from minicpm.models import load_model  # noqa: E402
 
@@ -194,7 +194,7 @@ def shortest(device: str, work: Callable[[], object]) -> float:
     return min(seconds[1:])
 
 
-def replays_per_s(backend: Backend, count: int = 100) -> float | None:
+def replays_per_s(backend: StepBackend, count: int = 100) -> float | None:
     """Steps of one row a second of the recording alone, without what the host does around it; None without one."""
     if not hasattr(backend._decode, "_steps"):
         return None

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minicpm.engine.constraint import Constraint as Constraint
     from minicpm.engine.llm import LLM as LLM
+    from minicpm.engine.options import EngineOptions as EngineOptions
     from minicpm.sampling import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Constraint", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Constraint", "EngineOptions", "SamplingParams", "__version__"]
 
 _HOMES = {
     "Constraint": "minicpm.engine.constraint",
+    "EngineOptions": "minicpm.engine.options",
     "LLM": "minicpm.engine.llm",
     "SamplingParams": "minicpm.sampling",
 }

@@ -12,12 +12,12 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError
-from minicpm.progress import Progress
+from minicpm.progress import Progress, Silent, task
 
 try:
     import fcntl
@@ -100,11 +100,10 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 _BLOCK_BYTES = 1 << 22
 
 
-def sha256_of(paths: Sequence[Path], progress: Progress) -> list[str]:
+def sha256_of(paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
     """The SHA-256 of every file, in hexadecimal digits."""
-    found = []
-    progress.begin("hashing", sum(path.stat().st_size for path in paths))
-    try:
+    progress, found = progress or Silent(), []
+    with task(progress, "hashing", sum(path.stat().st_size for path in paths)):
         for path in paths:
             digest = hashlib.sha256()
             with path.open("rb") as file:
@@ -112,8 +111,6 @@ def sha256_of(paths: Sequence[Path], progress: Progress) -> list[str]:
                     digest.update(block)
                     progress.advance(len(block))
             found.append(digest.hexdigest())
-    finally:
-        progress.end()
     return found
 
 
@@ -154,6 +151,11 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- Writing ---------------------------------------------------------------------------------------------------
 
 
+def json_text(raw: Mapping[str, object]) -> str:
+    """A JSON file as transformers writes it: two spaces deep, in UTF-8, ended by a newline."""
+    return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Write a UTF-8 text durably: whoever opens `path` finds the old content or the new one, never a part.
 
@@ -182,6 +184,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """True where a write failed since the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # --- Holding ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 
@@ -29,3 +31,20 @@ class Silent:
 
     def end(self) -> None:
         pass
+
+
+@contextlib.contextmanager
+def task(progress: Progress, label: str, total_bytes: int) -> Iterator[None]:
+    """A task that is over when the block is left, finished or not."""
+    progress.begin(label, total_bytes)
+    try:
+        yield
+    finally:
+        progress.end()
+
+
+def watched(chunks: Iterable[memoryview], progress: Progress) -> Iterator[memoryview]:
+    """The chunks; each is done when the next one is asked for."""
+    for chunk in chunks:
+        yield chunk
+        progress.advance(chunk.nbytes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from isas import every_isa
 from minicpm import native
 from minicpm.bench import measure as bench
 from minicpm.bench.measure import Peaks, Plan, Work, measure, prompt_operations, step_weight_bytes
@@ -244,13 +245,12 @@ def test_a_prompt_of_the_true_minicpm_takes_the_known_operations(real_configs: P
 # --- the machine -------------------------------------------------------------------------------------------------
 
 
-def test_every_instruction_set_has_its_peaks():
-    extension = pytest.importorskip("minicpm._native")
-    for isa in extension.runnable_isas():
-        machine = extension.Machine(isa=isa, threads=2, memory_bytes=1 << 20)
-        assert machine.threads == 2
-        assert 0 < machine.read_bandwidth() < 1e15
-        assert 0 < machine.product_rate(0.001) < 1e15
+@pytest.mark.parametrize("isa", every_isa())
+def test_every_instruction_set_has_its_peaks(isa: str):
+    machine = native.extension().Machine(isa=isa, threads=2, memory_bytes=1 << 20)
+    assert machine.threads == 2
+    assert 0 < machine.read_bandwidth() < 1e15
+    assert 0 < machine.product_rate(0.001) < 1e15
 
 
 def test_peaks_are_rates_that_a_machine_can_have():

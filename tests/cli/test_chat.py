@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from interrupts import default_interrupts
+
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 
 
@@ -228,14 +230,15 @@ class Terminal:
     def __init__(self, *arguments: str, home: Path):
         self._master, slave = pty.openpty()
         settings = {"MINICPM_HOME": str(home), "HF_HUB_OFFLINE": "1", "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "minicpm", *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env={**os.environ, **settings},
-            start_new_session=True,
-        )
+        with default_interrupts():
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "minicpm", *arguments],
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                env={**os.environ, **settings},
+                start_new_session=True,
+            )
         os.close(slave)
         self.shown = ""
 

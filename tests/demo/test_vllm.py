@@ -15,8 +15,9 @@ import pytest
 
 pytest.importorskip("httpx")
 
+from minicpm import EngineOptions
 from minicpm.cli.main import parse
-from minicpm.demo.vllm import VllmOptions, running_vllm
+from minicpm.demo.vllm import running_vllm
 from minicpm.errors import FormatError, ModelError
 from minicpm.sampling import SamplingParams
 
@@ -58,7 +59,7 @@ def test_it_is_started_asked_and_ended(bin_folder, golden):
 
     model = shutil.copytree(golden / "minicpm2b_tied", bin_folder / "model")
     (model / "generation_config.json").write_text('{"temperature": 0.25}')
-    with running_vllm(model, "scripted", VllmOptions(parallel=3)) as source:
+    with running_vllm(model, "scripted", EngineOptions(max_batch=3)) as source:
         assert asyncio.run(ask(source)) == "Beijing"
         assert source.sampling == SamplingParams(temperature=0.25)
         assert (source.model, source.engine) == ("scripted", "vLLM")
@@ -74,8 +75,8 @@ def test_it_is_started_asked_and_ended(bin_folder, golden):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (VllmOptions(context=9), "context 9 is too long"),
-        (VllmOptions(tensor_parallel_size=9), "ValueError: too many cards"),
+        (EngineOptions(context=9), "context 9 is too long"),
+        (EngineOptions(backend="vllm", vllm_options={"tensor_parallel_size": 9}), "ValueError: too many cards"),
     ],
     ids=["ours", "vLLM's"],
 )
@@ -88,7 +89,7 @@ def test_one_that_ends_is_a_sentence_with_its_reason(bin_folder, golden, options
 
 
 def test_a_folder_without_a_model_is_said_before_vllm_is_started(bin_folder, tmp_path):
-    with pytest.raises(FormatError), running_vllm(tmp_path, "toy", VllmOptions()):
+    with pytest.raises(FormatError), running_vllm(tmp_path, "toy", EngineOptions()):
         pass
     assert not (bin_folder / "arguments").exists()
 
@@ -97,7 +98,7 @@ def test_without_vllm_the_way_to_one_is_told(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
         pytest.raises(ModelError, match="no vllm on the PATH"),
-        running_vllm(golden / "minicpm2b_tied", "toy", VllmOptions()),
+        running_vllm(golden / "minicpm2b_tied", "toy", EngineOptions()),
     ):
         pass
 
@@ -110,6 +111,6 @@ def test_an_environment_without_this_package_is_told_what_it_needs(bin_folder, g
         (bin_folder / "python").unlink()
     with (
         pytest.raises(ModelError, match=r"python has no minicpm, which starts vLLM .*python -m pip install \.'"),
-        running_vllm(golden / "minicpm2b_tied", "toy", VllmOptions()),
+        running_vllm(golden / "minicpm2b_tied", "toy", EngineOptions()),
     ):
         pass

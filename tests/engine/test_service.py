@@ -250,7 +250,7 @@ def test_log_probabilities_of_prompts_beside_streams_are_those_without(llm: LLM,
 
 
 def test_of_a_long_prompts_logits_only_a_part_is_held(llm: LLM, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("minicpm.engine.llm.LOGITS_BYTES", 7 * 4 * llm.backend.vocab_size)
+    monkeypatch.setattr("minicpm.engine.scoring.LOGITS_BYTES", 7 * 4 * llm.backend.vocab_size)
     computed = []
     with Service(llm) as service:
         forward = llm.backend.forward

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from minicpm.errors import FormatError, MiniCPMError, ModelError
 from minicpm.export import convert as convert_module
+from minicpm.export import hf_folder
 from minicpm.export.convert import convert
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig, RopeScaling
@@ -379,14 +380,14 @@ def test_a_disk_that_fills_up_leaves_nothing(
     model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ):
     source = model_folder()
-    whole = convert_module._released
+    whole = convert_module.released
 
     def failing(checkpoint: Checkpoint, name: str, factor: float, dtype: str):
         if name == "model.layers.1.mlp.up_proj.weight":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return whole(checkpoint, name, factor, dtype)
 
-    monkeypatch.setattr(convert_module, "_released", failing)
+    monkeypatch.setattr(convert_module, "released", failing)
     with pytest.raises(ModelError, match="the disk is full"):
         convert(source, tmp_path / "out", to=to)
     assert files(tmp_path) == ["model"]
@@ -401,7 +402,7 @@ def test_a_really_full_disk_leaves_nothing(golden: Path, tmp_path: Path, monkeyp
     if mounted.returncode:
         pytest.skip("this machine does not let us mount")
     try:
-        monkeypatch.setattr(convert_module, "require_disk", lambda *arguments: None)
+        monkeypatch.setattr(hf_folder, "require_disk", lambda *arguments: None)
         with pytest.raises(ModelError, match="the disk is full"):
             convert(golden / "minicpm2b_tied", small / "out", to=to)
         assert files(small) == []
@@ -420,14 +421,14 @@ def test_bytes_that_change_on_the_disk_are_noticed(
             file.write(bytes([last[0] ^ 1]))
 
     source = model_folder()
-    monkeypatch.setattr(convert_module, "forget_cached_pages", flip)
+    monkeypatch.setattr(hf_folder, "forget_cached_pages", flip)
     with pytest.raises(FormatError, match="other bytes than were written"):
         convert(source, tmp_path / "out", to="hf")
     assert files(tmp_path) == ["model"]
 
 
 def test_two_runs_to_one_destination_do_not_mix(model_folder: ModelFolder, tmp_path: Path):
-    from minicpm.formats.folder import new_folder
+    from minicpm.export.destination import new_folder
 
     source = model_folder()
     with new_folder(tmp_path / "out") as partial:

@@ -17,11 +17,11 @@ from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.llm import LLM
 from minicpm.errors import FormatError, ModelError
 from minicpm.export.convert import convert
+from minicpm.export.destination import new_file
 from minicpm.export.gguf import write_gguf
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import RopeScaling
-from minicpm.formats.folder import new_file
 from minicpm.formats.gguf import Q4_0, Q6_K, Q8_0
 from minicpm.formats.gguf_model import rows_to_store, stored_name
 from minicpm.quant.format import Int4Weight, Int8Weight, IntWeight, read_weight

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minicpm.chat import ChatTemplate, template_for
 from minicpm.errors import FormatError, ModelError
-from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.checkpoint import Checkpoint, Opened, open_checkpoint
 from minicpm.formats.config import DecoderConfig
+from minicpm.formats.tensor import TensorInfo, TensorView
+from minicpm.tokenizer import Tokenizer
 
 ModelFolder = Callable[..., Path]
 
@@ -263,3 +268,74 @@ def test_a_path_that_is_no_folder_says_so(tmp_path: Path, what: str):
         path.write_text("{}")
     with pytest.raises(ModelError, match="folder"):
         open_checkpoint(path)
+
+
+# --- a form of our own -------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class ToyFile:
+    """A TensorFile in memory."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    released: list[str] = field(default_factory=list)
+    is_closed: bool = False
+
+    def read(self, name: str) -> TensorView:
+        return TensorView.from_float32(name, np.ones(self.tensors[name].shape, np.float32), self.tensors[name].dtype)
+
+    def release(self, name: str) -> None:
+        self.released.append(name)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@dataclass(frozen=True)
+class ToyTexts:
+    """Text sources that are handed in, not found."""
+
+    made: Tokenizer
+    template: ChatTemplate
+    advice: dict[str, Any]
+    tokenizer_files: tuple[Path, ...] = (Path("toy.vocabulary"),)
+    has_chat_template: bool = True
+
+    def tokenizer(self) -> Tokenizer:
+        return self.made
+
+    def chat_template(self) -> ChatTemplate:
+        return self.template
+
+    def generation_config(self) -> tuple[Path, dict[str, Any]]:
+        return Path("toy.advice"), self.advice
+
+
+def test_a_form_that_nobody_knows_hands_in_its_own_texts(golden: Path, tiny: DecoderConfig):
+    stored = {f"toy.{name}": TensorInfo(f"toy.{name}", "float16", shape) for name, shape in shapes(tiny).items()}
+    file = ToyFile(Path("toy"), stored)
+    tokenizer = Tokenizer.from_folder(golden / "minicpm2b_tied")
+    texts = ToyTexts(tokenizer, template_for(golden / "minicpm2b_tied"), {"top_p": 0.5})
+    opened = Opened(
+        Path("toy"), "toy", tiny, dict.fromkeys(stored, file), {name: f"toy.{name}" for name in shapes(tiny)}, texts
+    )
+    with Checkpoint(opened) as checkpoint:
+        assert (checkpoint.format, checkpoint.config) == ("toy", tiny.with_dtype("float16"))
+        assert checkpoint.tokenizer() is tokenizer
+        assert checkpoint.chat_template() is texts.template
+        assert checkpoint.generation_config() == (Path("toy.advice"), {"top_p": 0.5})
+        assert checkpoint.tokenizer_files == (Path("toy.vocabulary"),)
+        assert checkpoint.has_chat_template and not replace_texts(opened, has_chat_template=False).has_chat_template
+        checkpoint.read("model.norm.weight")
+        checkpoint.release("model.norm.weight")
+    assert file.released == ["toy.model.norm.weight"] and file.is_closed
+
+
+def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    return config.parameter_shapes()
+
+
+def replace_texts(opened: Opened, **changes: Any) -> Checkpoint:
+    assert isinstance(opened.texts, ToyTexts)
+    return Checkpoint(replace(opened, texts=replace(opened.texts, **changes)))

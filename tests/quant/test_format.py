@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm.formats.compressed_tensors import Packing
-from minicpm.formats.tensor import round_to_bfloat16
+from minicpm.errors import FormatError
+from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE, Packing
+from minicpm.formats.config import DecoderConfig
+from minicpm.formats.tensor import STORAGE_DTYPES, TensorView, round_to_bfloat16
 from minicpm.quant import rtn
-from minicpm.quant.format import WEIGHT_TYPES, Int4Weight, Int8Weight, round_scales
+from minicpm.quant.format import WEIGHT_TYPES, Int4Weight, Int8Weight, IntWeight, read_weight, round_scales
 
 BITS = (4, 8)
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 300), st.sampled_from([32, 64, 128]))
@@ -152,3 +154,62 @@ class TestGguf:
         theirs = np.square(quants.dequantize(quants.quantize(weight, kind), kind) - weight).sum()
         ours = np.square(rtn.quantize(weight, Packing(bits, 32)).dequantize() - weight).sum()
         assert ours <= margin * theirs
+
+
+# --- reading a stored weight --------------------------------------------------------------------------------------
+
+NAME = "model.layers.0.mlp.down_proj.weight"
+
+
+class InMemory:
+    """One packed weight of a model that has no file."""
+
+    config = DecoderConfig(
+        vocab_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, scale_emb=1, scale_depth=1, dim_model_base=32,
+    )  # fmt: skip
+
+    def __init__(self, weight: IntWeight, *, has_signed_scales: bool = False, shape: tuple[int, int] = (32, 64)):
+        self.packings = {NAME: Packing(weight.bits, weight.group_size)}
+        self.has_signed_scales = has_signed_scales
+        self._stored = {
+            NAME + PACKED: weight.packed.view(np.int32),
+            NAME + SCALE: weight.scales,
+            NAME + SHAPE: np.array(shape, np.int64),
+            "model.norm.weight": np.ones(32, np.float32),
+        }
+
+    def read(self, name: str) -> TensorView:
+        values = np.ascontiguousarray(self._stored[name])
+        dtype = next(dtype for dtype, storage in STORAGE_DTYPES.items() if storage == values.dtype)
+        return TensorView(name, dtype, values.shape, values.data.cast("B"))
+
+    def damaged(self, problem: str) -> FormatError:
+        return FormatError("memory", problem)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_weight_is_read_of_whatever_holds_its_tensors(bits: int):
+    codes, scales, weight = random_weight(bits, 32, 64, 32)
+    read = read_weight(InMemory(weight), NAME)
+    assert isinstance(read, IntWeight)
+    assert np.array_equal(read.codes(), codes) and np.array_equal(read.scales, scales)
+    assert isinstance(read_weight(InMemory(weight), "model.norm.weight"), TensorView)
+
+
+def test_a_negative_scale_is_read_only_where_the_form_has_such():
+    codes, scales, _ = random_weight(4, 32, 64, 32)
+    weight = Int4Weight.pack(codes, -scales, 32)
+    with pytest.raises(FormatError, match=r"memory: .*_scale holds a scale that is negative or not finite"):
+        read_weight(InMemory(weight), NAME)
+    read = read_weight(InMemory(weight, has_signed_scales=True), NAME)
+    assert isinstance(read, IntWeight) and np.array_equal(read.scales, -scales)
+    scales[3, 1] = np.inf
+    with pytest.raises(FormatError, match="negative or not finite"):
+        read_weight(InMemory(Int4Weight.pack(codes, scales, 32), has_signed_scales=True), NAME)
+
+
+def test_a_stored_shape_that_contradicts_the_configuration_is_refused():
+    _, _, weight = random_weight(4, 32, 64, 32)
+    with pytest.raises(FormatError, match=r"_shape contradicts the configuration's \[32, 64\]"):
+        read_weight(InMemory(weight, shape=(64, 32)), NAME)

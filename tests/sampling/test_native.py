@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from isas import every_isa, runnable_isas
 from minicpm import native
 from minicpm.errors import GenerationError
 from minicpm.sampling import Sampler, SamplingParams, draw_reference, uniform53
@@ -14,7 +15,7 @@ from sampling.warping import warped_scores
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}")
 
-ISAS = [] if native.why_missing() else native.extension().runnable_isas()
+ISAS, EVERY_ISA = runnable_isas(), every_isa()
 V = 122_753
 MAX_WORD = (1 << 64) - 1
 
@@ -49,7 +50,7 @@ params_strategy = st.builds(
 
 
 @pytest.mark.proves("draws")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @settings(max_examples=200, deadline=None)
 @given(
     kind=st.sampled_from(["equal", "few values", "flat", "usual", "wide", "huge"]),
@@ -70,7 +71,7 @@ def test_native_draws_are_those_of_the_reference(
 
 
 @pytest.mark.proves("draws")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("kind", ["equal", "few values", "flat", "usual", "wide"])
 def test_native_draws_from_a_whole_vocabulary_are_those_of_the_reference(isa: str, kind: str):
     scores = some_scores(kind, V, 1)
@@ -99,7 +100,7 @@ def test_scores_of_the_best_are_not_lost_to_min_p_where_floats_are_coarse():
     assert np.isfinite(warped_scores(sampler, scores)).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_scores_too_large_for_the_temperature_are_said(isa: str):
     assert drawn(isa, np.array([3e38, 0], np.float32), SamplingParams(temperature=0.01), 0, 0, 0) == -1
     with pytest.raises(GenerationError, match="too large for this temperature"):
@@ -135,7 +136,7 @@ def test_the_door_refuses_what_would_break_the_house(change: dict, complaint: st
         native.extension().draw(**whole)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("top_k", [0, 3, 60])
 def test_any_number_even_nan_is_survived(isa: str, top_k: int):
     for seed in range(20):

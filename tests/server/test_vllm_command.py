@@ -7,20 +7,27 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from minicpm import EngineOptions
+from minicpm.engine.backends.vllm import context_of
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.sampling import SamplingParams
 from minicpm.server import vllm as vllm_server
 from minicpm.server.vllm import VllmServer, command
 
 
-def words(folder: Path, engine: dict[str, object] | None = None, **settings: object) -> list[str]:
-    server = VllmServer("127.0.0.1", 8000, ["tiny"], **settings)  # type: ignore[arg-type]
+def words(
+    folder: Path, engine: dict[str, object] | None = None, options: EngineOptions | None = None, **settings: object
+) -> list[str]:
+    options = options or EngineOptions(backend="vllm")
     with open_checkpoint(folder) as checkpoint:
-        return command(checkpoint, folder, "bfloat16", SamplingParams(temperature=0.5), server, engine or {})
+        options = replace(options, dtype="bfloat16", context=context_of(checkpoint.config, options.context))
+        server = VllmServer("127.0.0.1", 8000, ["tiny"], options, **settings)  # type: ignore[arg-type]
+        return command(checkpoint, folder, SamplingParams(temperature=0.5), server, engine or {})
 
 
 def value(line: list[str], name: str) -> str:
@@ -30,10 +37,10 @@ def value(line: list[str], name: str) -> str:
 def test_our_settings_become_vllms(golden: Path):
     line = words(
         golden / "minicpm2b_tied",
-        context=512,
+        options=EngineOptions(
+            backend="vllm", context=512, kv_cache_bytes=1000, vllm_options={"tensor_parallel_size": 2}
+        ),
         max_batch=4,
-        kv_cache_bytes=1000,
-        tensor_parallel_size=2,
         cors_origins=["https://a.example"],
         arguments=["--enforce-eager"],
     )
@@ -66,7 +73,7 @@ def test_what_its_build_for_the_cpu_wants_is_said_unless_we_are_told_otherwise(g
     engine = {"enforce_eager": True, "kv_cache_memory_bytes": 5}
     line = words(golden / "minicpm2b_tied", engine)
     assert (value(line, "--kv-cache-memory-bytes"), "--enforce-eager" in line) == ("5", True)
-    line = words(golden / "minicpm2b_tied", engine, kv_cache_bytes=7, arguments=["--no-enforce-eager"])
+    line = words(golden / "minicpm2b_tied", engine, EngineOptions(kv_cache_bytes=7), arguments=["--no-enforce-eager"])
     assert (line.count("--kv-cache-memory-bytes"), value(line, "--kv-cache-memory-bytes")) == (1, "7")
     assert line.index("--enforce-eager") < line.index("--no-enforce-eager")
 

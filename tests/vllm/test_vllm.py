@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 
 from environments import ROOT, needing, python_of
-from minicpm import LLM
-from minicpm.demo.vllm import VllmOptions, running_vllm
+from minicpm import LLM, EngineOptions
+from minicpm.demo.vllm import running_vllm
 from minicpm.export.convert import convert
 from minicpm.export.expand import expand
 from minicpm.export.quantize import quantize_folder
@@ -348,7 +348,7 @@ def test_the_demo_talks_with_nano_in_a_vllm_of_its_own(folders, environment, mon
     async def ask(source) -> list[Any]:
         return [state async for state in source.answer([{"role": "user", "content": QUESTION}], sampling)]
 
-    with running_vllm(embedded.folder(), "nano", VllmOptions(parallel=2)) as source:
+    with running_vllm(embedded.folder(), "nano", EngineOptions(max_batch=2)) as source:
         assert (source.model, source.engine, source.context_length) == ("nano", "vLLM", 2048)
         states = asyncio.run(ask(source))
     expected = LLM(folders["nano expanded"], backend="torch").chat(QUESTION, sampling)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minicpm import native
-from minicpm.engine.backend import Backend, KVSequence, Row
+from minicpm.engine.backend import KVSequence, Row, StepBackend
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.engine.memory import peak_rss_bytes
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS
@@ -131,7 +131,7 @@ class Measurement:
 class Work:
     """Timed pieces of work of a backend. Sequences are filled once per depth and cut back after every window."""
 
-    def __init__(self, backend: Backend, seed: int = 0):
+    def __init__(self, backend: StepBackend, seed: int = 0):
         self._backend = backend
         self._random = np.random.default_rng(seed)
         self._filled: dict[int, KVSequence] = {}
@@ -266,7 +266,7 @@ def prompt_operations(config: DecoderConfig, tokens: int, window: SlidingWindow 
 
 
 def measure(
-    backend: Backend,
+    backend: StepBackend,
     checkpoint: Checkpoint,
     plan: Plan,
     *,
@@ -317,7 +317,7 @@ def measure(
     )
 
 
-def _require_memory(backend: Backend, plan: Plan) -> None:
+def _require_memory(backend: StepBackend, plan: Plan) -> None:
     held = sum(depth + WINDOW_TOKENS for depth in {*plan.decode, plan.verify_depth})
     most = max([*plan.prefill, *(count * WINDOW_TOKENS for count in plan.batch)], default=0)
     needed, free = (held + most) * backend.cache_bytes_per_token, backend.free_cache_bytes()
@@ -363,7 +363,7 @@ class _Runs:
             beside = (before + after) / 2
         self._windows.setdefault((kind, size), []).append((speed, beside))
 
-    def speeds(self, config: DecoderConfig, weight_bytes: int, backend: Backend) -> Iterator[Speed]:
+    def speeds(self, config: DecoderConfig, weight_bytes: int, backend: StepBackend) -> Iterator[Speed]:
         window = getattr(backend, "window", None)
         for (kind, size), windows in self._windows.items():
             spread = Spread.of([speed for speed, _ in windows])

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.output import is_terminal, talk_dim
 
 if TYPE_CHECKING:
     from minicpm.engine.llm import LLM
+    from minicpm.engine.options import EngineOptions
 
 BUILT_IN = "the built-in minicpm-nano"
+
+# Engine options that are fields of EngineOptions; what is not given is left to that.
+_ENGINE_FIELDS = (
+    "backend",
+    "dtype",
+    "device",
+    "context",
+    "sliding_window",
+    "attention_sinks",
+    "kv_cache_dtype",
+    "threads",
+)
+# Engine options that mean nothing to an engine in another process.
+IN_PROCESS_OPTIONS = ("device", "threads", "no_lookup", "sliding_window", "attention_sinks", "kv_cache_dtype")
 
 # Option -> type and help; defaults are SamplingParams' own.
 _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
@@ -49,10 +64,25 @@ count = whole(1)
 port = whole(0, 65535)
 
 
+def size(text: str) -> int:
+    """An argument's type: bytes, written like 500MB, 2g or 1.5GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip().lower())
+    number, unit, is_binary = match.groups() if match else ("0", None, None)
+    nbytes = int(float(number) * (1024 if is_binary else 1000) ** " kmgt".index(unit or " "))
+    if nbytes < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; a size is a number such as 500MB or 2GiB")
+    return nbytes
+
+
 def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") -> None:
     """-m and --offline; `default` tells what is taken without them."""
     explanation = "a model's folder or .gguf file, or its name (see 'minicpm list' and 'minicpm pull')"
     parser.add_argument("-m", "--model", help=explanation + (f"; default: {default}" if default else ""))
+    add_offline_argument(parser)
+
+
+def add_offline_argument(parser: argparse.ArgumentParser) -> None:
+    """--offline; None without it, so that HF_HUB_OFFLINE decides."""
     parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
 
 
@@ -60,11 +90,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and how it is run."""
     add_model_argument(parser, default=BUILT_IN)
     group = parser.add_argument_group("engine")
-    group.add_argument(
-        "--backend", default="auto", help="what computes: auto, native, torch, numpy or vllm (default: auto)"
-    )
-    group.add_argument("--dtype", default="auto", help="auto (the model's own), float32, bfloat16 or float16")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--backend", help="what computes: auto, native, torch, numpy or vllm (default: auto)")
+    group.add_argument("--dtype", help="auto (the model's own), float32, bfloat16 or float16")
+    group.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument(
         "--context", type=count, metavar="TOKENS", help="longest conversation (default: the model's own)"
     )
@@ -78,14 +106,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--attention-sinks", type=count, metavar="TOKENS", help="how many first ones those are (default: 16)"
     )
-    group.add_argument(
-        "--kv-cache-dtype", default="auto", help="how keys and values are kept: auto, int8 or bfloat16 (native, numpy)"
-    )
+    group.add_argument("--kv-cache-dtype", help="how keys and values are kept: auto, int8 or bfloat16 (native, numpy)")
     group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: one per physical core)")
     group.add_argument(
         "--tensor-parallel-size", type=count, metavar="N", help="graphics cards to divide the model among (vllm)"
     )
-    group.add_argument("--no-lookup", action="store_true", help="never guess tokens ahead from the text so far")
+    group.add_argument(
+        "--no-lookup", action="store_true", default=None, help="never guess tokens ahead from the text so far"
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,39 +142,37 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def shown_name(model: str | None, folder: Path) -> str:
-    """What others read of the model of -m: they need not know where on the disk it is."""
-    if model is not None and not Path(model).exists():
-        return model
-    return folder.name if folder.name.strip(".") else folder.resolve().name
+def first_wish(args: argparse.Namespace, names: Iterable[str]) -> str | None:
+    """Which of these options was given and asks for something, as it should be written; 'auto' asks for nothing."""
+    wish = next((name for name in names if getattr(args, name) not in (None, "auto")), None)
+    return None if wish is None else f"--{wish.replace('_', '-')}"
 
 
-def load_llm(args: argparse.Namespace, *, max_batch: int = 1, kv_cache_bytes: int | None = None) -> LLM:
-    """Load the model the arguments name; progress of a download goes to stderr."""
-    from minicpm.cli.progress import TerminalProgress
-    from minicpm.engine.backend import BLOCK_TOKENS
-    from minicpm.engine.llm import LLM
+def engine_options(
+    args: argparse.Namespace, *, max_batch: int | None = None, kv_cache_bytes: int | None = None
+) -> EngineOptions:
+    """What the arguments say of the engine; None for `max_batch` is EngineOptions' own default."""
+    from minicpm.engine.options import EngineOptions
 
     if args.tensor_parallel_size is not None and args.backend != "vllm":
         raise ValueError("--tensor-parallel-size is for --backend vllm")
     if args.attention_sinks is not None and args.sliding_window is None:
         raise ValueError("--attention-sinks is for --sliding-window; give that, too")
+    given: dict[str, Any] = {name: getattr(args, name) for name in _ENGINE_FIELDS}
+    given |= {"max_batch": max_batch, "kv_cache_bytes": kv_cache_bytes}
+    if args.no_lookup:
+        given["lookup"] = "off"
+    if args.tensor_parallel_size is not None:
+        given["vllm_options"] = {"tensor_parallel_size": args.tensor_parallel_size}
+    return EngineOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def load_llm(args: argparse.Namespace, *, max_batch: int | None = 1, kv_cache_bytes: int | None = None) -> LLM:
+    """Load the model the arguments name; progress of a download goes to stderr."""
+    from minicpm.cli.progress import TerminalProgress
+    from minicpm.engine.llm import LLM
+
+    options = engine_options(args, max_batch=max_batch, kv_cache_bytes=kv_cache_bytes)
     if is_terminal(sys.stderr):
         talk_dim("Loading ...")
-    return LLM(
-        args.model,
-        backend=args.backend,
-        dtype=args.dtype,
-        device=args.device,
-        context=args.context,
-        threads=args.threads,
-        max_batch=max_batch,
-        kv_cache_bytes=kv_cache_bytes,
-        kv_cache_dtype=args.kv_cache_dtype,
-        sliding_window=args.sliding_window,
-        attention_sinks=args.attention_sinks or BLOCK_TOKENS,
-        lookup="off" if args.no_lookup else "auto",
-        vllm_options={"tensor_parallel_size": args.tensor_parallel_size} if args.tensor_parallel_size else None,
-        offline=args.offline,
-        progress=TerminalProgress(),
-    )
+    return LLM(args.model, options=options, offline=args.offline, progress=TerminalProgress())

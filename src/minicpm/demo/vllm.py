@@ -9,14 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -24,40 +21,33 @@ import httpx
 
 from minicpm.demo.remote import RemoteSource
 from minicpm.engine.advice import advised_sampling
+from minicpm.engine.options import EngineOptions
 from minicpm.errors import ModelError, one_line
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.server.addresses import free_port
+from minicpm.server.children import end
 
 _POLL_S = 0.5
 _ANSWER_S = 20.0
-# Longer than the server gives vLLM.
+# Longer than the server gives vLLM: it then ends it, and deletes the folder that it expanded for it.
 _END_S = 40.0
 
 
-@dataclass(frozen=True)
-class VllmOptions:
-    """`parallel` answers at once; the others as LLM takes them."""
-
-    parallel: int = 4
-    context: int | None = None
-    dtype: str = "auto"
-    tensor_parallel_size: int | None = None
-
-
 @contextmanager
-def running_vllm(model: Path, name: str, options: VllmOptions) -> Iterator[RemoteSource]:
+def running_vllm(model: Path, name: str, options: EngineOptions) -> Iterator[RemoteSource]:
     """A source over vLLM's server of a model, when it answers; ModelError where there is no vLLM, or it ends."""
     python = _python_of_vllm()
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
         sampling, stop = advised_sampling(checkpoint), checkpoint.chat_template().stop_strings
-    port, key = _free_port(), secrets.token_urlsafe(16)
+    port, key = free_port(), secrets.token_urlsafe(16)
     # -P: not the files of the folder that the demo was started in.
     command = [python, "-P", "-m", "minicpm", "serve", "--backend", "vllm", "--model", str(model)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", options.dtype, "--max-batch", str(options.parallel)]
+    command += ["--dtype", options.dtype, "--max-batch", str(options.max_batch)]
     if options.context is not None:
         command += ["--context", str(options.context)]
-    if options.tensor_parallel_size is not None:
-        command += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
+    for option, value in (options.vllm_options or {}).items():
+        command += [f"--{option.replace('_', '-')}", str(value)]
     # The key keeps the others on this machine out; a command line would show it to them.
     environment = {**os.environ, "MINICPM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
@@ -70,7 +60,7 @@ def running_vllm(model: Path, name: str, options: VllmOptions) -> Iterator[Remot
             source.engine, source.sampling = "vLLM", sampling
             yield source
         finally:
-            _end(process)
+            end(process, _END_S)
 
 
 def _python_of_vllm() -> str:
@@ -108,18 +98,3 @@ def _wait(process: subprocess.Popen[bytes], health: str, log: IO[str]) -> None:
     errors = [line for line in lines if "Error" in line]
     last = one_line((ours or errors or lines or ["it said nothing"])[-1], 300)
     raise ModelError(f"vLLM ended with code {process.returncode} before it could answer: {last}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The server ends vLLM and deletes what it expanded, where it is asked to."""
-    process.terminate()
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its session: vLLM and its workers, too
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -6,7 +6,6 @@ further than their headers, but for a head that must repeat the embedding.
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -28,12 +27,13 @@ from minicpm.doctor.faults import (
 )
 from minicpm.doctor.folder_tokenizer import TOKENIZER_CONFIG, FolderContent, look_at_tokenizer
 from minicpm.errors import MiniCPMError, ModelError, brief
-from minicpm.files import read_json_object, write_text
+from minicpm.export.destination import copy_file, new_folder
+from minicpm.files import json_text, read_json_object, write_text
 from minicpm.formats import granite, hf, llama
-from minicpm.formats.checkpoint import GENERATION_FILE
 from minicpm.formats.compressed_tensors import PACKED, SCALE
 from minicpm.formats.config import MAX_CONFIG_BYTES, MUP_KEYS, DecoderConfig, architecture_names, read_config_json
-from minicpm.formats.folder import ModelFolder, copy_file, new_folder
+from minicpm.formats.folder import ModelFolder
+from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.gguf_model import published_rows
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.mapped import TensorFile
@@ -109,7 +109,7 @@ class FolderExamination(Examination):
                     copy_file(self._folder.file(entry.name), partial / entry.name)
             for name, raw in objects.items():
                 if raw:
-                    write_text(partial / name, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+                    write_text(partial / name, json_text(raw))
             for name, text in content.texts.items():
                 write_text(partial / name, text)
             if self._reordered is not None:

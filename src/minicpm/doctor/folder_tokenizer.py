@@ -13,6 +13,7 @@ from typing import Any
 from minicpm.chat import CURRENT_TEMPLATE
 from minicpm.doctor.faults import TEMPLATE_CURE, TEMPLATE_SYMPTOM, Fault, foreign_markers
 from minicpm.errors import FormatError, MiniCPMError
+from minicpm.files import json_text
 from minicpm.formats.folder import ModelFolder
 from minicpm.tokenizer import (
     Tokenizer,
@@ -113,7 +114,7 @@ def _difference(content: FolderContent, meant: Tokenizer) -> str | None:
 
 def _written(library: Any) -> str:
     text: str = library.to_str(pretty=True)
-    return json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+    return json_text(json.loads(text))
 
 
 def _rebuilding(content: FolderContent) -> Fault | None:

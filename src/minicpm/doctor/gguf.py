@@ -25,9 +25,8 @@ from minicpm.doctor.faults import (
 )
 from minicpm.doctor.gguf_tokenizer import look_at_tokenizer
 from minicpm.errors import FormatError, ModelError, brief
-from minicpm.export.convert import require_disk
+from minicpm.export.destination import new_file, require_disk
 from minicpm.formats import llama
-from minicpm.formats.folder import new_file
 from minicpm.formats.gguf import Field, GgufFile, GgufTensor, GgufWriter, ValueType, has_magic
 from minicpm.formats.gguf_model import ARCHITECTURE, LLAMA, SCALE_KEYS, model_fields, rows_to_store, stored_name
 from minicpm.formats.llama import EMBEDDING, HEAD
@@ -64,7 +63,7 @@ class GgufExamination(Examination):
         _check_destination(destination, self.path, overwrite)
         self._fields.pop(_ALIGNMENT_KEY, None)  # the copy has the format's own
         tensors = [replace(t, start=0) for t in self._file.tensors.values() if t.name not in self._dropped]
-        require_disk(destination, sum(tensor.nbytes for tensor in tensors), [])
+        require_disk(destination, sum(tensor.nbytes for tensor in tensors))
         with new_file(destination) as partial:
             writer = GgufWriter(partial, list(self._fields.values()), tensors)
             try:

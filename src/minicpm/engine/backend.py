@@ -87,13 +87,21 @@ class KVCache(Protocol):
 
 
 class Backend(Protocol):
-    """Computes logits. Implementations: engine/backends/native.py, engine/backends/torch, engine/backends/numpy.py."""
+    """What computes a model, as all who ask for it may know it. engine/runtime.py runs requests on it."""
 
     name: str
     vocab_size: int
     context_length: int  # most tokens of one sequence, prompt and answer together
     trained_length: int  # positions seen in training; beyond them the rotary base is rescaled
     cache_bytes_per_token: int  # keys and values, all layers
+
+    def held_tokens(self, planned_tokens: int) -> int:
+        """Most tokens whose keys and values a text that may reach `planned_tokens` holds at once."""
+
+
+class StepBackend(Backend, Protocol):
+    """Computes a step at a time and gives its logits: engine/backends/native.py, numpy.py and torch."""
+
     is_exact: bool  # a token's logits have the same bits whatever else its call computes
 
     def new_cache(self, tokens: int) -> KVCache:
@@ -104,9 +112,6 @@ class Backend(Protocol):
 
     def free_cache_bytes(self) -> int | None:
         """Memory that keys and values may still take now; None where the system does not tell."""
-
-    def held_tokens(self, planned_tokens: int) -> int:
-        """Most tokens whose keys and values a text that may reach `planned_tokens` holds at once."""
 
     def rope_key(self, length: int) -> float:
         """Rotary base a sequence of planned `length` gets; sequences of equal keys may share a prefix."""

@@ -6,13 +6,14 @@ import functools
 import importlib.util
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from minicpm import native
-from minicpm.engine.backend import Backend
-from minicpm.engine.backends.vllm import require_vllm
+from minicpm.engine.backend import StepBackend
+from minicpm.engine.backends.vllm import VllmBackend, VllmRuntime, require_vllm
 from minicpm.engine.cache.sliding_window import MOST_POSITIONS, SlidingWindow
+from minicpm.engine.options import EngineOptions
+from minicpm.engine.runtime import Runtime, StepRuntime
 from minicpm.errors import MissingExtra, ModelError
 from minicpm.formats.checkpoint import Checkpoint
 
@@ -22,26 +23,18 @@ _LOGGER = logging.getLogger(__name__)
 SHORT_DTYPES = ("bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a model is loaded, as LLM takes it."""
-
-    dtype: str
-    device: str
-    threads: int | None
-    kv_cache_dtype: str
-    window: SlidingWindow | None
-
-    @property
-    def needs_our_cache(self) -> bool:
-        """Whether something is asked of the keys and values that only the native and the numpy engine do."""
-        return self.kv_cache_dtype != "auto" or self.window is not None
-
-
-def load(checkpoint: Checkpoint, backend: str, options: Options) -> Backend:
+def load(checkpoint: Checkpoint, options: EngineOptions) -> Runtime:
     """Load with the backend of a name, or for auto with the one that fits the weights and the machine."""
-    if backend == "auto":
-        backend = _automatic(checkpoint, options)
+    longest = checkpoint.config.context_length
+    _check_context(longest, options.context, options.window)
+    if options.backend == "vllm":
+        _check_for_vllm(options)
+        return VllmRuntime(VllmBackend(checkpoint, options))
+    return StepRuntime(_step_backend(checkpoint, options), options, options.context or longest)
+
+
+def _step_backend(checkpoint: Checkpoint, options: EngineOptions) -> StepBackend:
+    backend = _automatic(checkpoint, options) if options.backend == "auto" else options.backend
     if backend == "native":
         return _load_native(checkpoint, options)
     if backend == "numpy":
@@ -51,7 +44,7 @@ def load(checkpoint: Checkpoint, backend: str, options: Options) -> Backend:
     return _load_torch(checkpoint, dtype=options.dtype, device=options.device, threads=options.threads)
 
 
-def check_context(longest: int, context: int | None, window: SlidingWindow | None) -> None:
+def _check_context(longest: int, context: int | None, window: SlidingWindow | None) -> None:
     """ValueError for a context or a window that is longer than the model is made for."""
     if window is not None and window.reach > longest:
         raise ValueError(
@@ -66,7 +59,7 @@ def check_context(longest: int, context: int | None, window: SlidingWindow | Non
         raise ValueError(f"context {context} is more than the {limit}{hint}")
 
 
-def _automatic(checkpoint: Checkpoint, options: Options) -> str:
+def _automatic(checkpoint: Checkpoint, options: EngineOptions) -> str:
     """Native for quantized weights, and on a CPU for those in 16 bits; torch for others, and on a GPU.
 
     Quantized ones go to a GPU only where it is named. Where the one that fits is missing numpy computes, and a warning
@@ -93,7 +86,7 @@ def _warn_once(message: str) -> None:
     _LOGGER.warning(message)
 
 
-def _load_native(checkpoint: Checkpoint, options: Options) -> Backend:
+def _load_native(checkpoint: Checkpoint, options: EngineOptions) -> StepBackend:
     if missing := native.why_missing():
         raise ModelError(f"the native engine is not there ({missing}); install a C++ compiler and minicpm again")
     if options.device not in ("auto", "cpu"):
@@ -107,15 +100,15 @@ def _load_native(checkpoint: Checkpoint, options: Options) -> Backend:
     return NativeBackend(checkpoint, options.threads, kv_dtype=options.kv_cache_dtype, window=options.window)
 
 
-def check_for_vllm(*, device: str, threads: int | None, kv_cache_dtype: str, window: SlidingWindow | None) -> None:
+def _check_for_vllm(options: EngineOptions) -> None:
     require_vllm()
-    if kv_cache_dtype != "auto":
+    if options.kv_cache_dtype != "auto":
         raise ValueError("how vLLM keeps keys and values is an option of its own: vllm_options={'kv_cache_dtype': ...}")
-    if window is not None:
+    if options.window is not None:
         raise ValueError("sliding_window is for the backends native and numpy, not for vllm")
-    if device != "auto":
-        raise ValueError(f"vLLM runs on the device it was built for, got device {device!r}; leave it out")
-    if threads is not None:
+    if options.device != "auto":
+        raise ValueError(f"vLLM runs on the device it was built for, got device {options.device!r}; leave it out")
+    if options.threads is not None:
         raise ValueError("vLLM counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
 
 
@@ -129,7 +122,7 @@ def _has_gpu() -> bool:
     return sys.platform == "darwin" or any(Path(path).exists() for path in paths)
 
 
-def _load_numpy(checkpoint: Checkpoint, options: Options) -> Backend:
+def _load_numpy(checkpoint: Checkpoint, options: EngineOptions) -> StepBackend:
     if options.threads is not None:
         raise ValueError("numpy counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
     if options.device not in ("auto", "cpu"):
@@ -142,7 +135,7 @@ def _load_numpy(checkpoint: Checkpoint, options: Options) -> Backend:
     return NumpyBackend(checkpoint, kv_dtype=options.kv_cache_dtype, window=options.window)
 
 
-def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> Backend:
+def _load_torch(checkpoint: Checkpoint, *, dtype: str, device: str, threads: int | None) -> StepBackend:
     try:
         from minicpm.engine.backends.torch import TorchBackend
     except ModuleNotFoundError as error:

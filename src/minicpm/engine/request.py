@@ -144,6 +144,11 @@ class Request:
         """Prompt and the longest answer."""
         return len(self.prompt_ids) + self.max_new_tokens
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the answer must have a given form."""
+        return self._matcher is not None
+
     def next_tokens(self, count: int) -> list[int]:
         """The first `count` of the pending tokens."""
         assert self.sequence is not None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Backend, CacheUsage, KVCache, Row
+from minicpm.engine.backend import Backend, CacheUsage, KVCache, Row, StepBackend
 from minicpm.engine.lookup import MOST_STEP_TOKENS, StepTimes, draft_lengths
 from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError
@@ -60,7 +60,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, backend: Backend, cache: KVCache, max_batch: int, pace: Pace, step_times: StepTimes | None = None
+        self, backend: StepBackend, cache: KVCache, max_batch: int, pace: Pace, step_times: StepTimes | None = None
     ):
         self.work = Work()
         self._backend = backend

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Backend, Row
+from minicpm.engine.backend import Row, StepBackend
 from minicpm.quant.quality import log_softmax
 from minicpm.tokenizer import Tokenizer
 
@@ -16,7 +16,7 @@ FORWARD_TOKENS = 512  # of one forward pass: MiniCPM-2B's logits of so many take
 PART_CHARACTERS = 200_000
 
 
-def logits_of(backend: Backend, rows: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
+def logits_of(backend: StepBackend, rows: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
     """Per row of T ids (T - 1, vocab): what was foreseen for each but the first; short rows are computed together."""
     waiting: list[Sequence[int]] = []
     for ids in [*rows, None]:
@@ -28,7 +28,7 @@ def logits_of(backend: Backend, rows: Sequence[Sequence[int]]) -> Iterator[npt.N
             waiting.append(ids)
 
 
-def nats_of(backend: Backend, ids: Sequence[int]) -> npt.NDArray[np.float64]:
+def nats_of(backend: StepBackend, ids: Sequence[int]) -> npt.NDArray[np.float64]:
     """(T - 1,) nats of every token of a row but the first; a long row goes through the model in parts."""
     sequence, nats = backend.new_sequence(len(ids)), []
     for start in range(0, len(ids) - 1, FORWARD_TOKENS):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpm.engine.backend import Backend
+from minicpm.engine.backend import StepBackend
 from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.llm import LLM
 from minicpm.engine.memory import peak_rss_bytes
@@ -184,7 +184,7 @@ def _passages(
     comparison, scores = Comparison(), []
     progress.begin("reading texts", sum(len(passage.text.encode()) for passage in passages()))
     try:
-        for passage, ids, logits in zip(passages(), rows, logits_of(llm.backend, rows)):
+        for passage, ids, logits in zip(passages(), rows, logits_of(llm.steps.backend, rows)):
             scores.append(_score(passage, ids, -float(chosen(logits, ids[1:]).sum())))
             if expected is not None:
                 comparison.add(next(expected), logits, np.array(ids[1:]))
@@ -205,14 +205,14 @@ def _passages(
     )
 
 
-def _other(folder: Path, rows: list[list[int]]) -> Backend:
+def _other(folder: Path, rows: list[list[int]]) -> StepBackend:
     """What computes the folder that is compared with; ModelError if its tokens are not the model's."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         if checkpoint.tokenizer().encode_batch([passage.text for passage in passages()]) != rows:
             raise ModelError(f"{folder}: splits texts otherwise than the model, so there is nothing to compare")
         if not checkpoint.packings:
             return NumpyBackend(checkpoint)
-    return LLM(folder, max_batch=1).backend
+    return LLM(folder, max_batch=1).steps.backend
 
 
 def _score(passage: Passage, ids: Sequence[int], nats: float) -> PassageScore:
@@ -234,7 +234,7 @@ def _windows(llm: LLM, path: Path, progress: Progress) -> WindowScore:
     progress.begin(f"reading {path.name}", len(data))
     try:
         for start in range(0, count * WINDOW_TOKENS, WINDOW_TOKENS):
-            nats += float(nats_of(llm.backend, ids[start : start + WINDOW_TOKENS]).mean())
+            nats += float(nats_of(llm.steps.backend, ids[start : start + WINDOW_TOKENS]).mean())
             progress.advance(len(data) // count)
     finally:
         progress.end()

@@ -2,17 +2,13 @@
 
     convert("MiniCPM-2B-dpo-bf16", "out", to="vllmcpm")
 
-Memory grows by some tens of megabytes whatever the model's size. The new folder grows under a hidden name beside its
-destination; it is made durable, read back and compared, and only then renamed.
+Memory grows by some tens of megabytes whatever the model's size. How a folder is written, checked and moved into place
+is hf_folder.py's.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from minicpm.errors import FormatError, ModelError
-from minicpm.files import write_text
+from minicpm.export.destination import check_places
+from minicpm.export.hf_folder import FolderPlan, companion_files, released, write_folder
+from minicpm.files import json_text
 from minicpm.formats import granite, hf, llama, vllmcpm
-from minicpm.formats.checkpoint import GENERATION_FILE, TOKENIZER_FILES, Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.derive import Derived, chain, stream, unchanged
-from minicpm.formats.folder import ModelFolder, check_destination, copy_file, new_folder
+from minicpm.formats.derive import Derived, chain, unchanged
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo
-from minicpm.progress import Progress, Silent
+from minicpm.progress import Progress
 
 TARGETS = ("hf", "llama", "granite", "vllmcpm")
-# "LICENSE.txt", "MiniCPM Model License.md", "NOTICE": they travel with the weights.
-LICENCE_WORDS = ("license", "licence", "notice")
-MAX_SMALL_FILE_BYTES = 256 << 20
-# Room for directories and whatever the file system adds.
-DISK_RESERVE_BYTES = 16 << 20
 # Unit roundoff of a dtype, and the smallest step near zero.
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
@@ -54,22 +45,6 @@ class Conversion:
     tensors: int
     nbytes: int  # of all files
     files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything about the new folder that is known before a tensor is read."""
-
-    config: DecoderConfig
-    config_text: str
-    derived: dict[str, Derived]  # by published name
-    stored: dict[str, str]  # stored name -> published name
-    files: list[PlannedFile]
-    copies: list[Path]
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(info.nbytes for planned in self.files for info in planned.tensors)
 
 
 def convert(
@@ -90,23 +65,25 @@ def convert(
     ValueError for arguments that cannot be, ModelError and FormatError for the rest; nothing half-written remains.
     """
     source, destination = Path(source), Path(destination)
-    progress = progress or Silent()
     _check_arguments(source, destination, to, dtype, max_shard_bytes, as_bin, overwrite)
     with open_checkpoint(source) as checkpoint:
-        plan = _plan(checkpoint, to, dtype, max_shard_bytes, as_bin)
-        require_disk(destination, plan.weight_bytes, plan.copies)
-        try:
-            with new_folder(destination, overwrite) as folder:
-                checksums = _write(folder, plan, checkpoint, progress)
-                _check(folder, to, plan, checksums, progress)
-                names = tuple(sorted(path.name for path in folder.iterdir()))
-                nbytes = sum((folder / name).stat().st_size for name in names)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                problem = f"{destination}: the disk is full; the model needs {plan.weight_bytes} bytes"
-                raise ModelError(f"{problem}, nothing was kept") from error
-            raise
-    return Conversion(source, destination, checkpoint.format, to, plan.config.dtype, len(plan.derived), nbytes, names)
+        plan, derived = _plan(checkpoint, to, dtype, max_shard_bytes, as_bin)
+
+        def content(info: TensorInfo) -> Iterable[memoryview]:
+            made = derived[plan.published_name(info.name)]
+            return released(checkpoint, made.source, made.factor, info.dtype)
+
+        written = write_folder(destination, plan, content, label="converting", overwrite=overwrite, progress=progress)
+    return Conversion(
+        source,
+        destination,
+        checkpoint.format,
+        to,
+        plan.config.dtype,
+        len(derived),
+        written.nbytes,
+        written.files,
+    )
 
 
 def _check_arguments(
@@ -129,23 +106,13 @@ def _check_arguments(
     check_places(source, destination, overwrite)
 
 
-def check_places(source: Path, destination: Path, overwrite: bool) -> None:
-    """ValueError or ModelError unless `source` is a folder and a new one may come to stand at `destination`."""
-    ModelFolder(source)
-    inside, outside = destination.resolve(), source.resolve()
-    if inside == outside:
-        raise ValueError(f"{destination}: source and destination are the same folder; name another destination")
-    if inside.is_relative_to(outside):
-        raise ValueError(f"{destination}: the destination lies inside the source folder; choose a place outside it")
-    if outside.is_relative_to(inside):
-        raise ValueError(f"{destination}: the source folder lies inside the destination; choose another destination")
-    check_destination(destination, overwrite)
-
-
 # --- planning ----------------------------------------------------------------------------------------------------
 
 
-def _plan(checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: int, as_bin: bool) -> _Plan:
+def _plan(
+    checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: int, as_bin: bool
+) -> tuple[FolderPlan, dict[str, Derived]]:
+    """The new folder, and how each of its tensors, by published name, comes from the source's."""
     config, derived, kept = checkpoint.config, unchanged(checkpoint.config.parameter_shapes()), None
     if checkpoint.folded_scales is not None:
         if to == "llama":
@@ -158,7 +125,6 @@ def _plan(checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: i
         config = llama.folded_config(config)
     if dtype is not None:
         config = config.with_dtype(dtype)
-    by_name = {made.name: made for made in derived}
     name_of = vllmcpm.stored_name if to == "vllmcpm" else str
     infos = [
         TensorInfo(name_of(made.name), dtype or source.dtype, source.shape)
@@ -169,14 +135,15 @@ def _plan(checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: i
         files = [PlannedFile(vllmcpm.WEIGHTS_FILE, tuple(vllmcpm.stored_order(infos)))]
     else:
         files = hf.plan_files(infos, max_shard_bytes, as_bin)
-    return _Plan(
-        config=config,
-        config_text=_config_text(config, to, kept),
-        derived=by_name,
-        stored={name_of(name): name for name in by_name},
-        files=files,
-        copies=companion_files(checkpoint, to),
+    plan = FolderPlan(
+        config,
+        _config_text(config, to, kept),
+        files,
+        companion_files(checkpoint, to),
+        form=to,
+        published_name=vllmcpm.published_name if to == "vllmcpm" else str,
     )
+    return plan, {made.name: made for made in derived}
 
 
 def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None) -> str:
@@ -187,25 +154,7 @@ def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None
         "granite": lambda: granite.write_config(config),
         "llama": lambda: llama.write_config(config, kept),
     }[to]()
-    return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
-
-
-def companion_files(checkpoint: Checkpoint, to: str) -> list[Path]:
-    """The small files that go along unchanged into the form `to`: tokenizer, licence, generation settings."""
-    folder = ModelFolder(checkpoint.path)
-    wanted = set(TOKENIZER_FILES) if to == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
-    names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
-    copies = [folder.file(name) for name in names]
-    for path in copies:
-        if path.stat().st_size > MAX_SMALL_FILE_BYTES:
-            raise FormatError(path, f"{path.stat().st_size} bytes are absurd for this file; nothing was converted")
-    return copies
-
-
-def is_licence(name: str) -> bool:
-    """True for the name of a file with the terms of the weights."""
-    lower = name.lower()
-    return any(word in lower for word in LICENCE_WORDS) and not lower.endswith((".py", ".json"))
+    return json_text(raw)
 
 
 def _unfolded(checkpoint: Checkpoint, kept: llama.FoldedScales) -> tuple[DecoderConfig, list[Derived]]:
@@ -235,93 +184,5 @@ def _head_follows_embedding(checkpoint: Checkpoint, config: DecoderConfig) -> bo
 
 
 def _float_blocks(checkpoint: Checkpoint, name: str, factor: float) -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
-    for block in _released(checkpoint, name, 1.0, "float32"):
+    for block in released(checkpoint, name, 1.0, "float32"):
         yield np.frombuffer(block, np.float32).astype(np.float64) * factor
-
-
-def require_disk(destination: Path, weight_bytes: int, copies: list[Path]) -> None:
-    """ModelError unless weights and copied files fit on the destination's disk."""
-    needed = weight_bytes + sum(path.stat().st_size for path in copies) + DISK_RESERVE_BYTES
-    parent = destination.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ModelError(
-            f"{destination}: needs {needed} bytes of disk, {free} are free; make room or choose another disk"
-        )
-
-
-# --- writing and checking ----------------------------------------------------------------------------------------
-
-
-def _write(folder: Path, plan: _Plan, checkpoint: Checkpoint, progress: Progress) -> dict[str, int]:
-    """Write everything but the rename; returns the CRC-32 of every tensor by published name."""
-    for path in plan.copies:
-        copy_file(path, folder / path.name)
-    target = {info.name: info for planned in plan.files for info in planned.tensors}
-
-    def content(stored: str) -> Iterable[memoryview]:
-        made = plan.derived[plan.stored[stored]]
-        return _watched(_released(checkpoint, made.source, made.factor, target[stored].dtype), progress, target[stored])
-
-    checksums: dict[str, int] = {}
-    progress.begin("converting", plan.weight_bytes)
-    try:
-        for stored, checksum in hf.write_weights(folder, plan.files, content):
-            checksums[plan.stored[stored]] = checksum
-    finally:
-        progress.end()
-    index = None if plan.files[0].name == vllmcpm.WEIGHTS_FILE else hf.index_of(plan.files)
-    if index is not None:
-        name, raw = index
-        write_text(folder / name, json.dumps(raw, indent=2) + "\n")
-    write_text(folder / "config.json", plan.config_text)
-    return checksums
-
-
-def _released(checkpoint: Checkpoint, name: str, factor: float, dtype: str) -> Iterator[memoryview]:
-    """A source tensor's derived bytes in blocks, giving its pages back behind the reader."""
-    for block in stream(checkpoint.read(name), factor, dtype):
-        yield block
-        checkpoint.release(name)
-
-
-def _watched(chunks: Iterable[memoryview], progress: Progress, info: TensorInfo) -> Iterator[memoryview]:
-    for chunk in chunks:
-        yield chunk
-        progress.advance(chunk.nbytes)
-
-
-def _check(folder: Path, to: str, plan: _Plan, checksums: dict[str, int], progress: Progress) -> None:
-    """Open what was written as a stranger would, and compare it with what was meant."""
-    for planned in plan.files:
-        forget_cached_pages(folder / planned.name)
-    progress.begin("checking", plan.weight_bytes)
-    try:
-        with open_checkpoint(folder) as written:
-            if written.format != to or written.config != plan.config:
-                raise FormatError(folder / "config.json", "reads back as another model; please report this as a bug")
-            expected = {plan.stored[info.name]: info for planned in plan.files for info in planned.tensors}
-            for name, info in written.tensors.items():
-                if (info.dtype, info.shape) != (expected[name].dtype, expected[name].shape):
-                    raise FormatError(folder, f"{name} reads back as {info.dtype} {list(info.shape)}")
-                checksum = 0
-                for block in _watched(_released(written, name, 1.0, info.dtype), progress, info):
-                    checksum = zlib.crc32(block, checksum)
-                if checksum != checksums[name]:
-                    raise FormatError(
-                        folder, f"{name} reads back with other bytes than were written; is the disk failing?"
-                    )
-    finally:
-        progress.end()
-
-
-def forget_cached_pages(path: Path) -> None:
-    """Let the check read from the disk rather than from memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)

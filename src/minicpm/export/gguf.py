@@ -9,7 +9,7 @@ the same weights to the last bit.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm.errors import FormatError, ModelError, brief
-from minicpm.export.convert import Conversion, forget_cached_pages, require_disk
+from minicpm.export.convert import Conversion
+from minicpm.export.destination import forget_cached_pages, new_file, report_full_disk, require_disk
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.derive import stream
-from minicpm.formats.folder import ModelFolder, new_file
+from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import GGUF_KEYS
 from minicpm.formats.gguf import (
     BF16,
@@ -47,7 +48,7 @@ from minicpm.formats.gguf_model import ARCHITECTURE, FLOAT_DTYPES, FLOAT_TYPES, 
 from minicpm.formats.gguf_tokenizer import tokenizer_fields
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorView
-from minicpm.progress import Progress, Silent
+from minicpm.progress import Progress, Silent, task, watched
 from minicpm.quant.format import IntWeight, read_weight
 from minicpm.tokenizer import Tokenizer, first_difference
 
@@ -97,17 +98,11 @@ def write_gguf(
     _check_file_destination(destination, overwrite)
     with open_checkpoint(source, allow_quantized=True) as checkpoint:
         plan = _plan(checkpoint, dtype, name or source.resolve().name, progress or Silent())
-        require_disk(destination, plan.weight_bytes, [])
-        try:
-            with new_file(destination) as partial:
-                checksums = _write(partial, plan)
-                _check(partial, plan, checksums)
-                nbytes = partial.stat().st_size
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                problem = f"{destination}: the disk is full; the model needs {plan.weight_bytes} bytes"
-                raise ModelError(f"{problem}, nothing was kept") from error
-            raise
+        require_disk(destination, plan.weight_bytes)
+        with report_full_disk(destination, plan.weight_bytes), new_file(destination) as partial:
+            checksums = _write(partial, plan)
+            _check(partial, plan, checksums)
+            nbytes = partial.stat().st_size
         kind = _main_type(plan.tensors).name
         return Conversion(
             source, destination, checkpoint.format, "gguf", kind, len(plan.tensors), nbytes, (destination.name,)
@@ -214,17 +209,15 @@ def _size_label(parameters: int) -> str:
 def _write(path: Path, plan: _Plan) -> dict[str, int]:
     """Write the file; returns the CRC-32 of every tensor by stored name."""
     checksums: dict[str, int] = {}
-    plan.progress.begin("converting", plan.weight_bytes)
-    writer = GgufWriter(path, plan.fields, plan.tensors)
-    try:
-        for tensor in plan.tensors:
-            checksums[tensor.name] = writer.write(tensor.name, _watched(_content(plan, tensor), plan.progress))
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
-    finally:
-        plan.progress.end()
+    with task(plan.progress, "converting", plan.weight_bytes):
+        writer = GgufWriter(path, plan.fields, plan.tensors)
+        try:
+            for tensor in plan.tensors:
+                checksums[tensor.name] = writer.write(tensor.name, watched(_content(plan, tensor), plan.progress))
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
     return checksums
 
 
@@ -270,12 +263,6 @@ def _rounded(view: TensorView, rows: slice | npt.NDArray[np.int64], kind: BlockT
         yield quantize(chosen.float32(), kind).data.cast("B")
 
 
-def _watched(chunks: Iterator[memoryview], progress: Progress) -> Iterator[memoryview]:
-    for chunk in chunks:
-        yield chunk
-        progress.advance(chunk.nbytes)
-
-
 def _check(path: Path, plan: _Plan, checksums: dict[str, int]) -> None:
     """Open what was written as a stranger would, and compare it with what was meant."""
     forget_cached_pages(path)
@@ -283,9 +270,7 @@ def _check(path: Path, plan: _Plan, checksums: dict[str, int]) -> None:
     with path.open("rb") as opened:
         if opened.read(len(header)) != header:
             raise FormatError(path, "reads back with another header than was written; is the disk failing?")
-    plan.progress.begin("checking", plan.weight_bytes)
-    file = GgufFile(path)
-    try:
+    with task(plan.progress, "checking", plan.weight_bytes), contextlib.closing(GgufFile(path)) as file:
         for tensor in plan.tensors:
             checksum = 0
             view = file.view(tensor.name)
@@ -296,9 +281,6 @@ def _check(path: Path, plan: _Plan, checksums: dict[str, int]) -> None:
                 problem = "reads back with other bytes than were written; is the disk failing?"
                 raise FormatError(path, f"{tensor.name} {problem}")
             plan.progress.advance(tensor.nbytes)
-    finally:
-        file.close()
-        plan.progress.end()
     with open_checkpoint(path, allow_quantized=True) as written:
         _require_same_model(plan.checkpoint.config, written.config, path)
         _require_same_text(plan, written.tokenizer())

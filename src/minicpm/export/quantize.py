@@ -7,28 +7,25 @@ Writes the canonical compressed-tensors folder. Memory holds the largest weight 
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from minicpm.errors import FormatError, ModelError
-from minicpm.export.convert import check_places, companion_files, forget_cached_pages, require_disk
-from minicpm.files import write_text
+from minicpm.errors import ModelError
+from minicpm.export.destination import check_places
+from minicpm.export.hf_folder import FolderPlan, companion_files, write_folder
+from minicpm.files import json_text
 from minicpm.formats import hf
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE, Packing, is_linear, write_quantization
 from minicpm.formats.config import DecoderConfig
-from minicpm.formats.folder import copy_file, new_folder
-from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
+from minicpm.formats.hf import DEFAULT_SHARD_BYTES
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorInfo, TensorView
-from minicpm.progress import Progress, Silent
+from minicpm.progress import Progress
 from minicpm.quant import rtn
 from minicpm.quant.equalize import block_scales
 from minicpm.quant.format import PRESETS, Floats, IntWeight, Preset
@@ -78,22 +75,15 @@ class _Job:
     """One run: the plan, and what is known once weights have been quantized."""
 
     checkpoint: Checkpoint
-    config: DecoderConfig
-    packings: dict[str, Packing]
-    files: list[PlannedFile]
-    progress: Progress
+    plan: FolderPlan
     equalize: bool
     scales: dict[str, memoryview] = field(default_factory=dict)
     rescalings: dict[int, BlockScales] = field(default_factory=dict)  # by block, made when its first weight is read
     kinds: dict[str, KindReport] = field(default_factory=dict)
 
     @property
-    def infos(self) -> dict[str, TensorInfo]:
-        return {info.name: info for planned in self.files for info in planned.tensors}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(info.nbytes for info in self.infos.values())
+    def config(self) -> DecoderConfig:
+        return self.plan.config
 
 
 def quantize_folder(
@@ -119,28 +109,28 @@ def quantize_folder(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     check_places(source, destination, overwrite)
     with open_checkpoint(source) as checkpoint:
-        job = _plan(checkpoint, PRESETS[preset], max_shard_bytes, progress or Silent(), equalize)
-        copies = companion_files(checkpoint, "hf")
-        require_disk(destination, job.nbytes, copies)
-        try:
-            with new_folder(destination, overwrite) as folder:
-                for path in copies:
-                    copy_file(path, folder / path.name)
-                checksums = _write(folder, job, PRESETS[preset])
-                _check(folder, job, checksums)
-                files = tuple(sorted(path.name for path in folder.iterdir()))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ModelError(
-                    f"{destination}: the disk is full; {job.nbytes} bytes are needed, none kept"
-                ) from error
-            raise
-        kinds = tuple(job.kinds.values())
-        evened = sum(scales.num_rescaled for scales in job.rescalings.values())
-        return Quantization(source, destination, preset, method, evened, checkpoint.nbytes, job.nbytes, kinds, files)
+        job = _Job(checkpoint, _plan(checkpoint, PRESETS[preset], max_shard_bytes), equalize)
+
+        def content(info: TensorInfo) -> Iterable[memoryview]:
+            yield _content(job, info)
+
+        written = write_folder(
+            destination, job.plan, content, label="quantizing", overwrite=overwrite, progress=progress
+        )
+        return Quantization(
+            source,
+            destination,
+            preset,
+            method,
+            evened_channels=sum(scales.num_rescaled for scales in job.rescalings.values()),
+            source_bytes=checkpoint.nbytes,
+            nbytes=job.plan.weight_bytes,
+            kinds=tuple(job.kinds.values()),
+            files=written.files,
+        )
 
 
-def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int, progress: Progress, equalize: bool) -> _Job:
+def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int) -> FolderPlan:
     if checkpoint.folded_scales is not None:
         raise ModelError(f"{checkpoint.path}: its scales are multiplied into the weights; convert it --to hf first")
     config = checkpoint.config
@@ -161,32 +151,19 @@ def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int, progress
             )
         packings[name] = packing
         infos.extend(packing.stored(name, shape))
-    return _Job(checkpoint, config, packings, hf.plan_files(infos, max_shard_bytes), progress, equalize)
+    raw = {**hf.write_config(config), "quantization_config": write_quantization(preset.linear, preset.outer)}
+    return FolderPlan(
+        config,
+        json_text(raw),
+        hf.plan_files(infos, max_shard_bytes),
+        companion_files(checkpoint),
+        packings=packings,
+    )
 
 
-def _write(folder: Path, job: _Job, preset: Preset) -> dict[str, int]:
-    """Write everything but the rename; returns the CRC-32 of every stored tensor."""
-    infos = job.infos
-
-    def content(stored: str) -> Iterable[memoryview]:
-        block = _content(job, stored, infos[stored])
-        job.progress.advance(block.nbytes)
-        return (block,)
-
-    job.progress.begin("quantizing", job.nbytes)
-    try:
-        checksums = dict(hf.write_weights(folder, job.files, content))
-    finally:
-        job.progress.end()
-    if (index := hf.index_of(job.files)) is not None:
-        write_text(folder / index[0], json.dumps(index[1], indent=2) + "\n")
-    raw = {**hf.write_config(job.config), "quantization_config": write_quantization(preset.linear, preset.outer)}
-    write_text(folder / "config.json", json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
-    return checksums
-
-
-def _content(job: _Job, stored: str, info: TensorInfo) -> memoryview:
+def _content(job: _Job, info: TensorInfo) -> memoryview:
     """The bytes of one stored tensor. A file holds wider dtypes first, so scales wait for their codes, never longer."""
+    stored = info.name
     if stored.endswith(SHAPE):
         shape = job.config.parameter_shapes()[stored.removesuffix(SHAPE)]
         return np.array(shape, "<i8").data.cast("B")
@@ -223,7 +200,8 @@ def _scales_of(job: _Job, name: str) -> BlockScales | None:
 
 def _storable(job: _Job, name: str, scales: Floats) -> Floats:
     """A norm's scales where its dtype can follow, 1 elsewhere: float16 ends at 65504, and loses bits near 0."""
-    dtype, values = job.infos[name].dtype, _read(job, name)
+    dtype = next(info.dtype for info in job.plan.infos if info.name == name)
+    values = _read(job, name)
     before = TensorView.from_float32(name, values, dtype).float32()
     after = TensorView.from_float32(name, values * scales, dtype).float32()
     return np.where(after == before * scales, scales, np.float32(1))
@@ -244,7 +222,7 @@ def _read(job: _Job, name: str) -> Floats:
 
 def _quantized(job: _Job, name: str) -> IntWeight:
     values = _values(job, name)
-    packing = job.packings[name]
+    packing = job.plan.packings[name]
     try:
         weight = rtn.quantize(values, packing)
     except ModelError as error:
@@ -275,23 +253,3 @@ def _kind_of(name: str) -> str:
 
 def _squared(values: Floats) -> float:
     return float(np.square(values, dtype=np.float64).sum())
-
-
-def _check(folder: Path, job: _Job, checksums: dict[str, int]) -> None:
-    """Open what was written as a stranger would, and compare it with what was meant."""
-    for planned in job.files:
-        forget_cached_pages(folder / planned.name)
-    job.progress.begin("checking", job.nbytes)
-    try:
-        with open_checkpoint(folder, allow_quantized=True) as written:
-            if written.config != job.config or written.packings != job.packings:
-                raise FormatError(folder / "config.json", "reads back as another model; please report this as a bug")
-            for stored, info in written.tensors.items():
-                if zlib.crc32(written.read(stored).buffer) != checksums[stored]:
-                    raise FormatError(
-                        folder, f"{stored} reads back with other bytes than were written; is the disk failing?"
-                    )
-                written.release(stored)
-                job.progress.advance(info.nbytes)
-    finally:
-        job.progress.end()

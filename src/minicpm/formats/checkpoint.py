@@ -16,30 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from minicpm.chat import ChatTemplate, template_for
+from minicpm.chat import ChatTemplate
 from minicpm.errors import FormatError, ModelError, brief
-from minicpm.files import file_in, has_entry, read_json_object
 from minicpm.formats import compressed_tensors, granite, hf, llama, vllmcpm
 from minicpm.formats.compressed_tensors import Packing
 from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
-from minicpm.formats.generation import MAX_FILE_BYTES as MAX_GENERATION_BYTES
-from minicpm.formats.generation import read_eos_token_ids
-from minicpm.formats.gguf import has_magic
+from minicpm.formats.generation import GENERATION_FILE, read_eos_token_ids
+from minicpm.formats.gguf import is_gguf
 from minicpm.formats.gguf_model import GgufModel
 from minicpm.formats.mapped import TensorFile
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
-from minicpm.tokenizer import Tokenizer, read_tokenizer_config
+from minicpm.formats.text_sources import TOKENIZER_FILES, FolderTexts, TextSources
+from minicpm.tokenizer import Tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-GENERATION_FILE = "generation_config.json"
 # Tables that old checkpoints store although they follow from the configuration.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
 # How much of a stored head is compared with the embedding that it must repeat.
@@ -65,22 +55,23 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """What a form's reader found, before it is compared with its configuration."""
+class Opened:
+    """What the reader of a form found, before it is compared with its configuration."""
 
     path: Path
     format: str
     config: DecoderConfig
     stored: dict[str, TensorFile]  # by stored name
     published: dict[str, str]  # published name -> stored name
+    texts: TextSources
     quantization: frozenset[Packing] = frozenset()
+    has_signed_scales: bool = False  # True where the form's scales may be negative
     eos_token_ids: tuple[int, ...] = ()
-    tokenizer_files: tuple[Path, ...] = ()
     folded_scales: llama.FoldedScales | None = None
 
 
 class Checkpoint:
-    """An opened model, a folder or a GGUF file; a context manager. Make it with `open_checkpoint`."""
+    """An opened model of any form; a context manager. `open_checkpoint` makes it of a folder or a GGUF file."""
 
     path: Path
     format: str  # "hf", "llama", "granite", "vllmcpm" or "gguf"
@@ -90,11 +81,13 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...]  # ids that end a text: the configuration's, then generation_config.json's
     tokenizer_files: tuple[Path, ...]
     folded_scales: llama.FoldedScales | None  # constants that a llama-format folder says it has folded in
+    has_signed_scales: bool  # True where the scale of a packed weight may be negative
 
-    def __init__(self, opened: _Opened):
+    def __init__(self, opened: Opened):
         self.path, self.format, config = opened.path, opened.format, opened.config
-        self.eos_token_ids, self.tokenizer_files = opened.eos_token_ids, opened.tokenizer_files
-        self.folded_scales = opened.folded_scales
+        self._texts, self.tokenizer_files = opened.texts, opened.texts.tokenizer_files
+        self.eos_token_ids, self.folded_scales = opened.eos_token_ids, opened.folded_scales
+        self.has_signed_scales = opened.has_signed_scales
         self._stored = opened.published
         self._sources = {published: opened.stored[name] for published, name in self._stored.items()}
         self._files = set(opened.stored.values())
@@ -120,29 +113,19 @@ class Checkpoint:
     @property
     def has_chat_template(self) -> bool:
         """True if the model brings a template; the prompt format of 2024 is built in for those that don't."""
-        if (gguf := self._gguf) is not None:
-            return gguf.has_template
-        names = {file.name for file in self.tokenizer_files}
-        if "chat_template.jinja" in names:
-            return True
-        return "tokenizer_config.json" in names and bool(read_tokenizer_config(self.path).get("chat_template"))
+        return self._texts.has_chat_template
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; FormatError where it has none that can be used."""
-        return Tokenizer.from_folder(self.path) if self._gguf is None else self._gguf.tokenizer()
+        return self._texts.tokenizer()
 
     def chat_template(self) -> ChatTemplate:
         """The model's chat template, MiniCPM's own where it has none."""
-        return template_for(self.path) if self._gguf is None else self._gguf.chat_template()
+        return self._texts.chat_template()
 
     def generation_config(self) -> tuple[Path, dict[str, Any]]:
-        """The file that advises about generation, and what, by transformers' names; {} for nothing."""
-        if (gguf := self._gguf) is not None:
-            return self.path, gguf.generation_config
-        if not has_entry(self.path, GENERATION_FILE):
-            return self.path, {}
-        path = file_in(self.path, GENERATION_FILE)
-        return path, read_json_object(path, MAX_GENERATION_BYTES)
+        """The file that advises about generation, and its advice by transformers' names; {} for none."""
+        return self._texts.generation_config()
 
     def read(self, name: str) -> TensorView:
         """The tensor of a published name, over the file's own pages; KeyError for a name not in `tensors`."""
@@ -152,6 +135,10 @@ class Checkpoint:
     def release(self, name: str) -> None:
         """Give a tensor's pages back when it has been used; whatever was written into its view is lost."""
         self._sources[name].release(self._stored[name])
+
+    def damaged(self, problem: str) -> FormatError:
+        """The error for a problem in the model's files."""
+        return FormatError(self.path, problem)
 
     def close(self) -> None:
         """Close the files; views already read stay valid."""
@@ -165,10 +152,6 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def _gguf(self) -> GgufModel | None:
-        return next((file for file in self._files if isinstance(file, GgufModel)), None)
 
     def _infos(self) -> dict[str, TensorInfo]:
         stored = {name: source.tensors[self._stored[name]] for name, source in self._sources.items()}
@@ -197,8 +180,7 @@ def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Check
     Raises ModelError for a model that is no MiniCPM (or not a model), FormatError for damaged or hostile files.
     """
     path = Path(path)
-    is_gguf = path.is_file() and (path.suffix == ".gguf" or has_magic(path))
-    gguf = path if is_gguf else _lone_gguf(ModelFolder(path))
+    gguf = path if is_gguf(path) else _lone_gguf(ModelFolder(path))
     opened = _open_gguf(gguf, allow_quantized) if gguf else _open_folder(ModelFolder(path), allow_quantized)
     try:
         return Checkpoint(opened)
@@ -216,7 +198,7 @@ def _lone_gguf(folder: ModelFolder) -> Path | None:
     return folder.file(found[0]) if found else None
 
 
-def _open_folder(folder: ModelFolder, allow_quantized: bool) -> _Opened:
+def _open_folder(folder: ModelFolder, allow_quantized: bool) -> Opened:
     config_path = folder.file("config.json")
     raw = read_config_json(config_path)
     form = recognise(raw)
@@ -237,12 +219,20 @@ def _open_folder(folder: ModelFolder, allow_quantized: bool) -> _Opened:
         for file in set(stored.values()):
             file.close()
         raise
-    return _Opened(
-        folder.path, form, config, stored, published, quantization, eos_token_ids, tokenizer_files, folded_scales
+    return Opened(
+        folder.path,
+        form,
+        config,
+        stored,
+        published,
+        texts=FolderTexts(folder.path, tokenizer_files),
+        quantization=quantization,
+        eos_token_ids=eos_token_ids,
+        folded_scales=folded_scales,
     )
 
 
-def _open_gguf(path: Path, allow_quantized: bool) -> _Opened:
+def _open_gguf(path: Path, allow_quantized: bool) -> Opened:
     model = GgufModel(path)
     try:
         if model.packings and not allow_quantized:
@@ -254,15 +244,16 @@ def _open_gguf(path: Path, allow_quantized: bool) -> _Opened:
     except BaseException:
         model.close()
         raise
-    return _Opened(
+    return Opened(
         path,
         "gguf",
         model.config,
         stored=dict.fromkeys(model.tensors, model),
         published={name: name for name in model.tensors},
+        texts=model,
         quantization=model.packings,
+        has_signed_scales=True,  # Q4_0's: they give the largest weight of a block the side with 8 steps
         eos_token_ids=eos_token_ids,
-        tokenizer_files=(path,) if model.has_tokenizer else (),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from minicpm.errors import FormatError, brief
 from minicpm.files import read_json_object
 
+GENERATION_FILE = "generation_config.json"
 MAX_FILE_BYTES = 1 << 20
 MAX_EOS_TOKEN_IDS = 256
 # What a GGUF file calls the advice that it has a key for.

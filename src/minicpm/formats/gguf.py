@@ -136,6 +136,11 @@ class GgufTensor:
         return self.type.size(self.shape)
 
 
+def is_gguf(path: Path) -> bool:
+    """True for a file with GGUF's name, and for any other that begins as a GGUF file does."""
+    return path.is_file() and (path.suffix == ".gguf" or has_magic(path))
+
+
 def has_magic(path: Path) -> bool:
     """Whether a regular file begins as a GGUF file does."""
     with path.open("rb") as file:

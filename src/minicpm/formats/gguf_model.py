@@ -85,7 +85,7 @@ def _rotated_heads(config: DecoderConfig, name: str) -> int | None:
 
 
 class GgufModel:
-    """An opened GGUF file as a file of published tensors, a `TensorFile`.
+    """An opened GGUF file as a file of published tensors, a `TensorFile`, and as the `TextSources` of its model.
 
     Quantized weights appear as the stored tensors of a compressed-tensors folder, made when read: Q4_0 and Q8_0 are
     unpacked, the other types widened and rounded to INT8. Embedding and head in Q6_K, which llama.cpp gives them in its
@@ -123,17 +123,11 @@ class GgufModel:
         return gguf_tokenizer.read_eos_token_ids(self.path, self._file.metadata, self.config.vocab_size)
 
     @property
-    def generation_config(self) -> dict[str, object]:
-        """What the file advises about sampling, by the names of a generation_config.json."""
-        metadata = self._file.metadata
-        return {name: metadata[key] for name, key in GGUF_KEYS.items() if key in metadata}
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        return (self.path,) if gguf_tokenizer.TOKENS in self._file.metadata else ()
 
     @property
-    def has_tokenizer(self) -> bool:
-        return gguf_tokenizer.TOKENS in self._file.metadata
-
-    @property
-    def has_template(self) -> bool:
+    def has_chat_template(self) -> bool:
         return gguf_tokenizer.TEMPLATE in self._file.metadata
 
     def tokenizer(self) -> Tokenizer:
@@ -141,6 +135,11 @@ class GgufModel:
 
     def chat_template(self) -> ChatTemplate:
         return gguf_tokenizer.read_template(self.path, self._file.metadata)
+
+    def generation_config(self) -> tuple[Path, dict[str, Any]]:
+        """The file, and what it advises about sampling by the names of a generation_config.json."""
+        metadata = self._file.metadata
+        return self.path, {name: metadata[key] for name, key in GGUF_KEYS.items() if key in metadata}
 
     def read(self, name: str) -> TensorView:
         published, info = self._sources[name], self.tensors[name]

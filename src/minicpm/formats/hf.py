@@ -1,11 +1,11 @@
 """The Hugging Face folder: config.json beside model.safetensors or pytorch_model.bin, whole or in shards.
 
-Finds and checks the files of weights of a folder, and plans and writes them. Knows names of files, not of tensors.
+Finds and checks the files of weights of a folder, and plans new ones. Knows names of files, not of tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from minicpm.files import is_plain_name, read_json_object
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.mapped import TensorFile
-from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
+from minicpm.formats.safetensors import SafetensorsFile, write_order
 from minicpm.formats.tensor import TensorInfo
-from minicpm.formats.torch_bin import TorchFile, TorchWriter
+from minicpm.formats.torch_bin import TorchFile
 
 MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 4096
 DEFAULT_SHARD_BYTES = 5 * 10**9  # huggingface_hub's and transformers' own
@@ -140,26 +140,6 @@ def _ordered(shard: list[TensorInfo], as_bin: bool) -> tuple[TensorInfo, ...]:
     return tuple(shard if as_bin else write_order(shard))
 
 
-def write_weights(
-    folder: Path, files: Sequence[PlannedFile], content: Callable[[str], Iterable[memoryview]]
-) -> Iterator[tuple[str, int]]:
-    """Write every planned file durably, yielding (tensor name, CRC-32) after each tensor.
-
-    `content(name)` gives a tensor's bytes in chunks.
-    """
-    for planned in files:
-        path = folder / planned.name
-        is_safe = path.suffix == ".safetensors"
-        writer = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
-        try:
-            for info in planned.tensors:
-                yield info.name, writer.write(info.name, content(info.name))
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-
-
 def index_of(files: Sequence[PlannedFile]) -> tuple[str, dict[str, Any]] | None:
     """File name and content of the index that shards need; None for a single file."""
     if len(files) == 1:
@@ -168,21 +148,6 @@ def index_of(files: Sequence[PlannedFile]) -> tuple[str, dict[str, Any]] | None:
     total = sum(info.nbytes for planned in files for info in planned.tensors)
     name = INDEX_FILES[0] if files[0].name.endswith(".safetensors") else INDEX_FILES[1]
     return name, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size as Hugging Face writes it: 5GB, 500MB, 2GiB, 1000000; ValueError otherwise."""
-    units = {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
-    upper = text.strip().upper()
-    unit = next(unit for unit in units if upper.endswith(unit))
-    number = upper.removesuffix(unit).strip()
-    try:
-        size = int(float(number) * units[unit])
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ValueError(f"a size is a number with KB, MB, GB or KiB, MiB, GiB, got {text!r}")
-    return size
 
 
 def require_no_quantization(raw: dict[str, Any]) -> None:

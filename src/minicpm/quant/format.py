@@ -7,15 +7,16 @@ stored tensors of one weight; which codes are good ones is the business of its n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from minicpm.errors import FormatError
-from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE, Packing
+from minicpm.formats.config import DecoderConfig
 from minicpm.formats.tensor import TensorView, round_to_bfloat16
 
 Floats = npt.NDArray[np.float32]
@@ -136,27 +137,47 @@ def round_scales(scales: Floats) -> npt.NDArray[np.float16]:
     return (round_to_bfloat16(bounded).astype(np.uint32) << 16).view(np.float32).astype(np.float16)
 
 
-def read_weight(checkpoint: Checkpoint, name: str) -> IntWeight | TensorView:
-    """The weight of a published name over the file's own pages: quantized, or a TensorView where it is stored as it is.
+class StoredWeights(Protocol):
+    """What `read_weight` needs of an opened model; formats/checkpoint.py has it, and a test may make its own."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    @property
+    def packings(self) -> Mapping[str, Packing]:
+        """Packing of each packed weight, by published name."""
+
+    @property
+    def has_signed_scales(self) -> bool:
+        """True where a scale may be negative."""
+
+    def read(self, name: str) -> TensorView:
+        """A stored tensor by its name; of a packed weight there are name + _packed, _scale and _shape."""
+
+    def damaged(self, problem: str) -> FormatError:
+        """The error that names the model and a problem in it."""
+
+
+def read_weight(model: StoredWeights, name: str) -> IntWeight | TensorView:
+    """The weight of a published name over the stored bytes: quantized, or a TensorView where it is stored as it is.
 
     Raises FormatError for what the arithmetic excludes: scales that are negative or not finite, the int8 code -128.
     """
-    packing = checkpoint.packings.get(name)
+    packing = model.packings.get(name)
     if packing is None:
-        return checkpoint.read(name)
-    N, K = checkpoint.config.parameter_shapes()[name]
-    if checkpoint.read(name + SHAPE).storage().tolist() != [N, K]:
-        raise FormatError(checkpoint.path, f"{name}{SHAPE} contradicts the configuration's [{N}, {K}]")
-    view = checkpoint.read(name + SCALE)
+        return model.read(name)
+    N, K = model.config.parameter_shapes()[name]
+    if model.read(name + SHAPE).storage().tolist() != [N, K]:
+        raise model.damaged(f"{name}{SHAPE} contradicts the configuration's [{N}, {K}]")
+    view = model.read(name + SCALE)
     scales: Scales = view.float32()
     if view.dtype == "float16":
         scales = np.frombuffer(view.buffer, np.float16).reshape(view.shape)
-    # ggml's Q4_0 has negative scales: they give the largest weight of a block the side with 8 steps.
-    if not (np.isfinite(scales).all() and (checkpoint.format == "gguf" or (scales >= 0).all())):
-        raise FormatError(checkpoint.path, f"{name}{SCALE} holds a scale that is negative or not finite")
-    packed = np.frombuffer(checkpoint.read(name + PACKED).buffer, np.uint8).reshape(N, -1)
+    if not (np.isfinite(scales).all() and (model.has_signed_scales or (scales >= 0).all())):
+        raise model.damaged(f"{name}{SCALE} holds a scale that is negative or not finite")
+    packed = np.frombuffer(model.read(name + PACKED).buffer, np.uint8).reshape(N, -1)
     if packing.bits == 8 and not packed[:, :K].all():
-        raise FormatError(checkpoint.path, f"{name}{PACKED} holds the code -128; int8 codes are -127..127")
+        raise model.damaged(f"{name}{PACKED} holds the code -128; int8 codes are -127..127")
     return WEIGHT_TYPES[packing.bits](packed, scales, K, packing.group_size)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,14 +30,14 @@ from minicpm.engine.backends.vllm import (
     require_plugin,
     require_vllm,
 )
+from minicpm.engine.options import EngineOptions
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.sampling import SamplingParams
+from minicpm.server.children import end
 
 MODULE = "vllm.entrypoints.openai.api_server"
 # Of SamplingParams, what vLLM's server takes as defaults for requests that do not say.
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-# Contexts that memory is taken for on the CPU where nobody says how many answers are written at once.
-CPU_CONTEXTS = 8
 # How long a stopped server may take before it is killed.
 GRACE_S = 30.0
 
@@ -49,14 +49,12 @@ class VllmServer:
     host: str
     port: int
     names: Sequence[str]  # what requests call the model
+    options: EngineOptions = field(default_factory=lambda: EngineOptions(backend="vllm"))
+    # Answers at once. None: as many as vLLM likes, and on the CPU memory for `options.max_batch` contexts.
+    max_batch: int | None = None
     api_keys: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
-    dtype: str = "auto"
-    context: int | None = None
-    max_batch: int | None = None  # answers at once; None: vLLM's own
-    kv_cache_bytes: int | None = None
-    tensor_parallel_size: int | None = None
-    arguments: Sequence[str] = field(default=())
+    arguments: Sequence[str] = ()
 
 
 def serve(model: Path, server: VllmServer) -> int:
@@ -67,41 +65,38 @@ def serve(model: Path, server: VllmServer) -> int:
     require_vllm()
     require_plugin()
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
-        dtype = computed_dtype(checkpoint, server.dtype)
-        context = context_of(checkpoint.config, server.context)
-        engine = cpu_arguments(checkpoint, dtype=dtype, context=context, max_batch=server.max_batch or CPU_CONTEXTS)
-        sampling = advised_sampling(checkpoint)
+        dtype = computed_dtype(checkpoint, server.options.dtype)
+        context = context_of(checkpoint.config, server.options.context)
+        engine = cpu_arguments(checkpoint, dtype=dtype, context=context, max_batch=server.options.max_batch)
+        server = replace(server, options=replace(server.options, dtype=dtype, context=context))
         with readable_folder(checkpoint, dtype) as folder:
-            return _watched(command(checkpoint, folder, dtype, sampling, server, engine), _environment(server))
+            words = command(checkpoint, folder, advised_sampling(checkpoint), server, engine)
+            return _watched(words, _environment(server))
 
 
 def command(
-    checkpoint: Checkpoint,
-    folder: Path,
-    dtype: str,
-    sampling: SamplingParams,
-    server: VllmServer,
-    engine: Mapping[str, Any],
+    checkpoint: Checkpoint, folder: Path, sampling: SamplingParams, server: VllmServer, engine: Mapping[str, Any]
 ) -> list[str]:
     """The command line of vLLM's server for an opened model whose files for vLLM lie in `folder`.
 
-    `engine` are arguments that this build of vLLM needs (engine/backends/vllm.py: cpu_arguments); `server` overrides
-    them.
+    The options of `server` have the dtype and the context that vLLM computes with. `engine` are arguments that this
+    build of vLLM needs (engine/backends/vllm.py: cpu_arguments); `server` overrides them.
     """
+    options = server.options
     words = [sys.executable, "-m", MODULE, "--model", str(folder), "--served-model-name", *server.names]
-    words += ["--host", server.host, "--port", str(server.port), "--dtype", dtype]
-    words += ["--max-model-len", str(context_of(checkpoint.config, server.context))]
+    words += ["--host", server.host, "--port", str(server.port)]
+    words += ["--dtype", options.dtype, "--max-model-len", str(options.context)]
     words += ["--override-generation-config", json.dumps({name: getattr(sampling, name) for name in DEFAULTS})]
     words += ["--chat-template", chat_template_text(checkpoint)]
     if server.max_batch is not None:
         words += ["--max-num-seqs", str(server.max_batch)]
-    cache_bytes = server.kv_cache_bytes or engine.get("kv_cache_memory_bytes")
+    cache_bytes = options.kv_cache_bytes or engine.get("kv_cache_memory_bytes")
     if cache_bytes is not None:
         words += ["--kv-cache-memory-bytes", str(cache_bytes)]
     if engine.get("enforce_eager"):
         words += ["--enforce-eager"]
-    if server.tensor_parallel_size is not None:
-        words += ["--tensor-parallel-size", str(server.tensor_parallel_size)]
+    for name, value in (options.vllm_options or {}).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
     if server.cors_origins:
         words += ["--allowed-origins", json.dumps(list(server.cors_origins))]
     if len(server.api_keys) > 1:
@@ -126,13 +121,7 @@ def _watched(words: list[str], environment: dict[str, str]) -> int:
         with _passing_on(process):
             return process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # vLLM's workers, too
-                process.wait()
+        end(process, GRACE_S)
 
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -9,13 +9,11 @@ the learning rate follows from the step, the data order from a seed, and the mod
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +21,21 @@ from typing import Any
 import torch
 
 from minicpm.errors import FormatError, MiniCPMError, TrainingError
-from minicpm.formats.checkpoint import TOKENIZER_FILES, open_checkpoint
+from minicpm.export.destination import copy_file, new_folder
+from minicpm.export.hf_folder import plan_floats, write_folder
+from minicpm.files import is_disk_full, json_text, sha256_of, write_text
 from minicpm.formats.config import DecoderConfig, read_config_json
-from minicpm.formats.folder import copy_file, new_folder
-from minicpm.formats.hf import DEFAULT_SHARD_BYTES, index_of, plan_files, write_weights
+from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
 from minicpm.formats.tensor import TensorInfo, TensorView
+from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.models import MiniCPMForCausalLM
 
 LAYOUT = 1
 KEPT = 2
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 WEIGHTS, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.json"
+HASHED = (WEIGHTS, OPTIMIZER, CONFIG)  # by STATE, which holds a hash of itself
 RNG = "rng."  # names of random-number states inside OPTIMIZER
 
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -72,7 +73,7 @@ class CheckpointFolder:
             with new_folder(self.folder(progress.step)) as partial:
                 _write(partial, progress, model, optimizers)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_disk_full(error):
                 raise
             last = next(iter(self.steps()), None)
             kept = "there is no checkpoint yet" if last is None else f"the one of step {last} is intact"
@@ -142,14 +143,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         files: Mapping[str, str] = state["files"]
-        if state["layout"] != LAYOUT or set(files) != {WEIGHTS, OPTIMIZER, CONFIG}:
+        if state["layout"] != LAYOUT or set(files) != set(HASHED):
             raise FormatError(path, f"layout {state['layout']!r}, expected {LAYOUT}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(path, f"no whole state of a checkpoint ({type(error).__name__})") from error
     if _digest_of(state) != state.get("digest"):
         raise FormatError(path, "differs from what was written")
     for name, digest in files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+        if not (folder / name).is_file() or sha256_of([folder / name]) != [digest]:
             raise FormatError(folder / name, "missing, or differs from what was written")
     return dict(state)
 
@@ -169,37 +170,27 @@ def checkpoint_of(path: str | Path) -> Path:
 def save_model(model: MiniCPMForCausalLM, destination: Path, dtype: str, small_files: Path) -> None:
     """Write an ordinary Hugging Face folder: weights in `dtype`, config.json, and the tokenizer files of `small_files`.
 
-    It is opened and checked before it stands at `destination`; a model that stood there is replaced.
+    It is read back before it stands at `destination`; a model that stood there is replaced.
     """
     config = model.config.to_decoder_config().with_dtype(dtype)
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    infos = [TensorInfo(name, dtype, shape) for name, shape in config.parameter_shapes().items()]
-    files = plan_files(infos, DEFAULT_SHARD_BYTES)
+    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids) or None}
+    plan = plan_floats(config, _tokenizer_files(small_files), {GENERATION_FILE: json_text(generation)})
 
-    def content(name: str) -> list[memoryview]:
-        return [_view(name, tensors[name].to(getattr(torch, dtype))).buffer]
+    def content(info: TensorInfo) -> Iterable[memoryview]:
+        yield _view(info.name, tensors[info.name].to(getattr(torch, info.dtype))).buffer
 
-    with new_folder(destination, overwrite=True) as partial:
-        for _ in write_weights(partial, files, content):
-            pass
-        index = index_of(files)
-        if index is not None:
-            _write_json(partial / index[0], index[1])
-        _write_config(partial, config)
-        _write_json(
-            partial / "generation_config.json",
-            {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids) or None},
-        )
-        copy_tokenizer(small_files, partial)
-        with open_checkpoint(partial):
-            pass
+    write_folder(destination, plan, content, label="saving", overwrite=True)
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copy the tokenizer's files and chat template from one folder to another."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            copy_file(source / name, destination / name)
+    for path in _tokenizer_files(source):
+        copy_file(path, destination / path.name)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimizers: Optimizers) -> None:
@@ -213,7 +204,7 @@ def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimize
             for key, value in values.items():
                 moments[f"{number}.{names[parameter]}.{key}"] = value
     _write_tensors(folder / OPTIMIZER, moments)
-    _write_config(folder, model.config.to_decoder_config())
+    write_text(folder / CONFIG, json_text(model.config.to_decoder_config().to_dict()))
     state: dict[str, Any] = {
         "layout": LAYOUT,
         "step": progress.step,
@@ -221,9 +212,9 @@ def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimize
         "trained_tokens": progress.trained_tokens,
         "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
         "data": progress.data,
-        "files": {name: _sha256(folder / name) for name in (WEIGHTS, OPTIMIZER, CONFIG)},
+        "files": dict(zip(HASHED, sha256_of([folder / name for name in HASHED]))),
     }
-    _write_json(folder / STATE, {**state, "digest": _digest_of(state)})
+    write_text(folder / STATE, json_text({**state, "digest": _digest_of(state)}))
 
 
 def _restore_optimizer(
@@ -284,15 +275,6 @@ def _digest_of(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_config(folder: Path, config: DecoderConfig) -> None:
-    _write_json(folder / CONFIG, config.to_dict())
-
-
 def read_decoder_config(path: Path) -> DecoderConfig:
     """The configuration in a config.json file; ModelError for what is no MiniCPM."""
     try:
@@ -301,10 +283,3 @@ def read_decoder_config(path: Path) -> DecoderConfig:
         raise
     except MiniCPMError as error:
         raise type(error)(f"{path}: {error}") from error
-
-
-def _write_json(path: Path, value: object) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -21,9 +21,9 @@ import torch
 
 from minicpm.chat import template_for
 from minicpm.errors import TrainingError
+from minicpm.export.destination import new_folder
 from minicpm.files import lock, open_folder
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.formats.folder import new_folder
 from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
 from minicpm.tokenizer import Tokenizer
 from minicpm.train import checkpoint

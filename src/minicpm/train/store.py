@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm.errors import DataError
-from minicpm.formats.folder import new_folder
+from minicpm.export.destination import new_folder
+from minicpm.files import sha256_of
 from minicpm.train.records import Problem, read_records, require_no_problems
 from minicpm.train.rendering import Document, Renderer
 
@@ -82,8 +83,7 @@ def _digest(source: Path, renderer: Renderer) -> str:
     pieces = [tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)]
     about = [LAYOUT, renderer.template.text, renderer.train_on, tokenizer.adds_bos, tokenizer.eos_token_id, pieces]
     made = hashlib.sha256(json.dumps(about).encode())
-    with source.open("rb") as file:
-        made.update(hashlib.file_digest(file, "sha256").digest())
+    made.update(bytes.fromhex(sha256_of([source])[0]))
     return made.hexdigest()
 
 

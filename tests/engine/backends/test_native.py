@@ -16,8 +16,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from isas import ARM_ISAS, X86_ISAS, every_isa, runnable_isas
 from minicpm import LLM, SamplingParams, native
-from minicpm.engine.backend import Backend, Row
+from minicpm.engine.backend import Row, StepBackend
 from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.cache.blocks import common_prefix_length
 from minicpm.engine.cache.sliding_window import SlidingWindow
@@ -32,11 +33,11 @@ from tiny_models import EVEN, ODD, write_model
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}")
 
-ISAS = [] if native.why_missing() else native.extension().runnable_isas()
+ISAS, EVERY_ISA = runnable_isas(), every_isa()
 VOCABULARY = EVEN.vocab_size
 
 
-def load_native(folder: Path, isa: str, threads: int = 1, **options: Any) -> Backend:
+def load_native(folder: Path, isa: str, threads: int = 1, **options: Any) -> StepBackend:
     from minicpm.engine.backends.native import NativeBackend
 
     with pytest.MonkeyPatch.context() as environment:
@@ -52,7 +53,7 @@ def some_ids(seed: int, count: int, vocabulary: int = VOCABULARY) -> list[int]:
     return np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
 
 
-def logits(backend: Backend, ids: list[int], chunks: list[int] | None = None) -> np.ndarray:
+def logits(backend: StepBackend, ids: list[int], chunks: list[int] | None = None) -> np.ndarray:
     """(T, vocab) of one sequence computed in chunks of the given sizes."""
     sequence = backend.new_sequence(len(ids))
     parts, start = [], 0
@@ -104,7 +105,7 @@ def references(folders: dict[str, Path]) -> dict[str, NumpyBackend]:
 # --- the same bits as the engine written to be read --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=PROVES_PRODUCTS[8 if name.endswith("int8") else 4]) for name in MODELS]
 )
@@ -120,7 +121,7 @@ FLOAT_CONFIGS = {"odd": ODD, "even": EVEN}
 
 
 @pytest.mark.proves("float weights")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("shape", FLOAT_CONFIGS)
 def test_weights_that_are_not_quantized_give_numpys_bits(tmp_path: Path, shape: str, dtype: str, isa: str):
@@ -133,7 +134,7 @@ def test_weights_that_are_not_quantized_give_numpys_bits(tmp_path: Path, shape: 
 
 
 @pytest.mark.proves("float weights")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_wide_bfloat16_rows_give_numpys_bits(tmp_path: Path, isa: str):
     """Inputs so wide that many tokens take a row in several slabs."""
     config = DecoderConfig.from_dict({**EVEN.to_dict(), "intermediate_size": 4010, "num_hidden_layers": 1})
@@ -145,7 +146,7 @@ def test_wide_bfloat16_rows_give_numpys_bits(tmp_path: Path, isa: str):
 
 
 @pytest.mark.proves("not finite")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_what_is_not_finite_in_bfloat16_is_nan_where_numpy_has_nan(tmp_path: Path, isa: str):
     def damage(weights: dict[str, np.ndarray]) -> None:
         weights["model.embed_tokens.weight"][7, 2] = np.inf
@@ -158,7 +159,7 @@ def test_what_is_not_finite_in_bfloat16_is_nan_where_numpy_has_nan(tmp_path: Pat
     assert np.isnan(expected).any()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_bfloat16_weights_err_at_most_twice_as_much_as_the_originals_bfloat16(golden: Path, isa: str):
     """Sums are float32 here, keys and values int8; the original rounds everything to bfloat16 (golden/README.md)."""
     folder = golden / "minicpm2b_tied_bf16_bin"
@@ -229,7 +230,7 @@ def test_any_model_gives_numpys_bits(tmp_path_factory, config, linear, outer, co
 
 
 @pytest.mark.proves("attention")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (5, 1)], ids=["a head each", "five share a head"])
 def test_long_texts_give_numpys_bits(tmp_path: Path, heads: int, kv_heads: int, isa: str):
     """Many blocks of keys, queries cut among threads that outnumber heads, and few queries far behind the start."""
@@ -289,7 +290,7 @@ def test_any_model_gives_its_own_bits_however_it_is_asked(tmp_path_factory, conf
 
 
 @pytest.mark.proves("attention", "whole models")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("preset", ["int4", "int4-small", "int8"])
 def test_the_head_counts_of_minicpm_1b_give_numpys_bits(tmp_path: Path, preset: str, isa: str):
     """24 query heads share 8 key heads, 73,440 is no multiple of 64; smaller otherwise."""
@@ -314,7 +315,7 @@ def test_the_head_counts_of_minicpm_1b_give_numpys_bits(tmp_path: Path, preset: 
 
 
 @pytest.mark.proves("whole models")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_the_built_in_model_gives_numpys_bits(isa: str):
     backend, reference = load_native(embedded.FOLDER, isa, 2), load_numpy(embedded.FOLDER)
     ids = some_ids(3, 41, backend.vocab_size)
@@ -323,7 +324,7 @@ def test_the_built_in_model_gives_numpys_bits(isa: str):
     assert same_bits(logits(backend, ids, [3, 1, 37]), expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("end", ["lowest", "highest"])
 @pytest.mark.parametrize("bits", [pytest.param(bits, marks=PROVES_PRODUCTS[bits]) for bits in (4, 8)])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
@@ -355,7 +356,7 @@ def test_extreme_codes_do_not_saturate(
         assert same_bits(logits(backend, ids), expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_tokens_without_any_weight_are_zeros(folders, tmp_path: Path, isa: str):
     source = tmp_path / "source"
     shutil.copytree(folders["odd"], source)
@@ -370,7 +371,7 @@ def test_tokens_without_any_weight_are_zeros(folders, tmp_path: Path, isa: str):
 
 
 @pytest.mark.proves("not finite")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
 def test_what_is_not_finite_is_nan_where_numpy_has_nan(folders, tmp_path: Path, bad: float, isa: str):
     """A norm that makes one channel NaN, infinite or huge, and a token whose embedding overflows."""
@@ -391,7 +392,7 @@ def test_what_is_not_finite_is_nan_where_numpy_has_nan(folders, tmp_path: Path, 
 
 
 @pytest.mark.proves("not finite")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("kv_dtype", ["int8", "bfloat16"])
 def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path, kv_dtype: str, isa: str):
     name = "model.embed_tokens.weight" + SCALE
@@ -407,7 +408,7 @@ def test_a_token_that_is_nan_reaches_no_token_before_it(folders, tmp_path: Path,
 
 
 @pytest.mark.proves("whole models")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_layers_of_mixed_kinds_give_numpys_bits(folders, tmp_path: Path, isa: str):
     """Weights that share an input in 4 bits, 8 bits and float, some with binary32 scales."""
     four = load_file(folders["even-int4"] / "model.safetensors")
@@ -431,7 +432,7 @@ def test_layers_of_mixed_kinds_give_numpys_bits(folders, tmp_path: Path, isa: st
 
 
 @pytest.mark.proves("whole models")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 4.0}])
 def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, object], isa: str):
     config = DecoderConfig.from_dict({**ODD.to_dict(), "rope_scaling": scaling, "max_position_embeddings": 16})
@@ -451,7 +452,7 @@ CACHE_CHUNKS = [1, 5, 16, 3, 40, 1, 1, 2, 7, 100, 9, 61, 1, 4]
 
 
 @pytest.mark.proves("bfloat16 cache", "sliding window")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("name", ["odd-int4", "even-int4"])
 @pytest.mark.parametrize("kv_dtype", ["int8", "bfloat16"])
 @pytest.mark.parametrize("window", [None, SlidingWindow(16), SlidingWindow(48, 32)], ids=["all", "16+16", "32+48"])
@@ -464,7 +465,7 @@ def test_every_cache_and_window_gives_numpys_bits(folders, name: str, kv_dtype: 
     assert same_bits(logits(backend, ids), expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("window", [None, SlidingWindow(32)], ids=["all", "16+32"])
 def test_a_cache_in_bfloat16_gives_numpys_bits_for_any_heads(tmp_path: Path, window, isa: str):
     """Heads of 40 numbers, five of queries to one of keys and values."""
@@ -478,7 +479,7 @@ def test_a_cache_in_bfloat16_gives_numpys_bits_for_any_heads(tmp_path: Path, win
 
 
 @pytest.mark.proves("any threads and chunks")
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 @pytest.mark.parametrize("name", ["odd-int4", "even-int8"])
 def test_threads_batches_chunks_and_forgotten_tokens_change_nothing(folders, name: str, isa: str):
     one, three = load_native(folders[name], isa, 1), load_native(folders[name], isa, 3)
@@ -556,7 +557,7 @@ def test_auto_takes_the_native_engine_and_its_texts_are_numpys(folders, golden: 
     assert free is None or free > 0
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EVERY_ISA)
 def test_the_environment_chooses_the_instruction_set(folders, isa: str):
     assert load_native(folders["odd-int4"], isa).isa == isa
 
@@ -572,7 +573,7 @@ def test_an_instruction_set_that_cannot_run_here_is_an_error(folders, monkeypatc
 
 
 def test_the_engine_runs_no_kernels_that_the_processor_lacks():
-    known = {"avx512bf16", "avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondot", "generic"}
+    known = {*X86_ISAS, *ARM_ISAS}
     assert set(ISAS) <= known and ISAS[-1] == "generic"
     shape = {"threads": 1, "hidden": 64, "heads": 1, "kv_heads": 1, "intermediate": 64, "vocabulary": 9, "eps": 1e-5}
     scales = {"embedding_scale": 1, "residual_scale": 1, "logit_scale": 1, "query_scale": 1}
@@ -603,7 +604,7 @@ def test_a_sequence_of_another_model_is_refused(folders):
     assert sequence.length == 0
 
 
-def forwarded(backend: Backend, tables: list[list[int]], lengths: list[int], counts: list[int], pool: Any) -> None:
+def forwarded(backend: StepBackend, tables: list[list[int]], lengths: list[int], counts: list[int], pool: Any) -> None:
     """One step of the extension itself, with tables that no BlockCache made."""
     tokens, half = sum(counts), backend.config.head_dim // 2
     backend._model.forward(
@@ -740,7 +741,7 @@ def test_requests_that_share_a_tiny_pool_say_what_they_say_alone(shared_and_alon
             alone.drop_cache()
             assert answer.ids == alone.generate([prompt], params)[0].ids
             known.append([*prompt, *answer.ids])
-        assert shared._cache.free_blocks + shared._cache.idle_blocks == 8
+        assert shared.steps.cache.free_blocks + shared.steps.cache.idle_blocks == 8
 
 
 def test_a_running_answer_lends_its_beginning_to_the_next_request(shared_and_alone: tuple[LLM, LLM]):

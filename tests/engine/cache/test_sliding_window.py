@@ -138,7 +138,7 @@ def test_a_conversation_goes_on_past_the_context_and_each_turn_computes_what_is_
     assert second.usage.cached_tokens >= len(ids) - 1
     fresh = LLM(context=20_000, sliding_window=128)
     assert fresh.generate([[*ids, 5, 6, 7]], GREEDY)[0].ids == second.ids
-    assert llm._cache.usage().tokens == 2 * SlidingWindow(128).held_tokens
+    assert llm.steps.cache.usage().tokens == 2 * SlidingWindow(128).held_tokens
 
 
 def test_texts_in_one_batch_are_those_alone(llm: LLM):

@@ -15,7 +15,8 @@ from minicpm import __version__, native
 from minicpm.bench.device import Device, this_device
 from minicpm.bench.measure import Measurement, Peaks, Plan, Speed, Spread, as_record, measure
 from minicpm.bench.report import check_text, make_report, write_report
-from minicpm.cli.arguments import add_engine_arguments, count, load_llm, shown_name, whole
+from minicpm.cli.arguments import add_engine_arguments, count, load_llm, whole
+from minicpm.cli.models import shown_name
 from minicpm.cli.output import is_terminal, talk, talk_dim
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.formats.checkpoint import open_checkpoint
@@ -88,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
     destination = None if device is None else _destination(args, llm, device, name)
     with open_checkpoint(llm.folder, allow_quantized=True) as checkpoint:
         measured = measure(
-            llm.backend,
+            llm.steps.backend,
             checkpoint,
             plan,
-            dtype=args.dtype,
+            dtype=llm.options.dtype,
             threads=_threads(llm, args),
             peaks=lambda: _peaks(llm, args),
             on_repeat=lambda repeat: _say_repeat(repeat, plan.repeats),
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
                 name=name,
                 versions=(__version__, platform.python_version()),
                 load_s=load_s,
-                dtype=args.dtype,
+                dtype=llm.options.dtype,
                 progress=TerminalProgress(),
             )
             write_report(destination, report)

@@ -1,9 +1,10 @@
 """vLLM behind LLM: our prompts and texts, its engine, for graphics cards and for many answers at once.
 
-vLLM takes requests and gives tokens, not logits: it schedules, samples and holds keys and values itself. So the seam is
-the scheduler's: requests go in as token ids, tokens come out, and what ends an answer, its text and its counts are ours
-as on every backend. Which folders vLLM reads as they are is known here, too; other forms are expanded for the time of
-loading. docs/vllm.md tells what differs from our own backends.
+vLLM takes requests and gives tokens, not logits: it schedules, samples and holds keys and values itself. So it is a
+Runtime (engine/runtime.py) with a scheduler and a scorer of its own, and without steps: requests go in as token ids,
+tokens come out, and what ends an answer, its text and its counts are ours as on every backend. Which folders vLLM reads
+as they are is known here, too; other forms are expanded for the time of loading. docs/vllm.md tells what differs from
+our own backends.
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from minicpm.engine.backend import CacheUsage, KVSequence, Row
 from minicpm.engine.memory import free_memory_bytes
+from minicpm.engine.options import EngineOptions
 from minicpm.engine.request import Request
 from minicpm.engine.scheduler import Outcome
+from minicpm.engine.scoring import Continuation, Loglikelihood
 from minicpm.errors import GenerationError, MissingExtra, ModelError, one_line
 from minicpm.export.expand import expand, expanded_bytes
 from minicpm.formats.checkpoint import Checkpoint
@@ -179,30 +178,21 @@ def _cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
 
 
 class VllmBackend:
-    """A model inside vLLM. It stands where a Backend stands, but gives no logits: `scheduler` and `score` use it.
+    """A model inside vLLM: prompts go in, tokens and the scores of prompts come out.
 
-    `options` are vLLM's own engine arguments, such as tensor_parallel_size. vLLM carries one model a process: the next
-    one that is loaded takes the place of the one before, which answers with a GenerationError from then on. Raises
-    ModelError where vLLM cannot load the model, ValueError for options that cannot be.
+    vLLM carries one model a process: the next one that is loaded takes the place of the one before, which answers with
+    a GenerationError from then on. Raises ModelError where vLLM cannot load the model, ValueError for options that
+    cannot be.
     """
 
     name = "vllm"
-    is_exact = False
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        dtype: str,
-        context: int | None,
-        max_batch: int,
-        kv_cache_bytes: int | None,
-        options: Mapping[str, Any],
-    ):
-        config = checkpoint.config
-        dtype = computed_dtype(checkpoint, dtype)
+    def __init__(self, checkpoint: Checkpoint, options: EngineOptions):
+        config, max_batch = checkpoint.config, options.max_batch
+        dtype = computed_dtype(checkpoint, options.dtype)
+        vllm_options = options.vllm_options or {}
         self.vocab_size = config.vocab_size
-        self.context_length = self.trained_length = context_of(config, context)
+        self.context_length = self.trained_length = context_of(config, options.context)
         self.cache_bytes_per_token = _cache_bytes_per_token(config, dtype)
         _make_way()
         arguments: dict[str, Any] = {
@@ -214,12 +204,12 @@ class VllmBackend:
             "seed": 0,
             **cpu_arguments(checkpoint, dtype=dtype, context=self.context_length, max_batch=max_batch),
         }
-        if kv_cache_bytes is not None:
-            arguments["kv_cache_memory_bytes"] = kv_cache_bytes
-        if options.get("tensor_parallel_size", 1) > 1 or options.get("pipeline_parallel_size", 1) > 1:
+        if options.kv_cache_bytes is not None:
+            arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
+        if vllm_options.get("tensor_parallel_size", 1) > 1 or vllm_options.get("pipeline_parallel_size", 1) > 1:
             require_plugin()
         with readable_folder(checkpoint, dtype) as folder:
-            self._started: Any = _start(str(folder), {**arguments, **options})
+            self._started: Any = _start(str(folder), {**arguments, **vllm_options})
         cache = self._engine.vllm_config.cache_config
         self.cache_tokens = int(cache.num_gpu_blocks or 0) * int(cache.block_size)
         self._names = itertools.count()
@@ -239,10 +229,10 @@ class VllmBackend:
         self._started = None
         self._inbox.clear()
 
-    # --- what requests need --------------------------------------------------------------------------------------
+    def held_tokens(self, planned_tokens: int) -> int:
+        return planned_tokens
 
-    def scheduler(self) -> VllmScheduler:
-        return VllmScheduler(self)
+    # --- what requests need --------------------------------------------------------------------------------------
 
     def submit(self, prompt_ids: Sequence[int], params: Any) -> str:
         """Hand a prompt to vLLM; the name under which its outputs come. GenerationError where vLLM refuses it."""
@@ -277,20 +267,20 @@ class VllmBackend:
                 self._inbox.pop(name, None)
         return found
 
-    def score(self, texts: Sequence[tuple[list[int], int]]) -> list[tuple[list[float], bool]]:
-        """Per text (ids, border): the log-probabilities of its tokens from `border` on, and whether each was likeliest.
+    def prompt_logprobs(self, texts: Sequence[list[int]]) -> list[Any]:
+        """Per text (T ids) and position, vLLM's log-probabilities of its token and the likeliest one, by id.
 
         vLLM computes every text whole, since it doesn't take a prompt's log-probabilities from its prefix cache.
         """
         from vllm import SamplingParams
 
-        for ids, _ in texts:
+        for ids in texts:
             if len(ids) >= self.context_length:
                 raise GenerationError(
                     f"the text has {len(ids)} tokens, and vLLM scores at most {self.context_length - 1} of this model"
                 )
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1, detokenize=False)
-        names = [self.submit(ids, params) for ids, _ in texts]
+        names = [self.submit(ids, params) for ids in texts]
         found: dict[str, Any] = {}
         try:
             while len(found) < len(names):
@@ -299,63 +289,48 @@ class VllmBackend:
                         found[name] = output.prompt_logprobs
         finally:
             self.withdraw(names)
-        scores = []
-        for name, (ids, border) in zip(names, texts):
-            entries = [found[name][place][ids[place]] for place in range(border, len(ids))]
-            scores.append(([float(entry.logprob) for entry in entries], all(entry.rank == 1 for entry in entries)))
-        return scores
-
-    # --- the places of a Backend that are vLLM's own -------------------------------------------------------------
-
-    def new_cache(self, tokens: int) -> VllmCache:
-        """The memory that vLLM took when it started; `tokens` were settled then."""
-        return VllmCache(self)
+        return [found[name] for name in names]
 
     def forget_prefixes(self) -> None:
         self._engine.reset_prefix_cache()
 
-    def free_cache_bytes(self) -> int | None:
-        return None
 
-    def held_tokens(self, planned_tokens: int) -> int:
-        return planned_tokens
+class VllmRuntime:
+    """A model inside vLLM as LLM takes it."""
 
-    def rope_key(self, length: int) -> float:
-        return 0.0
-
-    def new_sequence(self, rope_length: int) -> NoReturn:
-        raise _no_logits()
-
-    def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-        raise _no_logits()
-
-    def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-        raise _no_logits()
-
-
-class VllmCache:
-    """vLLM's keys and values, which nobody but vLLM opens or closes."""
+    steps = None
+    why_no_steps = (
+        "vLLM gives answers and scores, neither logits nor hidden states; use the backend native, torch or numpy"
+    )
 
     def __init__(self, backend: VllmBackend):
-        self.tokens = backend.cache_tokens
+        self.backend = backend
+        self.context_length = backend.context_length
+        self.cache_tokens = backend.cache_tokens
+        self.scorer = VllmScorer(backend)
+
+    def new_scheduler(self) -> VllmScheduler:
+        return VllmScheduler(self.backend)
+
+    def drop_cache(self) -> None:
+        self.backend.forget_prefixes()
+
+
+class VllmScorer:
+    """Scores continuations by the log-probabilities that vLLM gives of prompts."""
+
+    def __init__(self, backend: VllmBackend):
         self._backend = backend
 
-    def open(
-        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
-    ) -> NoReturn:
-        raise _no_logits()
+    def loglikelihood(self, texts: Sequence[Continuation]) -> list[Loglikelihood]:
+        found = self._backend.prompt_logprobs([text.ids for text in texts])
+        return [_loglikelihood(text, entries) for text, entries in zip(texts, found)]
 
-    def grow(self, sequence: KVSequence, planned_tokens: int) -> NoReturn:
-        raise _no_logits()
 
-    def close(self, sequence: KVSequence) -> NoReturn:
-        raise _no_logits()
-
-    def usage(self) -> CacheUsage:
-        return CacheUsage(self.tokens, 0, 0)
-
-    def drop_idle(self) -> None:
-        self._backend.forget_prefixes()
+def _loglikelihood(text: Continuation, entries: Sequence[Mapping[int, Any]]) -> Loglikelihood:
+    chosen = [entries[place][text.ids[place]] for place in range(text.border, len(text.ids))]
+    logprob = sum(float(entry.logprob) for entry in chosen)
+    return Loglikelihood(logprob, len(chosen), all(entry.rank == 1 for entry in chosen))
 
 
 class VllmScheduler:
@@ -367,6 +342,11 @@ class VllmScheduler:
         self._running: dict[str, Request] = {}  # by vLLM's name
 
     def add(self, request: Request) -> None:
+        if request.is_constrained:
+            raise GenerationError(
+                "the vllm backend samples by itself and cannot hold an answer to a form; use the backend native, torch "
+                "or numpy, or vLLM's own server (minicpm serve --backend vllm)"
+            )
         self._waiting.append(request)
 
     @property
@@ -508,9 +488,3 @@ def _require_cpu_kernels(config: DecoderConfig) -> None:
             f"vLLM has no attention for heads of {config.head_dim} on the CPU (it has {sizes}); use the backend "
             "native, torch or numpy"
         )
-
-
-def _no_logits() -> GenerationError:
-    return GenerationError(
-        "vLLM gives answers and scores, neither logits nor hidden states; use the backend native, torch or numpy"
-    )

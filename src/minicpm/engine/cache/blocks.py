@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import BLOCK_TOKENS, Backend, CacheUsage, KVSequence
+from minicpm.engine.backend import BLOCK_TOKENS, Backend, CacheUsage, KVSequence, StepBackend
 from minicpm.errors import GenerationError, ModelError
 
 # An answer that memory would cut below this is refused rather than begun.
@@ -33,7 +33,7 @@ def blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-def budget_tokens(backend: Backend, text_tokens: int, max_batch: int, kv_cache_bytes: int | None) -> int:
+def budget_tokens(backend: StepBackend, text_tokens: int, max_batch: int, kv_cache_bytes: int | None) -> int:
     """Tokens whose keys and values may be held at once for as long as a model is loaded, in whole blocks.
 
     Without `kv_cache_bytes` there is room for `max_batch` texts of which `text_tokens` are held and for one more, so
@@ -58,6 +58,17 @@ def budget_tokens(backend: Backend, text_tokens: int, max_batch: int, kv_cache_b
             f"{room} tokens; at least {SHORTEST_ANSWER_TOKENS} are needed. Stop other programs, or take a smaller model"
         )
     return min(wanted, room)
+
+
+def beyond_budget(backend: Backend, cache_tokens: int, name: str, tokens: int) -> GenerationError:
+    """The error of what is called `name` and would never fit into a cache of so many tokens."""
+    megabytes = backend.cache_bytes_per_token / 1e6
+    tokens = backend.held_tokens(tokens)
+    return GenerationError(
+        f"{name} may take {tokens} tokens, which need {tokens * megabytes:,.1f} MB for keys and values; the cache "
+        f"holds {cache_tokens} tokens in {cache_tokens * megabytes:,.1f} MB. Lower max_tokens, shorten the prompt, or "
+        "load the model with more kv_cache_bytes"
+    )
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:

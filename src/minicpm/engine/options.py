@@ -1,0 +1,104 @@
+"""EngineOptions: how a model is run. LLM, the command line and both servers take their options from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral
+from typing import Any
+
+from minicpm.engine.backend import BLOCK_TOKENS
+from minicpm.engine.cache.sliding_window import SlidingWindow
+from minicpm.formats.tensor import FLOAT_DTYPES
+
+# What a text option may be.
+CHOICES = {
+    "backend": ("auto", "native", "torch", "numpy", "vllm"),
+    "dtype": ("auto", *FLOAT_DTYPES),
+    "kv_cache_dtype": ("auto", "int8", "bfloat16"),
+    "lookup": ("auto", "off"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How a model is loaded and run; ValueError for a value that cannot be.
+
+    - `backend` computes: 'auto' takes the one that fits the weights and the machine.
+    - `dtype` is 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'; `device` is 'auto', 'cpu', 'cuda' or
+      'cuda:N'; `threads` are those of the CPU (None: one per physical core).
+    - `context` is the longest sequence in tokens. It lowers the model's own limit (None); with a `sliding_window` it
+      may be longer than that.
+    - At most `max_batch` requests run at once, fewer where their keys and values would take more than `kv_cache_bytes`
+      (None: `max_batch` contexts and one for idle texts, as far as memory is free).
+    - Keys and values are kept as `kv_cache_dtype`, 'int8' or 'bfloat16' ('auto': the backend's own).
+    - With a `sliding_window` a token attends to so many tokens before it and to the `attention_sinks` first ones, and
+      no text holds more than those.
+    - `lookup` 'auto' drafts tokens from the text so far where that pays and cannot change the answer; 'off' never does.
+    - `vllm_options` are engine arguments of vLLM, such as tensor_parallel_size.
+
+    Whether a model may be downloaded (`offline`) and who watches that (`progress`) are no fields: they find a model's
+    files and are over when the engine starts, so LLM takes them beside these options.
+    """
+
+    backend: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    context: int | None = None
+    threads: int | None = None
+    max_batch: int = 8
+    kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
+    sliding_window: int | None = None
+    attention_sinks: int = BLOCK_TOKENS
+    lookup: str = "auto"
+    vllm_options: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("threads", "context", "kv_cache_bytes"):
+            if getattr(self, name) is not None:
+                self._check_at_least_one(name)
+        self._check_at_least_one("max_batch")
+        _ = self.window  # it checks itself
+        if self.vllm_options:
+            if self.backend != "vllm":
+                raise ValueError(f"vllm_options are for the backend vllm, not for {self.backend}")
+            # A copy: what the caller does to its own mapping later changes nothing here.
+            object.__setattr__(self, "vllm_options", dict(self.vllm_options))
+
+    @property
+    def window(self) -> SlidingWindow | None:
+        """What a token attends to; None: all tokens before it."""
+        return None if self.sliding_window is None else SlidingWindow(self.sliding_window, self.attention_sinks)
+
+    @property
+    def needs_our_cache(self) -> bool:
+        """Whether the keys and values must be kept in a way that only the native and the numpy engine know."""
+        return self.kv_cache_dtype != "auto" or self.sliding_window is not None
+
+    def _check_at_least_one(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value!r}")
+
+
+OPTION_NAMES = tuple(option.name for option in fields(EngineOptions))
+
+
+def engine_options(options: EngineOptions | None, given: Mapping[str, Any]) -> EngineOptions:
+    """What LLM was given, as options or as their single fields; TypeError for both, or for a field there is not."""
+    if unknown := sorted(set(given) - set(OPTION_NAMES)):
+        raise TypeError(
+            f"LLM() got an unexpected keyword argument {', '.join(map(repr, unknown))}; there are: "
+            f"{', '.join(OPTION_NAMES)}, options, offline and progress"
+        )
+    if options is None:
+        return EngineOptions(**given)
+    if given:
+        raise TypeError(
+            f"LLM() takes options or their single fields, not both; put {', '.join(given)} into EngineOptions"
+        )
+    return options

@@ -1,0 +1,181 @@
+"""Every folder of a model is written here: planned, filled tensor by tensor, read back, and moved into place.
+
+    plan = plan_floats(config, copies=companion_files(checkpoint))
+    written = write_folder(destination, plan, content, label="converting")
+
+Callers say what the folder holds (a `FolderPlan`) and make each tensor's bytes. Memory holds what they yield, no more.
+The form is Hugging Face's: weights whole or in shards with an index, config.json, and small files beside them. That of
+vLLM-CPM differs in names only.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minicpm.errors import FormatError
+from minicpm.export.destination import copy_file, forget_cached_pages, new_folder, report_full_disk, require_disk
+from minicpm.files import json_text, write_text
+from minicpm.formats import hf
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.compressed_tensors import Packing
+from minicpm.formats.config import DecoderConfig
+from minicpm.formats.derive import stream
+from minicpm.formats.folder import ModelFolder
+from minicpm.formats.generation import GENERATION_FILE
+from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
+from minicpm.formats.safetensors import SafetensorsWriter
+from minicpm.formats.tensor import TensorInfo
+from minicpm.formats.text_sources import TOKENIZER_FILES
+from minicpm.formats.torch_bin import TorchWriter
+from minicpm.progress import Progress, Silent, task, watched
+
+CONFIG_FILE = "config.json"
+# "LICENSE.txt", "MiniCPM Model License.md", "NOTICE": they travel with the weights.
+LICENCE_WORDS = ("license", "licence", "notice")
+MAX_SMALL_FILE_BYTES = 256 << 20
+
+Content = Callable[[TensorInfo], Iterable[memoryview]]  # the bytes of a stored tensor, in chunks
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """Everything about a new model folder that is known before a tensor is read."""
+
+    config: DecoderConfig
+    config_text: str
+    files: Sequence[PlannedFile]  # of weights; tensors are written in this order
+    copies: Sequence[Path] = ()  # small files that go along as they are
+    texts: Mapping[str, str] = field(default_factory=dict)  # other small files, by name
+    packings: Mapping[str, Packing] = field(default_factory=dict)  # by published name
+    form: str = "hf"
+    published_name: Callable[[str], str] = str  # of a stored tensor
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        return [info for planned in self.files for info in planned.tensors]
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(info.nbytes for info in self.infos)
+
+
+@dataclass(frozen=True)
+class WrittenFolder:
+    """What stands at the destination now."""
+
+    files: tuple[str, ...]
+    nbytes: int  # of all files
+
+
+def plan_floats(
+    config: DecoderConfig, copies: Sequence[Path] = (), texts: Mapping[str, str] | None = None
+) -> FolderPlan:
+    """The plan of a Hugging Face folder with every weight in the configuration's dtype."""
+    infos = [TensorInfo(name, config.dtype, shape) for name, shape in config.parameter_shapes().items()]
+    files = hf.plan_files(infos, DEFAULT_SHARD_BYTES)
+    return FolderPlan(config, json_text(hf.write_config(config)), files, copies, texts or {})
+
+
+def companion_files(checkpoint: Checkpoint, form: str = "hf") -> list[Path]:
+    """The small files of a folder that go along unchanged into `form`: tokenizer, licence, generation settings."""
+    folder = ModelFolder(checkpoint.path)
+    wanted = set(TOKENIZER_FILES) if form == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
+    names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
+    copies = [folder.file(name) for name in names]
+    for path in copies:
+        if path.stat().st_size > MAX_SMALL_FILE_BYTES:
+            raise FormatError(path, f"{path.stat().st_size} bytes are absurd for this file; nothing was converted")
+    return copies
+
+
+def is_licence(name: str) -> bool:
+    """True for the name of a file with the terms of the weights."""
+    lower = name.lower()
+    return any(word in lower for word in LICENCE_WORDS) and not lower.endswith((".py", ".json"))
+
+
+def write_folder(
+    destination: Path,
+    plan: FolderPlan,
+    content: Content,
+    *,
+    label: str,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> WrittenFolder:
+    """Write the planned folder, compare what is on the disk with the plan, and move it to `destination`.
+
+    `label` is what the progress calls the work. Raises ValueError when the destination cannot be used, ModelError where
+    the disk is too full or another process writes there, FormatError for what reads back differently. After an error
+    nothing half-written remains, and what stood at the destination stands there still.
+    """
+    progress = progress or Silent()
+    require_disk(destination, plan.weight_bytes, plan.copies)
+    with report_full_disk(destination, plan.weight_bytes), new_folder(destination, overwrite) as folder:
+        checksums = write_files(folder, plan, content, label=label, progress=progress)
+        _check(folder, plan, checksums, progress)
+        names = tuple(sorted(path.name for path in folder.iterdir()))
+        return WrittenFolder(names, sum((folder / name).stat().st_size for name in names))
+
+
+def write_files(
+    folder: Path, plan: FolderPlan, content: Content, *, label: str, progress: Progress | None = None
+) -> dict[str, int]:
+    """Write all files of the plan into an empty folder, unchecked; the CRC-32 of every tensor by its stored name."""
+    progress = progress or Silent()
+    for path in plan.copies:
+        copy_file(path, folder / path.name)
+    checksums: dict[str, int] = {}
+    with task(progress, label, plan.weight_bytes):
+        for planned in plan.files:
+            checksums.update(_write_weights(folder / planned.name, planned, content, progress))
+    if (index := hf.index_of(plan.files)) is not None:
+        name, raw = index
+        write_text(folder / name, json_text(raw))
+    for name, text in {CONFIG_FILE: plan.config_text, **plan.texts}.items():
+        write_text(folder / name, text)
+    return checksums
+
+
+def released(checkpoint: Checkpoint, name: str, factor: float = 1.0, dtype: str | None = None) -> Iterator[memoryview]:
+    """A tensor times `factor`, rounded to `dtype` (None: its own), in blocks; its pages are given back behind them."""
+    view = checkpoint.read(name)
+    for block in stream(view, factor, dtype or view.dtype):
+        yield block
+        checkpoint.release(name)
+
+
+def _write_weights(path: Path, planned: PlannedFile, content: Content, progress: Progress) -> dict[str, int]:
+    is_safe = path.suffix == ".safetensors"
+    writer = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
+    checksums = {}
+    try:
+        for info in planned.tensors:
+            checksums[info.name] = writer.write(info.name, watched(content(info), progress))
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    return checksums
+
+
+def _check(folder: Path, plan: FolderPlan, checksums: Mapping[str, int], progress: Progress) -> None:
+    """Open what was written as a stranger would, and compare it with what was meant."""
+    for planned in plan.files:
+        forget_cached_pages(folder / planned.name)
+    expected = {plan.published_name(info.name): info for info in plan.infos}
+    with task(progress, "checking", plan.weight_bytes), open_checkpoint(folder, allow_quantized=True) as written:
+        if (written.format, written.config, written.packings) != (plan.form, plan.config, dict(plan.packings)):
+            raise FormatError(folder / CONFIG_FILE, "reads back as another model; please report this as a bug")
+        for name, info in written.tensors.items():
+            wanted = expected[name]
+            if (info.dtype, info.shape) != (wanted.dtype, wanted.shape):
+                raise FormatError(folder, f"{name} reads back as {info.dtype} {list(info.shape)}")
+            checksum = 0
+            for block in watched(released(written, name), progress):
+                checksum = zlib.crc32(block, checksum)
+            if checksum != checksums[wanted.name]:
+                raise FormatError(folder, f"{name} reads back with other bytes than were written; is the disk failing?")
