@@ -29,7 +29,7 @@ def test_what_appears_at_the_destination_meanwhile_is_not_replaced(tmp_path: Pat
 
 def test_with_force_only_a_model_folder_that_appears_meanwhile_is_replaced(tmp_path: Path):
     destination = tmp_path / "out"
-    with pytest.raises(ValueError, match="model destinations only"), new_folder(destination, overwrite=True) as partial:
+    with pytest.raises(ValueError, match="model folders only"), new_folder(destination, overwrite=True) as partial:
         (partial / "config.json").write_text("{}")
         destination.mkdir()
         (destination / "thesis.tex").write_text("years of work")
