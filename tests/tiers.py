@@ -235,7 +235,7 @@ TIERS = (
         "our files in llama.cpp and mlx-lm; our server asked by llm, litellm and lm-eval",
         covers=(
             *(*ENGINE, *PEERS, *package("cli", "doctor", "eval", "server"), "benchmarks/peers", "tests/peers"),
-            *("tests/broken_models.py", "tests/server"),
+            *("tests/broken_models.py", "tests/server", "tests/small_gguf.py"),
         ),
         needs=(
             *(Environment(name, "peers") for name in ("llamacpp", "mlx")),

@@ -31,7 +31,7 @@ def test_a_sound_file_has_none_of_the_faults(minicpm, nano: Path, tmp_path: Path
 
 def test_json_tells_the_faults_and_the_copy(minicpm, nano: Path, tmp_path: Path):
     broken = broken_gguf(nano, tmp_path / "broken.gguf", "missing-template")
-    found = minicpm("doctor", broken, "--json")
+    found = minicpm("doctor", broken, "--no-run", "--json")
     record = json.loads(found.out)
     assert (found.code, [fault["name"] for fault in record["faults"]]) == (1, ["missing-template"])
     assert {key: record[key] for key in record if key != "faults"} == {
@@ -41,15 +41,18 @@ def test_json_tells_the_faults_and_the_copy(minicpm, nano: Path, tmp_path: Path)
         "repaired": None,
         "faults_left": 1,
     }
-    done = minicpm("doctor", broken, "--fix", tmp_path / "out.gguf", "--json")
+    done = minicpm("doctor", broken, "--no-run", "--fix", tmp_path / "out.gguf", "--json")
     record = json.loads(done.out)
     assert (done.code, record["repaired"], record["faults_left"]) == (0, str(tmp_path / "out.gguf"), 0)
 
 
 def test_what_can_be_done_is_said(minicpm, nano: Path, tmp_path: Path):
     broken = broken_gguf(nano, tmp_path / "broken.gguf", "missing-template")
-    assert minicpm("doctor", broken).err == f"minicpm doctor {broken} --fix OUT writes a repaired copy\n"
-    assert minicpm("doctor", broken, "--fix", tmp_path / "out.gguf").err == f"{tmp_path / 'out.gguf'}: written\n"
+    assert minicpm("doctor", broken, "--no-run").err == f"minicpm doctor {broken} --fix OUT writes a repaired copy\n"
+    assert (
+        minicpm("doctor", broken, "--no-run", "--fix", tmp_path / "out.gguf").err
+        == f"{tmp_path / 'out.gguf'}: written\n"
+    )
 
 
 def test_files_alone_are_looked_at_without_running(minicpm, nano: Path, tmp_path: Path):

@@ -96,7 +96,7 @@ def write_gguf(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     ModelFolder(source)
-    _check_file_destination(destination, overwrite)
+    check_file_destination(destination, overwrite)
     with open_checkpoint(source, allow_quantized=True) as checkpoint:
         plan = _plan(checkpoint, dtype, name or source.resolve().name, progress or Silent())
         require_disk(destination, plan.weight_bytes)
@@ -110,7 +110,8 @@ def write_gguf(
         )
 
 
-def _check_file_destination(destination: Path, overwrite: bool) -> None:
+def check_file_destination(destination: Path, overwrite: bool) -> None:
+    """ValueError unless a new GGUF file may come to stand at `destination`."""
     if destination.suffix != ".gguf":
         raise ValueError(f"{destination}: the destination is a file; give it a name that ends in .gguf")
     if destination.is_dir() or (destination.is_symlink() and not destination.exists()):
