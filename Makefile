@@ -30,7 +30,7 @@ help:
 	@echo "make wheel                     a wheel in dist/, and what it weighs (test-wheel: it chats where nothing else is)"
 	@echo "make wheel-arm                 the wheel for 64-bit ARM in dist/arm, cross-compiled on a Debian"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
-	@echo "make peers                     llama.cpp, vLLM and mlx-lm, each in an environment of its own (half an hour, 4 GB)"
+	@echo "make peers                     llama.cpp and its server, ik_llama.cpp, vLLM and mlx-lm in environments of their own (an hour, 5 GB)"
 	@echo "make clients                   llm, litellm and lm-eval, each in an environment of its own"
 	@echo "make vllm                      vLLM for the CPU with this package in it, in .venv-vllm (3.5 GB)"
 	@echo "make test-triton               the kernels of the torch backend, interpreted on the CPU and compiled for GPUs"
@@ -125,15 +125,32 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/true_shapes.py
 	$(BIN)/python benchmarks/versus_peers.py
+	$(BIN)/python benchmarks/versus_peers.py --wide
 	$(BIN)/python benchmarks/verification.py
 	$(BIN)/python benchmarks/versus_servers.py
 
 # The peers of the benchmarks and of test-peers, as pinned in benchmarks/peers. llama.cpp is compiled for this machine.
-peers: .venv-llamacpp/.ready .venv-vllm/.ready .venv-mlx/.ready
+peers: .venv-llamacpp/.ready .venv-llamaserver/.ready .venv-ik/.ready .venv-vllm/.ready .venv-mlx/.ready
 
 PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 
 .venv-llamacpp/.ready: benchmarks/peers/requirements-llamacpp.txt
+	export CMAKE_ARGS="-DGGML_NATIVE=ON" && $(PEER_INSTALL)
+	touch $@
+
+# llama.cpp's own server, without its web page, which would be downloaded.
+.venv-llamaserver/.ready: benchmarks/peers/requirements-llamaserver.txt
+	rm -rf $(@D) && $(PYTHON) -m venv $(@D) && mkdir $(@D)/source
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(NATIVE_TOOLS)
+	$(@D)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(@D) --requirement $<
+	tar -xzf $(@D)/*.tar.gz -C $(@D)/source --strip-components 1
+	PATH="$(abspath $(@D)/bin):$$PATH" cmake -S $(@D)/source/vendor/llama.cpp -B $(@D)/build -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+	PATH="$(abspath $(@D)/bin):$$PATH" cmake --build $(@D)/build --target llama-server
+	cp $(@D)/build/bin/llama-server $(@D)/bin/ && rm -rf $(@D)/source $(@D)/build $(@D)/*.tar.gz
+	touch $@
+
+.venv-ik/.ready: benchmarks/peers/requirements-ik.txt
 	export CMAKE_ARGS="-DGGML_NATIVE=ON" && $(PEER_INSTALL)
 	touch $@
 

@@ -97,16 +97,24 @@ def _version(name: str) -> str | None:
         return None
 
 
-def write_results(name: str, rows: list[dict[str, object]], note: str, **more: object) -> Path:
-    """Write benchmarks/results/NAME.json, whole or not at all; `more` is kept beside the rows, which are the report."""
+def write_results(
+    name: str, rows: list[dict[str, object]], note: str, *, is_preparation: bool = False, **more: object
+) -> Path:
+    """Write benchmarks/results/NAME.json, whole or not at all; `more` is kept beside the rows, which are the report.
+
+    A preparation run only tries a benchmark. It gets a file of its own, NAME.preparation.json, which git ignores and
+    report.py leaves out.
+    """
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{name}{'.preparation' if is_preparation else ''}.json"
     content = {
         "benchmark": name,
+        "commit": commit_of(ROOT),
         "command": shlex.join(["python", *map(_portable, sys.argv)]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "note": note,
+        "preparation": is_preparation,
         "rows": rows,
         **more,
     }
@@ -114,6 +122,19 @@ def write_results(name: str, rows: list[dict[str, object]], note: str, **more: o
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def commit_of(tree: Path) -> str:
+    """The commit of a checkout, with "-dirty" behind it where files differ from it that a measurement depends on."""
+    git = ["git", "-C", str(tree)]
+    found = subprocess.run(
+        [*git, "describe", "--always", "--exclude", "*"], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        return "unknown"
+    code = ["--", ".", ":!benchmarks/results", ":!*.md"]
+    is_dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", *code], check=False).returncode
+    return found.stdout.strip() + ("-dirty" if is_dirty else "")
 
 
 def _portable(word: str) -> str:

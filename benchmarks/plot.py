@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
@@ -12,19 +11,20 @@ PANEL_WIDTH, BAR, GAP, LABEL_WIDTH, TOP = 420, 18, 6, 170, 34
 COLUMNS = 2
 
 
-def write_plots() -> None:
-    """Draw every machine's results; each whole or not at all."""
-    for source in RESULTS.glob("versus_peers*.json"):
-        target = source.with_suffix(".svg")
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(drawing(json.loads(source.read_text(encoding="utf-8"))["rows"]), encoding="utf-8")
-        temporary.replace(target)
+def write_plots(results: list[dict]) -> None:
+    """Draw the results beside peers; each file whole or not at all."""
+    for result in results:
+        if result["benchmark"].startswith("versus_peers"):
+            target = RESULTS / f"{result['benchmark']}.svg"
+            temporary = target.with_suffix(".tmp")
+            temporary.write_text(drawing(result["rows"]), encoding="utf-8")
+            temporary.replace(target)
 
 
 def drawing(rows: list[dict[str, object]]) -> str:
     """The whole picture: a grid of panels, medians as bars."""
     programs = [str(row["program"]) for row in rows if "program" in row]
-    panels = [panel(row, programs) for row in rows if "point" in row]
+    panels = [panel(row, programs) for row in points(rows)]
     height = max((size for _, size in panels), default=0) + 2 * GAP
     lines = -(-len(panels) // COLUMNS)
     parts = [
@@ -36,6 +36,16 @@ def drawing(rows: list[dict[str, object]]) -> str:
         x, y = index % COLUMNS * PANEL_WIDTH, index // COLUMNS * height
         parts.append(f'<g transform="translate({x} {y})">{body}</g>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def points(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """A row for each point with the programs of all tables; what stands in several of them as in the first."""
+    found: dict[object, dict[str, object]] = {}
+    for row in rows:
+        if "point" in row:
+            merged = found.setdefault(row["point"], {})
+            merged |= {name: value for name, value in row.items() if merged.get(name, "-") == "-"}
+    return list(found.values())
 
 
 def panel(row: dict[str, object], programs: list[str]) -> tuple[str, int]:

@@ -1,11 +1,10 @@
 """Many answers at once, and a long prompt beside a few: tokens a second, and how long a stream stands still.
 
     python benchmarks/streams.py                             # MiniCPM-nano; benchmarks/results/streams.json
-    python benchmarks/streams.py --before /other/checkout    # the same by another version of the package, in turns
     python benchmarks/streams.py --model runs/2b-int4 --streams 1,4 --name streams-2b
 
-Every number is the best of some rounds, with the median behind it: on a machine that others use, too, the best is what
-the program can do. Answers ignore the end token; guessing ahead is off, since it depends on the text.
+Every number is the best of some rounds, with the median behind it: on a shared machine the best shows what the program
+can do. Answers ignore the end token; prompt lookup is off, since it depends on the text. versus_self.py compares trees.
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from costs import write_results
@@ -26,7 +23,6 @@ from report import write_report
 
 from minicpm import LLM, SamplingParams, native
 
-ROOT = Path(__file__).parents[1]
 PROMPT_TOKENS = 32
 STREAMS_BESIDE = 4
 
@@ -38,38 +34,33 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96, help="of each answer")
     parser.add_argument("--long", type=int, default=1900, help="tokens of the long prompt")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--before", type=Path, help="a checkout to compare with, its extension built")
     parser.add_argument("--name", default="streams")
     parser.add_argument("--round", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.round:
         print(json.dumps(one_round(args)))
         return
-    sources = {"now": ROOT / "src"} | ({"before": args.before / "src"} if args.before else {})
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in sources}
+    found: dict[str, list[float]] = {}
     for _ in range(args.rounds):
-        for name, source in sources.items():
-            for point, value in run_round(source).items():
-                found[name].setdefault(point, []).append(value)
-    rows = [
-        {"what": point, **{f"{name} (best / median)": shown(point, found[name][point]) for name in reversed(sources)}}
-        for point in found["now"]
+        for point, value in run_round().items():
+            found.setdefault(point, []).append(value)
+    rows: list[dict[str, object]] = [
+        {"what": point, "best / median": shown(point, values)} for point, values in found.items()
     ]
     note = (
         f"{args.model or 'MiniCPM-nano'}, {native.isa()}, {native.thread_count()} threads; prompts of {PROMPT_TOKENS} "
-        f"tokens, answers of {args.tokens}, {args.rounds} rounds in turns."
+        f"tokens, answers of {args.tokens}, {args.rounds} rounds."
     )
     print(write_results(args.name, rows, note))
     write_report()
 
 
-def run_round(source: Path) -> dict[str, float]:
-    """One round by the package under `source`, in a process of its own."""
+def run_round() -> dict[str, float]:
+    """One round in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--round"]
-    environment = {**os.environ, "PYTHONPATH": str(source)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"a round with {source} failed: {done.stderr[-2000:]}")
+        raise RuntimeError(f"a round failed: {done.stderr[-2000:]}")
     values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return values
 

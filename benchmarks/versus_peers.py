@@ -1,15 +1,16 @@
 """This package and its peers on the true MiniCPM-2B shapes, in turns: after a window of one comes one of another.
 
-    python benchmarks/versus_peers.py                       # the peers that `make peers` set up, and transformers
+    python benchmarks/versus_peers.py                    # 4 bits, beside the peers that `make peers` set up
+    python benchmarks/versus_peers.py --wide             # 8 and 16 bits
     python benchmarks/versus_peers.py --only "minicpm int4" "llama.cpp Q4_0" --points "decode 0,verify 8"
-    python benchmarks/versus_peers.py --result versus_peers_wide --only "minicpm int8" "minicpm bf16" "llama.cpp Q8_0" \
-        "llama.cpp BF16" "vllm bf16" --points "decode 0,decode 1024,prefill 512,batch 8"    # 8 and 16 bits
     python benchmarks/versus_peers.py --peer llama.cpp=/opt/python --peer vllm=/other/bin/python
+    python benchmarks/versus_peers.py --preparation --repeats 1    # to try it: never shown in a table
 
-Models are made where they are missing (10 GB in runs/). Every program loads once
-and is stopped (SIGSTOP) while another measures; memory's read bandwidth and the processor's integer peak are measured
-between the windows. What does not fit into memory together runs in groups, this package in each. 15 minutes in all.
-Writes benchmarks/results/versus_peers.json, versus_peers.svg, RESULTS.md and the README's tables.
+Models are made where they are missing (30 GB in runs/). Every program loads once and is stopped (SIGSTOP) while another
+measures. Between the windows the memory's read bandwidth and the processor's integer peak are measured. Programs that
+do not fit into memory together run in groups, this package in each; every group has a table of its own, and its ratios
+are of the figures in that table. About 50 minutes, 40 with --wide.
+Writes benchmarks/results/versus_peers.json, versus_peers.svg, RESULTS.md and the README's table.
 """
 
 from __future__ import annotations
@@ -23,31 +24,36 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from costs import RESULTS, write_results
 from make_model import make_model
-from report import write_report
+from report import RATIO, write_report
 
-from minicpm import native
+from minicpm import LLM, native
 from minicpm.bench.measure import Peaks, prompt_operations, step_weight_bytes
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.quant.quality import Comparison
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RUNNERS = HERE / "peers"
 MINICPM = [sys.executable, "-m", "minicpm"]
 POINTS = ("decode 0", "decode 4000", "prefill 512", "prefill 2048", "batch 8", "verify 8")
+WIDE_POINTS = ("decode 0", "decode 1024", "prefill 512", "batch 8")
 UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "batch": "tokens/s", "verify": "single steps"}
 # A window of these takes many seconds, and so do few of them.
 LONG_PROMPT, LONG_REPEATS = 1024, 3
 WINDOW_S = 1.0
+PEAK_TRIES = 3  # windows measured, at most, while the figure lies above the machine's peak
+KL_TOKENS = 128
 GB = 1 << 30
 FLOAT_CACHE_BYTES = 2  # of a number of keys and values in the peers
 TIMEOUT_S = 900
@@ -65,11 +71,17 @@ class Entrant:
     arguments: tuple[str, ...] = ()
     preset: str | None = None
     starts: int = 1  # the quickest of so many counts
-    is_extra: bool = False  # measured where --only names it
+    is_extra: bool = False  # not in the table of 4 bits
+    is_wide: bool = False  # in the table of 8 and 16 bits
 
     @property
     def is_ours(self) -> bool:
         return self.script == "minicpm_llm.py"
+
+    @property
+    def writes_a_cache(self) -> bool:
+        """Whether its first start packs weights or compiles, and leaves that on the disk for later starts."""
+        return self.is_ours or "compiled" in self.arguments
 
     @property
     def bits(self) -> int:
@@ -78,27 +90,42 @@ class Entrant:
 
 
 OURS = Path(sys.executable)
-LLAMA, VLLM = ROOT / ".venv-llamacpp" / "bin" / "python", ROOT / ".venv-vllm" / "bin" / "python"
+LLAMA, IK, VLLM = (ROOT / f".venv-{name}" / "bin" / "python" for name in ("llamacpp", "ik", "vllm"))
+PLAIN_ATTENTION, COMPILED = ("plain-attention",), ("compiled",)
+
+
+def ours(name: str, model: str, gigabytes: float, preset: str, **more: Any) -> Entrant:
+    return Entrant(f"minicpm {name}", "minicpm_llm.py", model, OURS, gigabytes * GB, preset=preset, starts=3, **more)
+
+
+def both_attentions(
+    name: str, model: str, gigabytes: float, script: str = "llamacpp.py", python: Path = LLAMA, **more: Any
+) -> tuple[Entrant, Entrant]:
+    """A program of the llama.cpp family with flash attention and without: which is faster depends on the machine."""
+    flash = Entrant(name, script, model, python, gigabytes * GB, starts=3, **more)
+    return flash, replace(flash, name=f"{name}, plain attention", arguments=PLAIN_ATTENTION)
+
+
+def both_modes(name: str, model: str, gigabytes: float, **more: Any) -> tuple[Entrant, Entrant]:
+    """vLLM eager and compiled."""
+    eager = Entrant(name, "vllm_cpu.py", model, VLLM, gigabytes * GB, **more)
+    return eager, replace(eager, name=f"{name}, compiled", arguments=COMPILED, memory_bytes=(gigabytes + 1) * GB)
+
+
 ENTRANTS = (
-    Entrant("minicpm int4-small", "minicpm_llm.py", "int4-small", OURS, 2.5 * GB, preset="int4-small", starts=3),
-    Entrant("minicpm int4", "minicpm_llm.py", "int4", OURS, 2.7 * GB, preset="int4", starts=3),
-    Entrant("llama.cpp Q4_0", "llamacpp.py", "int4-small.gguf", LLAMA, 5.5 * GB, starts=3),
-    Entrant(
-        "llama.cpp Q4_0, plain attention",
-        "llamacpp.py",
-        "int4-small.gguf",
-        LLAMA,
-        5.5 * GB,
-        arguments=("plain-attention",),
-        starts=3,
-    ),
-    Entrant("vllm bf16", "vllm_cpu.py", "granite", VLLM, 11.5 * GB),
+    ours("int4-small", "int4-small", 2.5, "int4-small"),
+    ours("int4", "int4", 2.7, "int4"),
+    *both_attentions("llama.cpp Q4_0", "int4-small.gguf", 5.5),
+    *both_attentions("ik_llama.cpp Q4_0", "int4-small.gguf", 5.5, "ik_llamacpp.py", IK),
+    *both_modes("vllm int4-hf", "int4-hf", 8.5),
+    *both_modes("vllm bf16", "granite", 11.5, is_wide=True),
     Entrant("transformers bf16", "transformers_cpu.py", "granite", OURS, 8 * GB),
-    Entrant("llama.cpp Q4_0, head Q8_0", "llamacpp.py", "int4.gguf", LLAMA, 5.7 * GB, starts=3, is_extra=True),
-    Entrant("minicpm int8", "minicpm_llm.py", "int8", OURS, 3.5 * GB, preset="int8", starts=3, is_extra=True),
-    Entrant("minicpm bf16", "minicpm_llm.py", "bf16", OURS, 6.5 * GB, preset="bfloat16", starts=3, is_extra=True),
-    Entrant("llama.cpp Q8_0", "llamacpp.py", "int8.gguf", LLAMA, 7 * GB, starts=3, is_extra=True),
-    Entrant("llama.cpp BF16", "llamacpp.py", "bf16.gguf", LLAMA, 8 * GB, starts=3, is_extra=True),
+    *both_attentions("llama.cpp Q4_0, head Q8_0", "int4.gguf", 5.7, is_extra=True),
+    ours("int8", "int8", 3.5, "int8", is_extra=True, is_wide=True),
+    ours("bf16", "bf16", 6.5, "bfloat16", is_extra=True, is_wide=True),
+    *both_attentions("llama.cpp Q8_0", "int8.gguf", 7, is_extra=True, is_wide=True),
+    *both_attentions("ik_llama.cpp Q8_0", "int8.gguf", 7, "ik_llamacpp.py", IK, is_extra=True, is_wide=True),
+    *both_attentions("llama.cpp BF16", "bf16.gguf", 8, is_extra=True, is_wide=True),
     Entrant("minicpm bf16 (torch)", "minicpm_llm.py", "bf16", OURS, 8 * GB, arguments=("torch",), is_extra=True),
 )
 
@@ -145,11 +172,7 @@ class Running:
 
 def main() -> None:
     args = parsed()
-    entrants = [
-        chosen(entrant, args)
-        for entrant in ENTRANTS
-        if (entrant.name in args.only if args.only else not entrant.is_extra)
-    ]
+    entrants = [chosen(entrant, args) for entrant in ENTRANTS if is_wanted(entrant, args)]
     for entrant in entrants:
         if not entrant.python.exists():
             talk(f"{entrant.name} is left out: {entrant.python} is not there (make peers, or --peer)")
@@ -162,15 +185,29 @@ def main() -> None:
         done += [(number, running) for running in measure_group(group, paths, args)]
     talk(f"measured in {time.monotonic() - began:.0f} s")
     rows, windows = tables(done, paths, args.points)
+    for row in rows:
+        if "program" in row:
+            preset = next(entrant.preset for entrant in entrants if entrant.name == row["program"])
+            row["KL of these weights"] = "-" if preset in (None, "bfloat16") else kl_of_these(paths, str(preset))
     note = (
         f"True MiniCPM-2B shapes, random weights, {args.threads} threads, {args.repeats} windows of a point in "
-        "turns (median / best); verify 8: what a step over 8 tokens costs in single steps; no sampling, but vLLM's "
-        "own. 'of peak' is the part of the read bandwidth (for prefill, of the integer peak) measured beside "
-        f"the windows. KL: of MiniCPM-nano in that preset against float32, nats per token. "
-        f"{max_depth(args.points)} tokens are held at the peak of memory."
+        "alternation (median / best). Programs of one table alternated; each ratio is of the medians in its row. "
+        "'of peak': the part of the read bandwidth (prefill: of the integer peak) measured beside the windows; '!' "
+        "marks a figure above the peak, which stayed there when it was measured again. verify 8: the cost of a step "
+        "over 8 tokens in single steps. Nothing is sampled, except by vLLM. KL in nats per token: of MiniCPM-nano "
+        "against float32, and of these random weights against bf16. Peak memory is with "
+        f"{max_depth(args.points)} tokens held."
     )
-    print("wrote", write_results(args.result, rows, note, measurements=windows))
-    write_report()
+    path = write_results(args.result, rows, note, is_preparation=args.preparation, measurements=windows)
+    print("wrote", path)
+    if not args.preparation:
+        write_report()
+
+
+def is_wanted(entrant: Entrant, args: argparse.Namespace) -> bool:
+    if args.only:
+        return entrant.name in args.only
+    return entrant.is_wide if args.wide else not entrant.is_extra
 
 
 def parsed() -> argparse.Namespace:
@@ -178,16 +215,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"), help="the model in bf16, made if missing")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="llama.cpp, vllm, ...")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(repr(e.name) for e in ENTRANTS))
-    parser.add_argument("--points", default=",".join(POINTS), help="default: %(default)s")
+    parser.add_argument("--wide", action="store_true", help="the table of 8 and 16 bits, versus_peers_wide")
+    parser.add_argument("--points", help=f"default: {','.join(POINTS)}; with --wide {','.join(WIDE_POINTS)}")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--result",
-        default="versus_peers",
-        metavar="NAME",
-        help="in benchmarks/results, versus_peers_MACHINE for another's",
-    )
+    parser.add_argument("--result", metavar="NAME", help="in benchmarks/results, versus_peers_MACHINE for another's")
     parser.add_argument("--threads", type=int, default=native.physical_cores())
+    parser.add_argument("--preparation", action="store_true", help="only try it: the result enters no document")
     args = parser.parse_args()
+    args.points = args.points or ",".join(WIDE_POINTS if args.wide else POINTS)
+    args.result = args.result or ("versus_peers_wide" if args.wide else "versus_peers")
     args.points = [" ".join(point.split()) for point in args.points.split(",")]
     for point in args.points:
         verb, _, size = point.partition(" ")
@@ -202,14 +238,16 @@ def parsed() -> argparse.Namespace:
     for peer in args.peer:
         name, separator, path = peer.partition("=")
         if not separator or not any(entrant.name.split()[0] == name for entrant in ENTRANTS):
-            parser.error(f"--peer {peer!r}: expected NAME=PYTHON with llama.cpp, vllm or transformers as NAME")
+            parser.error(
+                f"--peer {peer!r}: expected NAME=PYTHON with llama.cpp, ik_llama.cpp, vllm or transformers as NAME"
+            )
         args.peers[name] = Path(path)
     return args
 
 
 def chosen(entrant: Entrant, args: argparse.Namespace) -> Entrant:
     python = args.peers.get(entrant.name.split()[0])
-    return entrant if python is None else Entrant(**{**entrant.__dict__, "python": python})
+    return entrant if python is None else replace(entrant, python=python)
 
 
 def talk(text: str) -> None:
@@ -269,6 +307,7 @@ def groups(entrants: Sequence[Entrant]) -> Iterator[list[Entrant]]:
 
 
 def measure_group(group: Sequence[Entrant], paths: dict[str, Path], args: argparse.Namespace) -> list[Running]:
+    config = config_of(paths)
     with ExitStack() as stack:
         members: list[Running] = []
         for entrant in group:
@@ -285,14 +324,14 @@ def measure_group(group: Sequence[Entrant], paths: dict[str, Path], args: argpar
                 turn = repeat % max(1, len(members))
                 for running in [*members[turn:], *members[:turn]]:
                     if running.process.poll() is None:
-                        one_window(running, point, peaks)
+                        one_window(running, point, peaks, work_per_token(running.entrant, point, config, paths))
         return members
 
 
 def ready(entrant: Entrant, paths: dict[str, Path], args: argparse.Namespace) -> Running:
     """The entrant started as often as it is to be, the last time filled to the deepest depth."""
-    if entrant.preset:
-        start(entrant, paths, args.threads).close()  # packs the weights where no start has done so yet
+    if entrant.writes_a_cache:
+        start(entrant, paths, args.threads).close()
     seconds = [again(entrant, paths, args.threads) for _ in range(entrant.starts - 1)]
     running = start(entrant, paths, args.threads)
     try:
@@ -345,23 +384,35 @@ def read_line(process: subprocess.Popen[str], name: str) -> Any:
     return json.loads(line)
 
 
-def one_window(running: Running, point: str, peaks: Peaks) -> None:
-    """A window of an entrant between two looks at the peak that limits it."""
+def one_window(running: Running, point: str, peaks: Peaks, work: float | None) -> None:
+    """A window of an entrant; one above the peak beside it is measured again, and the last try counts."""
+    for _ in range(PEAK_TRIES):
+        try:
+            window = measured_window(running, point, peaks)
+        except Gone as problem:
+            talk(str(problem))
+            running.close()
+            return
+        if window is None:
+            return
+        part = 0 if work is None else window["value"] * work / window["peak"]
+        talk(f"  {point:<13}{running.entrant.name:<34}{window['value']:9.2f}   peak {window['peak'] / 1e9:7.1f}")
+        if part <= 1:
+            break
+        talk(f"  {percent(part)} of the peak: the peak was disturbed, so the window is measured again")
+    running.windows.setdefault(point, []).append(window)
+
+
+def measured_window(running: Running, point: str, peaks: Peaks) -> dict[str, float] | None:
+    """A window between two measurements of the peak that limits it; None where the program cannot do it."""
     verb = point.split()[0]
     peak: Callable[[], float] = peaks.integer_rate if verb == "prefill" else peaks.read_bandwidth
     before = peak()
-    try:
-        value = running.ask(point if verb == "prefill" else f"{point} {WINDOW_S}")
-        single = running.ask(f"verify 1 {WINDOW_S / 2}") if verb == "verify" and value is not None else None
-    except Gone as problem:
-        talk(str(problem))
-        running.close()
-        return
+    value = running.ask(point if verb == "prefill" else f"{point} {WINDOW_S}")
+    single = running.ask(f"verify 1 {WINDOW_S / 2}") if verb == "verify" and value is not None else None
     if value is None or (verb == "verify" and single is None):
-        return
-    window = {"value": value if single is None else value / single, "peak": (before + peak()) / 2}
-    running.windows.setdefault(point, []).append(window)
-    talk(f"  {point:<13}{running.entrant.name:<28}{window['value']:9.2f}   peak {window['peak'] / 1e9:7.1f}")
+        return None
+    return {"value": value if single is None else value / single, "peak": (before + peak()) / 2}
 
 
 def peak_rss_bytes(pid: int) -> int:
@@ -378,14 +429,25 @@ def max_depth(points: Sequence[str]) -> int:
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
+def config_of(paths: dict[str, Path]) -> DecoderConfig:
+    return DecoderConfig.from_dict(read_config_json(paths["bf16"] / "config.json"))
+
+
 def tables(
     done: Sequence[tuple[int, Running]], paths: dict[str, Path], points: Sequence[str]
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of the two tables (points, programs), and every window."""
-    config = DecoderConfig.from_dict(read_config_json(paths["bf16"] / "config.json"))
-    entries = unique(done)
-    rows = [row for point in points if (row := point_row(point, done, entries, config, paths))]
-    rows += [program_row(running, config, paths, max_depth(points)) for running in entries]
+    """Rows of the tables (points of each group, then programs), and every window."""
+    config = config_of(paths)
+    rows: list[dict[str, object]] = []
+    for group in dict.fromkeys(group for group, _ in done):
+        members = in_order(running for number, running in done if number == group)
+        work = {
+            (running.entrant.name, point): work_per_token(running.entrant, point, config, paths)
+            for running in members
+            for point in points
+        }
+        rows += [point_row(point, members, work) for point in points]
+    rows += [program_row(running, config, paths, max_depth(points)) for running in unique(done)]
     windows = [
         {"program": running.entrant.name, "group": group, "point": point, "facts": running.facts, "windows": measured}
         for group, running in done
@@ -399,69 +461,74 @@ def unique(done: Sequence[tuple[int, Running]]) -> list[Running]:
     first: dict[str, Running] = {}
     for _, running in done:
         first.setdefault(running.entrant.name, running)
-    return sorted(
-        first.values(), key=lambda running: [entrant.name for entrant in ENTRANTS].index(running.entrant.name)
-    )
+    return in_order(first.values())
+
+
+def in_order(programs: Iterable[Running]) -> list[Running]:
+    names = [entrant.name for entrant in ENTRANTS]
+    return sorted(programs, key=lambda running: names.index(running.entrant.name))
 
 
 def point_row(
-    point: str,
-    done: Sequence[tuple[int, Running]],
-    entries: Sequence[Running],
-    config: DecoderConfig,
-    paths: dict[str, Path],
-) -> dict[str, object] | None:
+    point: str, members: Sequence[Running], work: Mapping[tuple[str, str], float | None]
+) -> dict[str, object]:
+    """One point of a group: every program, the ratio of each of our presets to its fastest peer, parts of the peak."""
     verb = point.split()[0]
-    less_is_better = verb == "verify"
+    best = min if verb == "verify" else max  # of the cost of a step, or of a speed
     row: dict[str, object] = {"point": f"{point} ({UNITS[verb]})"}
-    for running in entries:
+    for running in members:
         values = [window["value"] for window in running.windows.get(point, ())]
-        best = min if less_is_better else max
         row[running.entrant.name] = f"{statistics.median(values):.3g} / {best(values):.3g}" if values else "-"
-    # A ratio is of windows that took turns: to every peer with ours of its own group.
-    for preset in dict.fromkeys(running.entrant.preset for running in entries if running.entrant.preset):
-        ratios = dict(ratios_to_peers(point, preset, done))
-        if ratios:
-            name = min(ratios, key=lambda peer: ratios[peer])
-            row[f"{preset} / fastest peer"] = f"{ratios[name]:.2f} ({name})"
-    for running in entries:
-        if running.entrant.preset:
-            row[f"{running.entrant.preset}, of peak"] = percent(part_of_peak(running, point, config, paths))
+    presets = [running for running in members if running.entrant.preset]
+    for running in presets:
+        ratios = dict(ratios_to_peers(point, str(running.entrant.preset), [(0, member) for member in members]))
+        name = min(ratios, key=lambda peer: ratios[peer], default=None)
+        column = RATIO.format(preset=running.entrant.preset, bits=running.entrant.bits)
+        row[column] = "-" if name is None else f"{ratios[name]:.2f} ({name})"
+    for running in presets:
+        part = part_of_peak(running, point, work[running.entrant.name, point])
+        row[f"{running.entrant.preset}, of peak"] = percent(part)
     return row
 
 
 def percent(part: float | None) -> str:
-    return "-" if part is None else f"{100 * part:.0f} %"
+    """A part of a peak; an exclamation mark behind one that cannot be, since the peak was disturbed."""
+    return "-" if part is None else f"{100 * part:.0f} %" + (" !" if part > 1 else "")
 
 
 def ratios_to_peers(point: str, preset: str, done: Sequence[tuple[int, Running]]) -> Iterator[tuple[str, float]]:
-    """Ours over every peer whose weights have no fewer bits: what has fewer to read is no peer of a wide preset."""
-    less_is_better = point.startswith("verify")
-    bits = next(running.entrant.bits for _, running in done if running.entrant.preset == preset)
+    """Ours over every peer of the same group, of the medians as they are shown.
+
+    Peers have no fewer bits a weight than ours: what reads fewer bytes is no peer of a wide preset.
+    """
+    mine = {group: running for group, running in done if running.entrant.preset == preset and point in running.windows}
     for group, running in done:
-        if running.entrant.is_ours or point not in running.windows or running.entrant.bits < bits:
+        if running.entrant.is_ours or point not in running.windows or group not in mine:
             continue
-        same = [o for g, o in done if o.entrant.preset == preset and point in o.windows]
-        beside = [o for g, o in done if g == group and o in same] or same
-        if beside:
-            ours, peer = median(beside[0], point), median(running, point)
-            yield running.entrant.name, peer / ours if less_is_better else ours / peer
+        if running.entrant.bits >= mine[group].entrant.bits:
+            own, peer = shown_median(mine[group], point), shown_median(running, point)
+            yield running.entrant.name, peer / own if point.startswith("verify") else own / peer
 
 
-def median(running: Running, point: str) -> float:
-    return statistics.median(window["value"] for window in running.windows[point])
+def shown_median(running: Running, point: str) -> float:
+    """The median with the digits of the table."""
+    return float(f"{statistics.median(window['value'] for window in running.windows[point]):.3g}")
 
 
-def part_of_peak(running: Running, point: str, config: DecoderConfig, paths: dict[str, Path]) -> float | None:
+def work_per_token(entrant: Entrant, point: str, config: DecoderConfig, paths: dict[str, Path]) -> float | None:
+    """Operations (prefill) or bytes of a token, for comparison with the peak; None for verify."""
     verb, size = point.split()
     if verb == "verify":
         return None
-    work = (
-        prompt_operations(config, int(size)) / int(size)
-        if verb == "prefill"
-        else bytes_per_step(running.entrant, config, paths, int(size) if verb == "decode" else 0)
-        / (int(size) if verb == "batch" else 1)
-    )
+    if verb == "prefill":
+        return prompt_operations(config, int(size)) / int(size)
+    step = bytes_per_step(entrant, config, paths, int(size) if verb == "decode" else 0)
+    return step / (int(size) if verb == "batch" else 1)
+
+
+def part_of_peak(running: Running, point: str, work: float | None) -> float | None:
+    if work is None:
+        return None
     parts = [window["value"] * work / window["peak"] for window in running.windows.get(point, ())]
     return statistics.median(parts) if parts else None
 
@@ -483,21 +550,32 @@ def program_row(running: Running, config: DecoderConfig, paths: dict[str, Path],
         "version": version,
         "reads a token (MB)": round(bytes_per_step(entrant, config, paths, 0) / 1e6),
         f"at depth {depth} (MB)": round(bytes_per_step(entrant, config, paths, depth) / 1e6),
-        "of bandwidth, decode 0": percent(part_of_peak(running, "decode 0", config, paths)),
-        "KL": kl_of(entrant.preset),
+        "of bandwidth, decode 0": percent(
+            part_of_peak(running, "decode 0", work_per_token(entrant, "decode 0", config, paths))
+        ),
+        "KL of MiniCPM-nano": kl_of(entrant.preset),
         "start to first token_s": round(running.first_token_s, 2),
         "peak_rss_bytes": running.peak_rss_bytes,
     }
 
 
 def kl_of(preset: str | None) -> object:
-    """What benchmarks/quality.py found for a preset on the plain model, "-" where it has not been run."""
+    """What benchmarks/quality.py found for a preset on MiniCPM-nano, "-" where it has not been run."""
     path = RESULTS / "quality.json"
     if preset is None or not path.exists():
         return "-"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     found = [row["kl"] for row in rows if row.get("preset") == preset and row.get("outlier_scale", 1) == 1]
     return found[-1] if found else "-"  # the last has weights, activations and cache rounded: what users run
+
+
+def kl_of_these(paths: dict[str, Path], preset: str) -> float:
+    """KL of a preset against the bf16 model that it was made from, in nats per token, over random ids."""
+    ids = np.random.default_rng(0).integers(3, 100_000, KL_TOKENS).tolist()
+    expected, found = (LLM(paths[name], backend="native").logits(ids[:-1]) for name in ("bf16", preset))
+    comparison = Comparison()
+    comparison.add(expected, found, np.array(ids[1:]))
+    return float(f"{comparison.kl:.4g}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     make peers && python benchmarks/versus_servers.py     # MiniCPM-nano and the true MiniCPM-2B shapes
     python benchmarks/versus_servers.py --models nano --streams 1,8,64 --repeats 5
+    python benchmarks/versus_servers.py --models nano --repeats 1 --preparation    # to try it: never shown in a table
 
-Every server is started once and stopped (SIGSTOP) while another answers. A stream is a text of its own, so no prompt is
-another's prefix; answers are as long as asked for, or end where the model ends them. Tokens are counted by the server's
-own usage where it tells it in a stream, else by its events. Writes results/versus_servers.json and RESULTS.md.
+Every server is started once and stopped (SIGSTOP) while another answers; those that do not fit into memory together run
+in groups, ours in each. Each stream is a text of its own, so no prompt is another's prefix. Answers are as long as
+asked for, or end where the model ends them. Tokens are those of the server's own usage, or else its events.
+Writes results/versus_servers.json and RESULTS.md. About 45 minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Any
 
 from costs import write_results
 from report import write_report
-from versus_peers import LLAMA, MINICPM, ROOT, VLLM, models, talk
+from versus_peers import GB, LLAMA, MINICPM, ROOT, VLLM, groups, models, talk
 
 from minicpm import native
 from minicpm.formats.checkpoint import open_checkpoint
@@ -39,7 +41,8 @@ from minicpm.hub import embedded
 from minicpm.quant.format import IntWeight, read_weight
 
 CONTEXT = 1024
-START_TIMEOUT_S, ANSWER_TIMEOUT_S = 300, 900
+START_TIMEOUT_S, ANSWER_TIMEOUT_S = 600, 900  # vLLM compiles at its first start
+LLAMA_SERVER = ROOT / ".venv-llamaserver" / "bin" / "llama-server"
 SUBJECTS = ("rabbit", "mouse", "kite", "river", "lantern", "bear", "garden", "boat")
 
 
@@ -53,6 +56,18 @@ class Load:
 
 
 LOADS = {"nano": Load((1, 8, 64), 128, 64), "2b": Load((1, 8), 32, 8)}
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a server of a model is started, but for its port."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    memory_bytes: float  # at its peak, for putting groups together
+    preset: str | None = None  # ours
+    bits: int = 4
 
 
 @dataclass
@@ -93,6 +108,7 @@ def main() -> None:
     parser.add_argument("--streams", help="instead of the model's own: 1,8,64")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=native.physical_cores())
+    parser.add_argument("--preparation", action="store_true", help="only try it: the result enters no document")
     args = parser.parse_args()
     rows: list[dict[str, object]] = []
     for name in args.models.split(","):
@@ -102,52 +118,90 @@ def main() -> None:
             load = Load(streams, load.tokens, max(streams))
         rows += measured(name, load, args)
     note = (
-        f"Streams of /v1/completions at once on one machine, {args.threads} threads, {args.repeats} windows in turns, "
-        "medians; the client runs on the same cores. The same weights: INT4 codes here and in llama.cpp, their values "
-        "in float32 (nano) or the bf16 model they were rounded from (2B) in vLLM. llama-cpp-python's server answers "
-        "one request after the other."
+        f"Streams of /v1/completions at once, answers of {LOADS['nano'].tokens} (nano) and {LOADS['2b'].tokens} tokens "
+        f"(2b), {args.threads} threads, {args.repeats} windows in alternation, medians; the client runs on the same "
+        "cores. The servers of one group alternated, and each ratio is of two figures of its group. The same weights: "
+        "INT4 codes here and in llama.cpp; in vLLM their values in float32 (nano), or the bf16 model that they were "
+        "rounded from and int4-hf of it (2b). llama-server has a slot for every stream and batches continuously; "
+        "llama-cpp-python's server answers one request after the other."
     )
-    print("wrote", write_results("versus_servers", rows, note))
-    write_report()
+    print("wrote", write_results("versus_servers", rows, note, is_preparation=args.preparation))
+    if not args.preparation:
+        write_report()
 
 
 def measured(name: str, load: Load, args: argparse.Namespace) -> list[dict[str, object]]:
+    there = []
+    for program in programs(name, load, args):
+        if Path(program.command[0]).exists():
+            there.append(program)
+        else:
+            talk(f"{program.name} is left out: {program.command[0]} is not there (make peers)")
+    rows: list[dict[str, object]] = []
+    for number, group in enumerate(groups(there), 1):
+        talk(f"{name}, group {number}: {', '.join(program.name for program in group)}")
+        servers = measured_group(group, load, args.repeats)
+        for streams in load.streams:
+            rows += point_rows({"model": name, "group": number, "streams": streams}, servers)
+    return rows
+
+
+def measured_group(group: Sequence[Program], load: Load, repeats: int) -> list[Server]:
     with ExitStack() as stack:
         servers = []
-        for program, command, environment in commands(name, load, args):
-            if not Path(command[0]).exists():
-                talk(f"{program} is left out: {command[0]} is not there (make peers)")
+        for program in group:
+            try:
+                servers.append(stack.enter_context(started(program.name, program.command, program.environment)))
+            except RuntimeError as problem:  # the others go on
+                talk(str(problem))
                 continue
-            servers.append(stack.enter_context(started(program, command, environment)))
             servers[-1].stop()
         for server in servers:  # what is made at the first request is not measured
             window(server, 1, 4)
-        for repeat in range(args.repeats):
+        for repeat in range(repeats):
             for streams in load.streams:
                 turn = repeat % len(servers)
                 for server in [*servers[turn:], *servers[:turn]]:
                     server.windows.setdefault(streams, []).append(window(server, streams, load.tokens))
-        return [point_row(name, streams, load.tokens, servers) for streams in load.streams]
+        return servers
 
 
-def commands(name: str, load: Load, args: argparse.Namespace) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Every program's server of a model, without its port."""
+def programs(name: str, load: Load, args: argparse.Namespace) -> Iterator[Program]:
+    """Every server of a model, with its best settings."""
+    streams, threads = load.context_streams, str(args.threads)
+    of_vllm: list[tuple[str, Path, str, float, int]]  # name, folder, dtype, gigabytes, bits
     if name == "nano":
         work = args.folder.with_name("nano")
-        ours, gguf, floats, dtype = embedded.folder(), work.with_name("nano.gguf"), nano_granite(work), "float32"
+        ours, gguf, extra = embedded.folder(), work.with_name("nano.gguf"), 0.5
+        of_vllm = [("vllm", nano_granite(work), "float32", 4.5, 32)]
         if not gguf.exists():
             run_minicpm("convert", str(ours), str(gguf), "--to", "gguf")
     else:
-        paths = models(args.folder, ["int4-small", "int4-small.gguf", "granite"])
-        ours, gguf, floats, dtype = paths["int4-small"], paths["int4-small.gguf"], paths["granite"], "bfloat16"
-    streams, threads = load.context_streams, str(args.threads)
-    serve = ["serve", "-m", str(ours), "--context", str(CONTEXT), "--max-batch", str(streams), "--threads", threads]
-    yield "minicpm", [*MINICPM, *serve, "--no-lookup"], {}
-    llama = ["llama_cpp.server", "--model", str(gguf), "--n_ctx", str(CONTEXT), "--n_threads", threads]
-    llama += ["--n_threads_batch", threads, "--flash_attn", "true", "--interrupt_requests", "false"]
-    yield "llama-cpp-python", [str(LLAMA), "-m", *llama], {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
-    vllm = ["vllm.entrypoints.openai.api_server", "--model", str(floats), "--dtype", dtype, "--enforce-eager"]
-    vllm += ["--max-model-len", str(CONTEXT), "--max-num-seqs", str(streams)]
+        paths = models(args.folder, ["int4-small", "int4-small.gguf", "int4-hf", "granite"])
+        ours, gguf, extra = paths["int4-small"], paths["int4-small.gguf"], 6
+        of_vllm = [
+            ("vllm int4-hf", paths["int4-hf"], "bfloat16", 8.5, 4),
+            ("vllm bf16", paths["granite"], "bfloat16", 11.5, 16),
+        ]
+    serve = ("serve", "-m", str(ours), "--context", str(CONTEXT), "--max-batch", str(streams), "--threads", threads)
+    yield Program("minicpm", (*MINICPM, *serve, "--no-lookup"), {}, (0.2 + extra / 3) * GB, preset="int4")
+    bound = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+    for note, on, true in (("", "on", "true"), (", plain attention", "off", "false")):
+        server = ("--model", str(gguf), "--ctx-size", str(streams * CONTEXT), "--parallel", str(streams))
+        server += ("--cont-batching", "--threads", threads, "--threads-batch", threads, "--flash-attn", on)
+        yield Program(f"llama-server{note}", (str(LLAMA_SERVER), *server), bound, (0.3 + extra) * GB)
+        python = ("-m", "llama_cpp.server", "--model", str(gguf), "--n_ctx", str(CONTEXT), "--n_threads", threads)
+        python += ("--n_threads_batch", threads, "--flash_attn", true, "--interrupt_requests", "false")
+        yield Program(f"llama-cpp-python{note}", (str(LLAMA), *python), bound, (0.3 + extra * 3 / 4) * GB)
+    for program, folder, dtype, gigabytes, bits in of_vllm:
+        command = (str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype)
+        command += ("--max-model-len", str(CONTEXT), "--max-num-seqs", str(streams))
+        eager = (*command, "--enforce-eager")
+        yield Program(program, eager, vllm_environment(threads), gigabytes * GB, bits=bits)
+        yield Program(f"{program}, compiled", command, vllm_environment(threads), (gigabytes + 1) * GB, bits=bits)
+
+
+def vllm_environment(threads: str) -> dict[str, str]:
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": "3",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -157,9 +211,7 @@ def commands(name: str, load: Load, args: argparse.Namespace) -> Iterator[tuple[
         "OMP_NUM_THREADS": threads,
     }
     openmp = VLLM.parents[1] / "lib" / "libiomp5.so"
-    if openmp.exists():
-        environment["LD_PRELOAD"] = str(openmp)
-    yield "vllm", [str(VLLM), "-m", *vllm], environment
+    return environment | ({"LD_PRELOAD": str(openmp)} if openmp.exists() else {})
 
 
 def nano_granite(work: Path) -> Path:
@@ -195,7 +247,7 @@ def run_minicpm(*words: str) -> None:
 def started(program: str, command: Sequence[str], environment: dict[str, str]) -> Iterator[Server]:
     """The server once it lists its model."""
     port = free_port()
-    log = (ROOT / "runs" / f"server-{program}.log").open("w")
+    log = (ROOT / "runs" / f"server-{program.replace(', ', '-').replace(' ', '-')}.log").open("w")
     process = subprocess.Popen(
         [*command, "--port", str(port)],
         stdin=subprocess.DEVNULL,
@@ -248,7 +300,7 @@ def window(server: Server, streams: int, tokens: int) -> Window:
     gaps = [late - early for one in found for early, late in pairwise(one.times)]
     speed = sum(one.tokens for one in found) / wall
     if tokens > 4:
-        talk(f"  {streams:3} streams  {server.name:18} {speed:9.1f} tokens/s")
+        talk(f"  {streams:3} streams  {server.name:34} {speed:9.1f} tokens/s")
     return Window(speed, tuple(one.times[0] for one in found), tuple(gaps))
 
 
@@ -265,9 +317,9 @@ async def one_stream(server: Server, index: int, tokens: int) -> Stream:
         "temperature": 0,
         "stream": True,
     }
-    if server.name != "llama-cpp-python":
+    if not server.name.startswith("llama-cpp-python"):
         request |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
-    if server.name == "vllm":
+    if server.name.startswith("vllm"):
         request["model"] = await model_name(server.port)
     body = json.dumps(request).encode()
     begin = time.perf_counter()
@@ -309,19 +361,24 @@ async def model_name(port: int) -> str:
     return name
 
 
-def point_row(name: str, streams: int, tokens: int, servers: Sequence[Server]) -> dict[str, object]:
-    row: dict[str, object] = {"model": name, "streams": streams, "tokens of an answer": tokens}
-    speeds = {server.name: statistics.median(w.tokens_per_s for w in server.windows[streams]) for server in servers}
+def point_rows(point: dict[str, object], servers: Sequence[Server]) -> list[dict[str, object]]:
+    """A row for every server of a group: its speed and latencies, and ours over it."""
+    rows: list[dict[str, object]] = []
     for server in servers:
-        windows = server.windows[streams]
-        first = [seconds for w in windows for seconds in w.first_token_s]
-        gaps = [seconds for w in windows for seconds in w.between_tokens_s]
-        row[f"{server.name} tokens/s"] = float(f"{speeds[server.name]:.4g}")
-        row[f"{server.name} first token, median / p99 (ms)"] = spread(first, 1e-3)
-        row[f"{server.name} between tokens, median / p99 (ms)"] = spread(gaps, 1e-3)
-    peers = [speed for program, speed in speeds.items() if program != "minicpm"]
-    row["minicpm / fastest peer"] = round(speeds["minicpm"] / max(peers), 2) if peers else "-"
-    return row
+        windows = server.windows[int(str(point["streams"]))]
+        rows.append(
+            {
+                **point,
+                "server": server.name,
+                "tokens/s": float(f"{statistics.median(w.tokens_per_s for w in windows):.4g}"),
+                "first token, median / p99 (ms)": spread([s for w in windows for s in w.first_token_s], 1e-3),
+                "between tokens, median / p99 (ms)": spread([s for w in windows for s in w.between_tokens_s], 1e-3),
+            }
+        )
+    ours = next((row["tokens/s"] for row in rows if row["server"] == "minicpm"), None)
+    for row in rows:
+        row["minicpm / this server"] = "-" if ours is None else f"{ours / row['tokens/s']:.2f}"
+    return rows
 
 
 def spread(seconds: Sequence[float], unit_s: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -146,15 +147,103 @@ def test_the_plot_is_svg_with_a_panel_a_point_and_a_bar_a_program():
     assert "a<b" in "".join(root.itertext())
 
 
-def test_the_readme_quotes_the_tables_of_the_peers_and_nothing_else():
+def test_the_readme_quotes_the_newest_full_result_and_nothing_else():
     import report
 
     readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
-    results = report.peer_results()
-    assert report.with_tables(readme, ["".join(map(report.readme_part, results))]) == readme
+    result = report.newest_full_result(report.results())
+    assert result is not None
+    assert report.with_tables(readme, [report.readme_table(result)]) == readme, "run: python benchmarks/report.py"
     shown = readme.split(report.BORDERS[0])[1].split(report.BORDERS[1])[0]
-    rows = [row for result in results for row in result["rows"]]
-    assert all(str(value) in shown for row in rows for key, value in row.items() if "fastest peer" in key)
+    assert len(report.summary_rows(result["rows"])) == 6
+    assert all(str(value) in shown for row in report.summary_rows(result["rows"]) for value in row.values())
+
+
+def test_the_results_page_is_made_of_the_results_and_nothing_else():
+    import report
+
+    page = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    assert page == report.results_page(report.results()), "run: python benchmarks/report.py"
+
+
+def test_every_result_names_its_commit():
+    import report
+
+    assert all(re.fullmatch("[0-9a-f]{7,}", result["commit"]) for result in report.results())
+
+
+def test_every_ratio_beside_peers_follows_from_the_figures_in_its_row():
+    import report
+
+    rows = [row for result in report.results() if "versus_peers" in result["benchmark"] for row in result["rows"]]
+    ratios = 0
+    for row in rows:
+        for column, cell in row.items():
+            preset, is_ratio, _ = column.partition(" / fastest peer")
+            if not is_ratio or cell == "-":
+                continue
+            ratio, peer = report.ratio_of(cell)
+            name = f"minicpm {'bf16' if preset == 'bfloat16' else preset}"
+            ours, theirs = (float(row[program].partition(" / ")[0]) for program in (name, peer))
+            expected = theirs / ours if row["point"].startswith("verify") else ours / theirs
+            assert ratio == pytest.approx(expected, abs=0.006)
+            ratios += 1
+    assert ratios > 20
+
+
+def test_a_preparation_run_enters_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import costs
+    import report
+
+    monkeypatch.setattr(costs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    costs.write_results("versus_peers", [{"n": 1}], "", is_preparation=True)
+    costs.write_results("versus_peers", [{"n": 2}], "")
+    assert [result["rows"] for result in report.results()] == [[{"n": 2}]]
+
+
+def test_the_summary_shows_every_point_beside_the_peer_that_comes_nearest():
+    import report
+
+    column = report.RATIO.format(preset="int4", bits=4)
+    rows = [
+        {"point": "decode 0", "minicpm int4": "16 / 17", "a": "8 / 9", column: "2.00 (a)"},
+        {"point": "decode 0", "minicpm int4": "15 / 17", "b": "10 / 11", column: "1.50 (b)"},
+        {"point": "verify 8", "minicpm int4": "2 / 2", "a": "-", column: "-"},
+    ]
+    assert report.summary_rows(rows) == [
+        {"point": "decode 0", "minicpm int4": "15", "fastest peer": "b: 10", "ratio": "1.50"}
+    ]
+
+
+def test_a_window_above_the_peak_is_measured_again_and_marked_where_it_stays_there(monkeypatch: pytest.MonkeyPatch):
+    import versus_peers
+
+    values = [3.0, 0.5, 4.0, 4.0, 4.0]
+    monkeypatch.setattr(
+        versus_peers, "measured_window", lambda running, point, peaks: {"value": values.pop(0), "peak": 1.0}
+    )
+    peer = running("minicpm int4", "int4")
+    for _ in range(2):
+        versus_peers.one_window(peer, "decode 0", None, work=1.0)
+    assert [window["value"] for window in peer.windows["decode 0"]] == [0.5, 4.0]
+    assert (versus_peers.percent(0.5), versus_peers.percent(1.18), versus_peers.percent(None)) == (
+        "50 %",
+        "118 % !",
+        "-",
+    )
+
+
+def test_llama_cpp_runs_with_and_without_flash_attention_in_every_table():
+    from versus_peers import ENTRANTS, PLAIN_ATTENTION
+
+    for is_of_table in (lambda entrant: not entrant.is_extra, lambda entrant: entrant.is_wide):
+        family = [entrant for entrant in ENTRANTS if "llamacpp" in entrant.script and is_of_table(entrant)]
+        flash, plain = (
+            {entrant.model for entrant in family if (entrant.arguments == PLAIN_ATTENTION) == is_plain}
+            for is_plain in (False, True)
+        )
+        assert flash == plain != set()
 
 
 def test_devices_shows_the_phones_and_the_contributed_rows_and_nothing_else():
@@ -247,3 +336,64 @@ def test_a_recorded_command_names_no_folder_of_the_machine(tmp_path: Path, monke
     monkeypatch.setattr(sys, "argv", [script, "--folder", inside, "--peer", f"vllm={tmp_path}/python", "--only", "a b"])
     recorded = json.loads(costs.write_results("x", [], "").read_text(encoding="utf-8"))["command"]
     assert recorded == "python benchmarks/x.py --folder runs/2b --peer vllm=python --only 'a b'"
+
+
+def test_a_servers_row_has_our_speed_over_its_own():
+    from versus_servers import Window, point_rows
+
+    servers = [
+        SimpleNamespace(name=name, windows={8: [Window(speed, (0.5,), (0.1, 0.2)) for speed in speeds]})
+        for name, speeds in (("minicpm", [90.0, 100.0, 110.0]), ("llama-server", [40.0, 41.0, 20.0]))
+    ]
+    rows = point_rows({"model": "2b", "group": 1, "streams": 8}, servers)
+    assert [(row["server"], row["tokens/s"], row["minicpm / this server"]) for row in rows] == [
+        ("minicpm", 100.0, "1.00"),
+        ("llama-server", 40.0, "2.50"),
+    ]
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(5, (1, 5)), (9, (2, 8)), (15, (4, 12)), (20, (6, 15)), (25, (8, 18))])
+def test_an_interval_is_of_the_order_statistics_that_hold_the_median_with_95_percent(
+    count: int, ranks: tuple[int, int]
+):
+    from versus_self import interval
+
+    assert interval([*range(count, 0, -1)]) == ranks
+
+
+def test_trees_differ_only_where_the_intervals_of_change_and_control_are_apart():
+    from versus_self import row_of
+
+    what = "start to first token (s)"
+    same = [({what: 1.0}, {what: 1.0 + 0.01 * (number % 3)}) for number in range(15)]
+    slower = [({what: 1.0}, {what: 1.5}) for _ in same]
+    assert row_of(what, same, same)["verdict"] == "unchanged"
+    assert row_of(what, slower, same)["verdict"] == "slower"
+    assert (
+        row_of(
+            "decode 0 (tokens/s)",
+            [({"decode 0 (tokens/s)": 1.0}, {"decode 0 (tokens/s)": 1.5})] * 15,
+            [({"decode 0 (tokens/s)": 1.0}, {"decode 0 (tokens/s)": 1.0})] * 15,
+        )["verdict"]
+        == "faster"
+    )
+
+
+def test_a_comparison_of_ourselves_takes_fifteen_pairs(monkeypatch: pytest.MonkeyPatch):
+    from versus_self import parsed
+
+    monkeypatch.setattr(sys, "argv", ["versus_self.py", "--before", "HEAD", "--pairs", "14"])
+    with pytest.raises(SystemExit):
+        parsed()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--preparation"])
+    assert parsed().pairs == 14
+
+
+def test_old_and_new_run_as_often_first_and_each_in_its_own_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import versus_self
+
+    order: list[str] = []
+    monkeypatch.setattr(versus_self, "run", lambda tree, args: order.append(tree.name) or {tree.name: 1.0})
+    found = [versus_self.pair(tmp_path / "old", tmp_path / "new", number, None) for number in range(2)]
+    assert order == ["old", "new", "new", "old"]
+    assert found == [({"old": 1.0}, {"new": 1.0})] * 2

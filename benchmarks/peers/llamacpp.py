@@ -3,9 +3,8 @@
     .venv-llamacpp/bin/python llamacpp.py FILE THREADS [plain-attention]
 
 Its best settings: built for this machine, keys and values in float16, weights repacked at loading. Which attention is
-the faster one depends on the machine: flash attention is at a prompt, and on an Emerald Rapids Xeon the plain one is
-three times as fast at decoding.
-Batches go to llama_decode as they are, so that exactly what the driver asks for is computed.
+faster depends on point and machine: flash attention is at a prompt; on an Emerald Rapids Xeon the plain one decodes
+three times as fast. Batches go to llama_decode as they are, so exactly what the driver asks for is computed.
 """
 
 from __future__ import annotations
@@ -13,18 +12,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 # OpenMP reads these when the library is loaded: threads that stay on their cores.
 os.environ.setdefault("OMP_PROC_BIND", "true")
 os.environ.setdefault("OMP_PLACES", "cores")
 
 import llama_cpp as ll
-from protocol import WINDOW_TOKENS, random_ids, serve, steps_per_s
-
-LONGEST_PROMPT = 2048
-SEQUENCES = 16
+from contexts import ContextRunner, TokenRow, filled
+from protocol import serve
 
 _quiet = ll.llama_log_callback(lambda level, text, data: None)
 
@@ -54,25 +50,12 @@ class Context:
         self._memory = ll.llama_get_memory(self._context)
         self._batch = ll.llama_batch_init(params.n_batch, 0, 1)
 
-    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
-        """One llama_decode of (token, position, sequence, whether its logits are wanted)."""
-        batch = self._batch
-        batch.n_tokens = len(rows)
-        for i, (token, position, sequence, is_wanted) in enumerate(rows):
-            batch.token[i], batch.pos[i] = token, position
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-            batch.logits[i] = is_wanted
-        code = ll.llama_decode(self._context, batch)
+    def decode(self, rows: Sequence[TokenRow]) -> None:
+        """One llama_decode."""
+        code = ll.llama_decode(self._context, filled(self._batch, rows))
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}")
         ll.llama_synchronize(self._context)
-
-    def append(self, ids: Sequence[int], start: int, wanted: str) -> None:
-        """Tokens of sequence 0 from position `start` on; logits of "all", the "last" or "none"."""
-        last = len(ids) - 1
-        self.decode(
-            [(token, start + i, 0, wanted == "all" or (wanted == "last" and i == last)) for i, token in enumerate(ids)]
-        )
 
     def cut(self, length: int = 0) -> None:
         """Forget what lies behind `length` tokens of every sequence."""
@@ -105,76 +88,19 @@ class Model:
         return list(ids[:count])
 
 
-class LlamaCpp:
-    def __init__(self, path: str, threads: int, flash: bool):
-        self._model = Model(path, threads)
-        self._flash = flash
-        self.facts = {"version": f"llama-cpp-python {ll.__version__}", "threads": threads, "flash attention": flash}
-        self.facts["system"] = ll.llama_print_system_info().decode()
-        # A user's program has one context, which holds the whole conversation; further ones are for what needs them.
-        self._deep = Context(self._model, 4096, flash=flash)
-        self._held = 0
-        self._short: Context | None = None
-        self._deep.append(random_ids(1, self._model.vocabulary), 0, "last")
-        self._deep.cut()
-
-    def fill(self, depth: int) -> None:
-        self._deep.cut()
-        self._deep.append(self._ids(depth), 0, "none")
-        self._held = depth
-
-    def prefill(self, tokens: int) -> float:
-        context, ids = self._shallow(), self._ids(tokens)
-        start = time.perf_counter()
-        context.append(ids, 0, "last")
-        return tokens / (time.perf_counter() - start)
-
-    def decode(self, depth: int, window_s: float) -> float:
-        if depth and depth != self._held:
-            self.fill(depth)
-        context = self._deep if depth else self._shallow()
-        ids = self._ids(WINDOW_TOKENS)
-
-        def step(i: int) -> None:
-            context.append(ids[i : i + 1], depth + i, "last")
-
-        speed = steps_per_s(step, window_s, min(WINDOW_TOKENS, 4096 - depth))
-        context.cut(depth)
-        return speed
-
-    def batch(self, sequences: int, window_s: float) -> float:
-        context = self._shallow()
-        ids = [self._ids(WINDOW_TOKENS + 1) for _ in range(sequences)]
-
-        def step(i: int) -> None:
-            context.decode([(own[i], i, sequence, True) for sequence, own in enumerate(ids)])
-
-        step(0)
-        return sequences * steps_per_s(lambda i: step(i + 1), window_s, LONGEST_PROMPT // sequences - 1)
-
-    def verify(self, tokens: int, window_s: float) -> float:
-        context, ids = self._shallow(), self._ids(tokens)
-
-        def step(_: int) -> None:
-            context.append(ids, 0, "all")
-            context.cut()
-
-        return 1 / steps_per_s(step, window_s)
-
-    def _shallow(self) -> Context:
-        """An empty context, wide enough for the longest prompt and the largest batch."""
-        if self._short is None:
-            self._short = Context(self._model, LONGEST_PROMPT + WINDOW_TOKENS, SEQUENCES, flash=self._flash)
-        self._short.cut()
-        return self._short
-
-    def _ids(self, count: int) -> list[int]:
-        return random_ids(count, self._model.vocabulary)
+def runner(path: str, threads: int, flash: bool) -> ContextRunner:
+    model = Model(path, threads)
+    facts: dict[str, object] = {
+        "version": f"llama-cpp-python {ll.__version__}",
+        "threads": threads,
+        "flash attention": flash,
+        "system": ll.llama_print_system_info().decode(),
+    }
+    return ContextRunner(
+        facts, model.vocabulary, lambda tokens, sequences: Context(model, tokens, sequences, flash=flash)
+    )
 
 
 if __name__ == "__main__":
-    path, thread_count, *settings = sys.argv[1:]
-    starter: Callable[[], LlamaCpp] = lambda: LlamaCpp(  # noqa: E731
-        path, int(thread_count), "plain-attention" not in settings
-    )
-    serve(starter)
+    file, thread_count, *settings = sys.argv[1:]
+    serve(lambda: runner(file, int(thread_count), "plain-attention" not in settings))

