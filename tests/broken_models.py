@@ -15,12 +15,15 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from minicpm.doctor.diagnosis import Diagnosis
+from minicpm.export.gguf import write_gguf
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.gguf import Field, GgufFile, GgufWriter, ValueType
 from minicpm.formats.gguf_model import published_rows, rows_to_store, stored_name
 from minicpm.hub import embedded
 from minicpm.quant.format import IntWeight, read_weight
 from minicpm.tokenizer import PieceType
+from small_models import ONE_BLOCK
 
 NORM = "model.norm.weight"
 CHATML = (
@@ -41,7 +44,32 @@ QUESTION = "What does a nurse do?"
 Fields = dict[str, Field]
 
 
+# Texts whose tokens a repaired tokenizer must give as before.
+TOKENIZED_TEXTS = ("Tell me a story about a mouse.", "<用户>讲个故事<AI>", "  two\n\nlines 12")
+# A small model with the constants of 2024.
+CONFIG = replace(ONE_BLOCK, dim_model_base=256)
+
+
+def names(diagnosis: Diagnosis) -> list[str]:
+    return [fault.name for fault in diagnosis.faults]
+
+
 # --- sound models ------------------------------------------------------------------------------------------------
+
+
+def nano_gguf(folder: Path) -> Path:
+    """`nano_of_2024` as a GGUF file in `folder`."""
+    path = folder / "nano.gguf"
+    write_gguf(nano_of_2024(folder / "nano"), path)
+    return path
+
+
+def sound_folder(golden: Path, destination: Path) -> Path:
+    """The golden toy model without what doctor finds wrong with every folder of 2024."""
+    shutil.copytree(golden / "minicpm2b_tied", destination)
+    spoil(destination, "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
+    spoil(destination, auto_map=...)
+    return destination
 
 
 def nano_of_2024(destination: Path) -> Path:

@@ -154,7 +154,7 @@ ENGINE = (
     *package("assets", "chat", "engine", "errors.py", "export", "files.py", "formats", "hub", "models", "quant"),
     *package("sampling", "tokenizer"),
 )
-NATIVE_TESTS = ("tests/engine/backends", "tests/isas.py", "tests/sampling", "tests/tiny_models.py")
+NATIVE_TESTS = ("tests/engine/backends", "tests/isas.py", "tests/sampling", "tests/small_models.py")
 REPLAY = (*NATIVE_TESTS, "cmake", "tests/arm", "tests/generated.py", "tests/isa_matrix.py", "tests/replaying.py")
 PEERS = ("tests/environments.py", "tests/small_models.py")
 
@@ -235,7 +235,7 @@ TIERS = (
         "our files in llama.cpp and mlx-lm; our server asked by llm, litellm and lm-eval",
         covers=(
             *(*ENGINE, *PEERS, *package("cli", "doctor", "eval", "server"), "benchmarks/peers", "tests/peers"),
-            *("tests/broken_models.py", "tests/server"),
+            *("tests/broken_models.py", "tests/server", "tests/small_gguf.py"),
         ),
         needs=(
             *(Environment(name, "peers") for name in ("llamacpp", "mlx")),

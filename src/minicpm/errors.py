@@ -6,6 +6,8 @@ exits with 1. A bad argument of a Python call is a plain ValueError; of a comman
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -54,6 +56,17 @@ class MissingExtra(MiniCPMError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f"{what} needs the '{extra}' extra; install it with: pip install 'minicpm[{extra}]'")
+
+
+@contextmanager
+def missing_extra(what: str, extra: str) -> Iterator[None]:
+    """MissingExtra in place of the ImportError of a library; one of our own modules that is missing is a bug."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "minicpm":
+            raise
+        raise MissingExtra(what, extra) from error
 
 
 def one_line(text: str, limit: int = 200) -> str:

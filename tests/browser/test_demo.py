@@ -20,8 +20,8 @@ pytest.importorskip("gradio")
 import uvicorn  # noqa: E402
 
 from minicpm.demo.app import create_app  # noqa: E402
-from minicpm.demo.serving import bind  # noqa: E402
 from minicpm.demo.source import Source  # noqa: E402
+from minicpm.server.addresses import bind  # noqa: E402
 
 expect = sync_api.expect
 

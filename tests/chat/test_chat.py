@@ -21,7 +21,6 @@ from minicpm.chat import (
     FEBRUARY_2024_TEMPLATE,
     MAX_MESSAGES,
     STOP_STRINGS,
-    SYSTEM_PROMPTS,
     ChatTemplate,
     StopMatcher,
     contains_markers,
@@ -173,6 +172,8 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path, template: object,
 
 
 def test_the_mobile_apps_prompts_are_system_messages():
+    with pytest.warns(DeprecationWarning, match="SYSTEM_PROMPTS is deprecated"):
+        from minicpm.chat import SYSTEM_PROMPTS
     prompts = {
         name: CURRENT_TEMPLATE.render([{"role": "system", "content": text}, user("你好")])
         for name, text in SYSTEM_PROMPTS.items()

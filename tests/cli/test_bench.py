@@ -14,7 +14,6 @@ import pytest
 
 from minicpm.bench.measure import Peaks, Plan
 from minicpm.bench.report import read_report
-from minicpm.cli.arguments import shown_name
 from minicpm.cli.verbs import bench
 from minicpm.hub import embedded
 
@@ -121,15 +120,6 @@ def test_a_report_never_replaces_a_file_unasked(minicpm, tmp_path: Path, monkeyp
         assert done.code == 2 and "is a folder; name a file in it" in done.err
     assert minicpm("bench", "--report", path, "--force", *SHORT).code == 0
     assert read_report(path).model.name == "MiniCPM-nano"
-
-
-def test_a_model_is_called_by_its_folder_or_as_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "MiniCPM-2.4B").mkdir()
-    monkeypatch.chdir(tmp_path / "MiniCPM-2.4B")
-    assert shown_name(str(tmp_path / "MiniCPM-2.4B"), tmp_path / "MiniCPM-2.4B") == "MiniCPM-2.4B"
-    assert shown_name(".", Path()) == "MiniCPM-2.4B"
-    assert shown_name(None, embedded.FOLDER) == "MiniCPM-nano"
-    assert shown_name("minicpm-2b-dpo", tmp_path / "snapshots" / "0a1b2c") == "minicpm-2b-dpo"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm.doctor.measured import LEAST_DEVIATIONS, LEAST_NATS, is_better
+from broken_models import spoil
+from minicpm.doctor import measured
+from minicpm.doctor.faults import Correction
+from minicpm.doctor.measured import LEAST_DEVIATIONS, LEAST_NATS, is_better, measure
+from minicpm.formats.checkpoint import Checkpoint
+from minicpm.hub import embedded
 
 T = 400
 SEEDS = st.integers(0, 1 << 30)
@@ -58,3 +67,49 @@ def test_five_standard_deviations_of_the_sign_test_are_needed(better: int, worse
     before = np.zeros(T)
     after = np.concatenate([np.full(better, -1.0), np.full(worse, 0.1), np.zeros(T - better - worse)])
     assert is_better(before, after) is expected
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """Half of one text is read, which is enough; by every reading once, since it takes seconds."""
+    losses, computed = measured._losses, {}
+
+    def once(checkpoint: Checkpoint, reading: Correction, rows: list[list[int]]) -> list[np.ndarray]:
+        if (checkpoint.path, reading) not in computed:
+            computed[checkpoint.path, reading] = losses(checkpoint, reading, rows)
+        return computed[checkpoint.path, reading]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(measured, "NAMES", ("owl",))
+        monkeypatch.setattr(measured, "MOST_TOKENS", 64)
+        monkeypatch.setattr(measured, "_losses", once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def misread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with a rotary base that it was not trained with."""
+    folder = Path(shutil.copytree(embedded.folder(), tmp_path_factory.mktemp("misread") / "model"))
+    spoil(folder, rope_theta=100.0)
+    return folder
+
+
+def test_a_wrong_base_is_found_and_its_cure_is_the_right_one(misread: Path):
+    found = measure(misread, can_reorder_rows=True)
+    assert [fault.name for fault in found.faults] == ["wrong-rope-theta"] and found.silence is None
+    assert found.correction.config.rope_theta == 10_000 and not found.correction.reorders_rows
+
+
+@pytest.mark.parametrize("limit", ["LEAST_NATS", "LEAST_DEVIATIONS"])
+def test_nothing_is_said_of_a_reading_that_is_not_better_by_enough(
+    misread: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+):
+    monkeypatch.setattr(measured, limit, 1e6)
+    found = measure(misread, can_reorder_rows=True)
+    assert (found.faults, found.correction, found.silence) == ((), None, None)
+
+
+def test_a_model_that_knows_none_of_the_texts_is_not_judged(misread: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measured, "KNOWN_NATS", 0.0)
+    found = measure(misread, can_reorder_rows=True)
+    assert found.faults == () and "not judged" in found.silence

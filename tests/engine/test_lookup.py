@@ -348,3 +348,14 @@ def test_beyond_the_largest_measured_step_every_token_costs_more():
     times = times_of(t1=1.0)
     costs = [times.seconds(tokens) for tokens in range(1, 9)]
     assert all(a < b for a, b in pairwise(costs))
+
+
+@given(st.floats(0.01, 1), st.lists(st.floats(0.01, 10), min_size=16, max_size=16))
+def test_no_other_length_of_a_draft_promises_more_tokens_a_second(probability: float, seconds: list[float]):
+    times = StepTimes()
+    for tokens, value in enumerate(seconds, start=1):
+        times.learn(tokens, value)
+    (count,) = draft_lengths(times, [Chance(probability, 15)])
+    expected = [sum(probability**k for k in range(n + 1)) / times.seconds(1 + n) for n in range(16)]
+    if max(expected) > WORTHWHILE_GAIN * expected[0] * (1 + 1e-9):
+        assert expected[count] >= max(expected) * (1 - 1e-9)

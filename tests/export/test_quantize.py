@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,37 @@ def test_compressed_tensors_decompresses_to_our_numbers(wide: Path, tmp_path: Pa
         assert np.array_equal(PackedQuantizationCompressor.decompress(state, scheme)["weight"].numpy(), ours[name]), (
             name
         )
+
+
+class TestUnusual:
+    """What no rounding of ours gives, or seldom, and a reader must take all the same."""
+
+    NAME = "model.layers.0.mlp.up_proj.weight"
+
+    @pytest.fixture
+    def folder(self, wide: Path, tmp_path: Path) -> Path:
+        quantize_folder(wide, tmp_path / "quantized")
+        return tmp_path / "quantized"
+
+    def test_a_scale_of_zero_makes_a_group_of_zeros(self, folder: Path):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[f"{self.NAME}_scale"][3, 1] = 0
+        save_file(tensors, folder / "model.safetensors")
+        found = dequantized(folder)[self.NAME]
+        assert not found[3, 64:128].any() and found[3, :64].any()
+
+    def test_an_int4_code_of_minus_8_is_one(self, folder: Path):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[f"{self.NAME}_packed"][3] = 0
+        save_file(tensors, folder / "model.safetensors")
+        scales = tensors[f"{self.NAME}_scale"][3].astype(np.float32)
+        assert np.array_equal(dequantized(folder)[self.NAME][3], np.repeat(-8 * scales, 64))
+
+    @pytest.mark.parametrize("preset", ["int4", "int8"])
+    def test_a_width_that_no_word_divides_is_read_back(self, tmp_path: Path, preset: str):
+        config = replace(WIDE, hidden_size=126, num_attention_heads=3, num_key_value_heads=1, intermediate_size=130)
+        source = write_model(tmp_path / "odd", config, random_weights(config))
+        quantize_folder(source, tmp_path / "out", preset=preset)
+        expected = load_file(source / "model.safetensors")
+        for name, found in dequantized(tmp_path / "out").items():
+            assert np.square(found - expected[name]).sum() <= 0.015 * np.square(expected[name]).sum(), name

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minicpm.errors import ModelError
+from minicpm.errors import FormatError, ModelError
 from minicpm.formats.config import DecoderConfig, RopeScaling
-from minicpm.formats.vllmcpm import read_config, write_config
+from minicpm.formats.folder import ModelFolder
+from minicpm.formats.vllmcpm import open_weights, read_config, write_config
 
 SCALED = DecoderConfig(
     vocab_size=203,
@@ -76,3 +78,11 @@ def test_a_rope_scaling_keeps_its_kind_and_factor():
     config = read_config(raw(rope_scaling_type="dynamic", rope_scaling_factor=4.0))
     assert config.rope_scaling == RopeScaling("dynamic", 4.0)
     assert read_config(write_config(config)) == config
+
+
+@pytest.mark.parametrize(("names", "found"), [(["a.pt", "b.pt"], "a.pt, b.pt"), ([], "none"), (["a.bin"], "none")])
+def test_a_folder_without_exactly_one_file_of_weights_is_refused(tmp_path: Path, names: list[str], found: str):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(FormatError, match=f"exactly one .* found {found}$"):
+        open_weights(ModelFolder(tmp_path))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -17,6 +18,8 @@ from fake_hub import FakeHub, git_sha1, sha256
 from minicpm import hub
 from minicpm.errors import HubError
 from minicpm.hub import transfer
+from minicpm.hub.remote import RemoteFile
+from minicpm.progress import Silent
 
 NAME = "openbmb/MiniCPM-2B-dpo-bf16"
 WEIGHTS = bytes(range(251)) * 400
@@ -114,6 +117,25 @@ def test_a_refusal_by_the_hub_itself_is_final(server, repo, said, status):
     assert len(server.asked_for("model.safetensors")) == 1
 
 
+@pytest.mark.parametrize(
+    "range_", ["bytes 1000-{last}/{more}", "bytes 1000-{more}/*", "bytes 999-{last}/{size}", "none"]
+)
+def test_a_rest_that_is_not_the_files_is_refused(server, repo, said, range_):
+    size = len(WEIGHTS)
+    server.faults.cut_after["model.safetensors"] = [1000]
+    server.faults.chunked_extra["model.safetensors"] = b""  # no length is announced beside it
+    server.faults.content_range["model.safetensors"] = range_.format(last=size - 1, more=size + 9, size=size)
+    with pytest.raises(HubError, match=r"asked for bytes 1000-|the server announces"):
+        hub.pull(NAME, tell=said.append)
+
+
+def test_a_rest_of_a_file_of_unknown_length_is_taken(server, repo, said):
+    server.faults.cut_after["model.safetensors"] = [1000]
+    server.faults.content_range["model.safetensors"] = f"bytes 1000-{len(WEIGHTS) - 1}/*"
+    folder = hub.pull(NAME, tell=said.append)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
 # Redirects
 
 
@@ -199,6 +221,7 @@ def test_credentials_go_to_another_address_of_their_own_host(monkeypatch: pytest
         ("https://hub.example/list", "https://hub.example:8443/list"),
         ("https://hub.example/list", "https://hub.example.evil.example/list"),
         ("http://hub.example/list", "https://hub.example/list"),
+        ("http://hub.example:8000/list", "https://hub.example:8000/list"),
     ],
 )
 def test_credentials_go_to_no_other_origin(monkeypatch: pytest.MonkeyPatch, start: str, target: str):
@@ -231,3 +254,16 @@ def test_an_answer_that_is_no_small_list_is_not_read_to_its_end(monkeypatch: pyt
     with pytest.raises(HubError, match="that is no file list"):
         transfer.fetch_json("https://hub.example/list", {}, lambda text: None)
     assert len(read) == 11
+
+
+def test_a_file_that_the_server_compressed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Client:
+        @contextmanager
+        def stream(self, *arguments: object, headers: Mapping[str, str], **options: object) -> Iterator[Answer]:
+            assert headers["Accept-Encoding"] == "identity"
+            yield Answer(200, {"Content-Encoding": "gzip"}, b"hello")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Client)
+    download = transfer.Download(RemoteFile("x", 5, sha256(b"hello")), "https://hub.example/x")
+    with pytest.raises(HubError, match="the server compressed the file"):
+        transfer.fetch(download, tmp_path / "x", Silent(), lambda text: None)

@@ -61,7 +61,7 @@ def test_trl_has_the_same_losses_on_the_same_examples(golden: Path, tmp_path: Pa
         checkpoints=CheckpointFolder(tmp_path / "checkpoints"),
         metrics=Metrics(tmp_path / "metrics.jsonl"),
     )
-    our_losses = [loop.train_on(batch)[0] for _ in range(5)]
+    our_losses = [loop.train_on(batch)[0].loss for _ in range(5)]
     trainer = SFTTrainer(
         model=theirs,
         args=SFTConfig(

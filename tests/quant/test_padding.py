@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minicpm.errors import ModelError
 from minicpm.formats.compressed_tensors import Packing
 from minicpm.quant import rtn
 from minicpm.quant.format import LARGEST_SCALE, SMALLEST_SCALE, WEIGHT_TYPES, IntWeight, round_scales
@@ -83,6 +84,16 @@ def test_the_whole_range_of_codes_and_nothing_beyond_is_stored(bits: int):
 def test_scales_stay_within_what_both_halves_hold(value: float, expected: float):
     assert round_scales(np.array([value], np.float32)).astype(np.float32).tolist() == [expected]
     assert float(SMALLEST_SCALE) <= expected <= float(LARGEST_SCALE)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_are_refused_only_where_the_largest_scale_and_code_do_not_reach(bits: int):
+    reach = float(LARGEST_SCALE) * WEIGHT_TYPES[bits].high
+    for factor in (0.5, 1.0):
+        weight = np.full((1, 32), factor * reach, np.float32)
+        assert np.allclose(rtn.quantize(weight, Packing(bits, 32)).dequantize(), weight, rtol=0.02)
+    with pytest.raises(ModelError, match="finite values only"):
+        rtn.quantize(np.full((1, 32), 1.01 * reach, np.float32), Packing(bits, 32))
 
 
 # --- importance ----------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 
 from minicpm.engine.service import Engine
+from minicpm.server.addresses import bind
 from minicpm.server.answers import Serving
 from minicpm.server.model import ServedModel
 from minicpm.server.settings import Settings
-from minicpm.server.uvicorn_server import Server, bind
+from minicpm.server.uvicorn_server import Server
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4}

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minicpm import EngineOptions
+from minicpm.engine.backends.vllm import context_of
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.sampling import SamplingParams
 from minicpm.server import vllm as vllm_server
@@ -22,9 +24,10 @@ def words(
     folder: Path, engine: dict[str, object] | None = None, options: EngineOptions | None = None, **settings: object
 ) -> list[str]:
     options = options or EngineOptions(backend="vllm")
-    server = VllmServer("127.0.0.1", 8000, ["tiny"], options, **settings)  # type: ignore[arg-type]
     with open_checkpoint(folder) as checkpoint:
-        return command(checkpoint, folder, "bfloat16", SamplingParams(temperature=0.5), server, engine or {})
+        options = replace(options, dtype="bfloat16", context=context_of(checkpoint.config, options.context))
+        server = VllmServer("127.0.0.1", 8000, ["tiny"], options, **settings)  # type: ignore[arg-type]
+        return command(checkpoint, folder, SamplingParams(temperature=0.5), server, engine or {})
 
 
 def value(line: list[str], name: str) -> str:

@@ -18,7 +18,7 @@ from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
 from minicpm.train.batches import IGNORED, Batch, Mixture, Share
 from minicpm.train.checkpoint import CheckpointFolder
 from minicpm.train.loop import Evaluation, Loop, LoopOptions
-from minicpm.train.losses import document_mask, summed_loss
+from minicpm.train.losses import CrossEntropy, document_mask
 from minicpm.train.metrics import Metrics, read_metrics
 from minicpm.train.optimizers import initialize, make_optimizers
 from minicpm.train.options import OptimizerOptions
@@ -82,14 +82,14 @@ def test_six_steps_have_the_reference_s_adamw_losses(micro_rows: int, golden: Pa
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     loop = loop_of(model, [adamw], tmp_path, micro_rows=micro_rows, clip_norm=1e9)
     batch = batch_of(data["input_ids"].astype(np.int64), data["labels"].astype(np.int64))
-    losses = [loop.train_on(batch)[0] for _ in range(6)]
+    losses = [loop.train_on(batch)[0].loss for _ in range(6)]
     assert losses == pytest.approx(data["train.adamw_lr1e-3_losses"].tolist(), abs=2e-4)
 
 
 def test_packed_documents_lose_what_they_lose_alone(packed: Batch):
     model = tiny_model()
     assert packed.segments.max() >= 2
-    together = summed_loss(model, packed, CPU).item()
+    together = CrossEntropy()(model, packed, CPU).loss.item()
     alone = 0.0
     for row in range(len(packed.ids)):
         for segment in range(1, packed.segments[row].max() + 1):
@@ -98,7 +98,7 @@ def test_packed_documents_lose_what_they_lose_alone(packed: Batch):
                 *(a[row, chosen][None] for a in (packed.ids, packed.targets, packed.positions, packed.segments))
             )
             if one.trained_tokens:
-                alone += summed_loss(model, one, CPU).item()
+                alone += CrossEntropy()(model, one, CPU).loss.item()
     assert together == pytest.approx(alone, rel=1e-6)
 
 
@@ -112,8 +112,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(packed: Batch, tmp_p
     for micro_rows in (6, 4, 1):
         model = tiny_model()
         loop = loop_of(model, [], tmp_path, micro_rows=micro_rows, clip_norm=1e9)
-        loss, norm = loop.train_on(packed)
-        gradients.append((loss, norm, torch.cat([p.grad.flatten() for p in model.parameters()])))
+        means, norm = loop.train_on(packed)
+        gradients.append((means.loss, norm, torch.cat([p.grad.flatten() for p in model.parameters()])))
     for loss, norm, gradient in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-6)
         assert norm == pytest.approx(gradients[0][1], rel=1e-5)
@@ -129,8 +129,8 @@ def test_gradients_are_clipped_to_the_norm(packed: Batch, tmp_path: Path):
 
 def test_bf16_autocast_is_near_float32_and_keeps_float32_weights(packed: Batch, tmp_path: Path):
     model = tiny_model()
-    exact = loop_of(model, [], tmp_path).train_on(packed)[0]
-    near = loop_of(model, [], tmp_path, is_bf16=True).train_on(packed)[0]
+    exact = loop_of(model, [], tmp_path).train_on(packed)[0].loss
+    near = loop_of(model, [], tmp_path, is_bf16=True).train_on(packed)[0].loss
     assert near != exact and near == pytest.approx(exact, rel=0.01)
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 
@@ -139,7 +139,7 @@ def test_bf16_autocast_is_near_float32_and_keeps_float32_weights(packed: Batch, 
 def test_a_model_learns_a_batch_by_heart(name: Any, packed: Batch, tmp_path: Path):
     model = tiny_model()
     loop = loop_of(model, make_optimizers(model, OptimizerOptions(name=name, lr=0.02)), tmp_path)
-    losses = [loop.train_on(packed)[0] for _ in range(25)]
+    losses = [loop.train_on(packed)[0].loss for _ in range(25)]
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -189,9 +189,9 @@ def test_an_evaluation_is_the_mean_over_learned_tokens_of_all_batches(packed: Ba
     assert packed.trained_tokens < packed.tokens
     batches = [packed.rows(0, 1), unlearned(packed.rows(0, 3)), packed.rows(1, 6)]
     with torch.no_grad():
-        expected = summed_loss(model, packed, CPU).item() / packed.trained_tokens
+        expected = CrossEntropy()(model, packed, CPU).loss.item() / packed.trained_tokens
     loop = loop_of(model, [], tmp_path, evaluation=Evaluation(batches), micro_rows=micro_rows)
-    assert loop.evaluate() == pytest.approx(expected, rel=1e-6)
+    assert loop.evaluate().loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_evaluation_changes_nothing_and_hands_the_model_back_to_training(packed: Batch, tmp_path: Path):

@@ -1,10 +1,13 @@
 """Messages <-> prompt text: templates, roles, the markers where an answer ends. Text only; no ids, no model."""
 
+from __future__ import annotations
+
+import warnings
+
 from minicpm.chat.messages import (
     ASSISTANT_MARKER,
     MAX_MESSAGES,
     ROLES,
-    SYSTEM_PROMPTS,
     USER_MARKER,
     Message,
     contains_markers,
@@ -28,7 +31,6 @@ __all__ = [
     "MAX_MESSAGES",
     "ROLES",
     "STOP_STRINGS",
-    "SYSTEM_PROMPTS",
     "USER_MARKER",
     "ChatTemplate",
     "Message",
@@ -39,3 +41,16 @@ __all__ = [
     "template_from",
     "validate_messages",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "SYSTEM_PROMPTS":
+        raise AttributeError(f"module 'minicpm.chat' has no attribute {name!r}")
+    warnings.warn(
+        "minicpm.chat.SYSTEM_PROMPTS is deprecated; write the system text into a message",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    from minicpm.chat.deprecated import SYSTEM_PROMPTS
+
+    return SYSTEM_PROMPTS

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TypedDict
 
 ROLES = ("system", "user", "assistant")
 USER_MARKER, ASSISTANT_MARKER = "<用户>", "<AI>"
-
-# System texts of the 2024 mobile apps; as a system message they give the apps' prompts to the letter.
-SYSTEM_PROMPTS: Mapping[str, str] = MappingProxyType(
-    {
-        "android": "<系统命令>你是MiniCPM，由面壁智能开发。",
-        "ios": "<系统命令>你是MiniCPM，你是由面壁智能开发的语言模型。",
-    }
-)
 
 MAX_MESSAGES = 4096
 MAX_CONTENT_CHARACTERS = 1 << 20

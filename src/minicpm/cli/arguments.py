@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.output import is_terminal, talk_dim
@@ -64,10 +64,25 @@ count = whole(1)
 port = whole(0, 65535)
 
 
+def size(text: str) -> int:
+    """An argument's type: bytes, written like 500MB, 2g or 1.5GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip().lower())
+    number, unit, is_binary = match.groups() if match else ("0", None, None)
+    nbytes = int(float(number) * (1024 if is_binary else 1000) ** " kmgt".index(unit or " "))
+    if nbytes < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; a size is a number such as 500MB or 2GiB")
+    return nbytes
+
+
 def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") -> None:
     """-m and --offline; `default` tells what is taken without them."""
     explanation = "a model's folder or .gguf file, or its name (see 'minicpm list' and 'minicpm pull')"
     parser.add_argument("-m", "--model", help=explanation + (f"; default: {default}" if default else ""))
+    add_offline_argument(parser)
+
+
+def add_offline_argument(parser: argparse.ArgumentParser) -> None:
+    """--offline; None without it, so that HF_HUB_OFFLINE decides."""
     parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
 
 
@@ -125,13 +140,6 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
         given["stop"] = tuple(args.stop)
     SamplingParams(**given)
     return given
-
-
-def shown_name(model: str | None, folder: Path) -> str:
-    """What others read of the model of -m: they need not know where on the disk it is."""
-    if model is not None and not Path(model).exists():
-        return model
-    return folder.name if folder.name.strip(".") else folder.resolve().name
 
 
 def first_wish(args: argparse.Namespace, names: Iterable[str]) -> str | None:

@@ -14,10 +14,11 @@ import gradio as gr
 from fastapi import FastAPI
 
 from minicpm.demo.conversation import Conversation
-from minicpm.demo.gate import LOOPBACK_NAMES, Gate
+from minicpm.demo.gate import Gate
 from minicpm.demo.source import Source
 from minicpm.demo.words import EXAMPLES, WORDS, language_of, note_text
 from minicpm.sampling import SamplingParams
+from minicpm.server.addresses import LOOPBACK_NAMES
 
 MOST_NEW_TOKENS = 1024  # max_dec_len of the 2024 demos
 # Fonts of the system: those that Gradio would fetch are not asked for.

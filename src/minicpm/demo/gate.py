@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+from minicpm.server.addresses import LOOPBACK_NAMES, is_own_page, named_host
 
 # No uploads, no /file=, no /proxy=, no calls by name, no descriptions of them, no monitoring.
 _OPEN_PATHS = re.compile(
@@ -47,12 +46,11 @@ class Gate:
         await (refusal or self._app)(scope, receive, send_with_policy)
 
     def _refusal(self, path: str, headers: Headers) -> PlainTextResponse | None:
-        host = headers.get("host", "").lower()
-        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-        if self._hosts is not None and name not in self._hosts:
+        host = headers.get("host", "")
+        if self._hosts is not None and named_host(host) not in self._hosts:
             return PlainTextResponse("the demo does not answer to this name; start it with --host\n", 403)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host:
+        if origin is not None and not is_own_page(origin, host):
             return PlainTextResponse("pages of other origins may not ask\n", 403)
         if not _OPEN_PATHS.fullmatch(path):
             return PlainTextResponse("there is nothing here\n", 404)

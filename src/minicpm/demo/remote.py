@@ -13,6 +13,7 @@ from minicpm.chat import Message
 from minicpm.demo.source import Meter, Progress, SourceError
 from minicpm.errors import one_line
 from minicpm.sampling import SamplingParams
+from minicpm.server.addresses import LOOPBACK_HOSTS
 
 _CONNECT_TIMEOUT_S = 10.0
 _SILENCE_TIMEOUT_S = 600.0  # a long prompt on a small machine says nothing for minutes
@@ -37,7 +38,7 @@ class RemoteSource:
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "timeout": httpx.Timeout(_SILENCE_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
             # A proxy for the world outside knows nothing of this machine.
-            "trust_env": parts.hostname not in ("localhost", "127.0.0.1", "::1"),
+            "trust_env": parts.hostname not in LOOPBACK_HOSTS,
         }
         self.sampling = SamplingParams()
         self.engine = self._url

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -10,24 +9,10 @@ from types import FrameType
 import uvicorn
 
 from minicpm.demo.app import create_app
-from minicpm.demo.gate import LOOPBACK_NAMES
 from minicpm.demo.source import Source
-from minicpm.errors import MiniCPMError
+from minicpm.server.addresses import LOOPBACK_NAMES
 
 _GRACE_S = 3  # what a running answer is waited for at the end
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises MiniCPMError where the address cannot be had."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise MiniCPMError(
-                f"port {port} of {host} is taken; stop what listens there, or give another --port"
-            ) from None
-        raise MiniCPMError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
 
 
 def serve(source: Source, listener: socket.socket, *, is_local: bool, on_ready: Callable[[], None]) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -26,10 +24,12 @@ from minicpm.engine.advice import advised_sampling
 from minicpm.engine.options import EngineOptions
 from minicpm.errors import ModelError, one_line
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.server.addresses import free_port
+from minicpm.server.children import end
 
 _POLL_S = 0.5
 _ANSWER_S = 20.0
-# Longer than the server gives vLLM.
+# Longer than the server gives vLLM: it then ends it, and deletes the folder that it expanded for it.
 _END_S = 40.0
 
 
@@ -39,7 +39,7 @@ def running_vllm(model: Path, name: str, options: EngineOptions) -> Iterator[Rem
     python = _python_of_vllm()
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
         sampling, stop = advised_sampling(checkpoint), checkpoint.chat_template().stop_strings
-    port, key = _free_port(), secrets.token_urlsafe(16)
+    port, key = free_port(), secrets.token_urlsafe(16)
     # -P: not the files of the folder that the demo was started in.
     command = [python, "-P", "-m", "minicpm", "serve", "--backend", "vllm", "--model", str(model)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
@@ -60,7 +60,7 @@ def running_vllm(model: Path, name: str, options: EngineOptions) -> Iterator[Rem
             source.engine, source.sampling = "vLLM", sampling
             yield source
         finally:
-            _end(process)
+            end(process, _END_S)
 
 
 def _python_of_vllm() -> str:
@@ -98,18 +98,3 @@ def _wait(process: subprocess.Popen[bytes], health: str, log: IO[str]) -> None:
     errors = [line for line in lines if "Error" in line]
     last = one_line((ours or errors or lines or ["it said nothing"])[-1], 300)
     raise ModelError(f"vLLM ended with code {process.returncode} before it could answer: {last}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The server ends vLLM and deletes what it expanded, where it is asked to."""
-    process.terminate()
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its session: vLLM and its workers, too
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -1,9 +1,8 @@
 """What is wrong with a model's files, told as a user meets it: what he sees, why, and what cures it.
 
-The known faults of GGUF files are looked for in gguf_faults.py and gguf_tokenizer_faults.py, those of folders in
-folder_faults.py and folder_tokenizer_faults.py; none of them runs the model. What only running it can tell
-(doctor/measured.py) comes as a `Correction`. Cures are planned while looking, and written by
-`Examination.write_repaired`, never in place.
+The known faults of GGUF files are found by gguf.py and gguf_tokenizer.py, those of folders by folder.py and
+folder_tokenizer.py; none of them runs the model. What only running it shows (measured.py) comes as a `Correction`.
+Cures are planned while the files are examined and written by `Examination.write_repaired`, never in place.
 """
 
 from __future__ import annotations

@@ -26,10 +26,12 @@ from minicpm.doctor.faults import (
 from minicpm.doctor.gguf_tokenizer import look_at_tokenizer
 from minicpm.errors import FormatError, ModelError, brief
 from minicpm.export.destination import new_file, require_disk
+from minicpm.export.gguf import check_file_destination
 from minicpm.formats import llama
-from minicpm.formats.gguf import Field, GgufFile, GgufTensor, GgufWriter, ValueType, has_magic
+from minicpm.formats.gguf import Field, GgufFile, GgufTensor, GgufWriter, ValueType
 from minicpm.formats.gguf_model import ARCHITECTURE, LLAMA, SCALE_KEYS, model_fields, rows_to_store, stored_name
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.sequential import writing
 
 _ALIGNMENT_KEY = "general.alignment"
 
@@ -60,19 +62,18 @@ class GgufExamination(Examination):
         return True
 
     def write_repaired(self, destination: Path, *, overwrite: bool = False) -> None:
-        _check_destination(destination, self.path, overwrite)
+        if destination.exists() and destination.samefile(self.path):
+            raise ValueError(f"{destination}: is the file itself; a repaired copy needs a name of its own")
+        check_file_destination(destination, overwrite)
         self._fields.pop(_ALIGNMENT_KEY, None)  # the copy has the format's own
         tensors = [replace(t, start=0) for t in self._file.tensors.values() if t.name not in self._dropped]
         require_disk(destination, sum(tensor.nbytes for tensor in tensors))
-        with new_file(destination) as partial:
-            writer = GgufWriter(partial, list(self._fields.values()), tensors)
-            try:
-                for tensor in tensors:
-                    writer.write(tensor.name, self._content(tensor))
-                writer.close()
-            except BaseException:
-                writer.abandon()
-                raise
+        with (
+            new_file(destination) as partial,
+            writing(GgufWriter(partial, list(self._fields.values()), tensors)) as writer,
+        ):
+            for tensor in tensors:
+                writer.write(tensor.name, self._content(tensor))
 
     def _content(self, tensor: GgufTensor) -> Iterator[memoryview]:
         view, step = self._file.view(tensor.name), 1 << 22
@@ -176,18 +177,3 @@ class GgufExamination(Examination):
         self._fields = {key: replace(field, key=key) for key, field in renamed.items()}
         self._architecture = ARCHITECTURE
         self._put("general.architecture", ValueType.STRING, ARCHITECTURE)
-
-
-def _check_destination(destination: Path, source: Path, overwrite: bool) -> None:
-    if destination.suffix != ".gguf":
-        raise ValueError(f"{destination}: the repaired copy is a file; give it a name that ends in .gguf")
-    if not destination.exists() and not destination.is_symlink():
-        return
-    if not destination.is_file():
-        raise ValueError(f"{destination}: exists and is not a file; choose another destination")
-    if destination.samefile(source):
-        raise ValueError(f"{destination}: is the file itself; a repaired copy needs a name of its own")
-    if not overwrite:
-        raise ValueError(f"{destination}: already exists; choose another destination or pass --force to replace it")
-    if not has_magic(destination):
-        raise ValueError(f"{destination}: --force replaces GGUF files only, and this is not one; remove it yourself")

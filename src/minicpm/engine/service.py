@@ -33,6 +33,7 @@ SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 _INTERVAL_WEIGHT = 0.1
 
 T = TypeVar("T")
+QUEUE_LIMIT = 256
 OUTCOMES = ("stop", "length", "cancelled", "failed", "refused")
 
 
@@ -132,11 +133,11 @@ class Service(Engine):
     At most `queue_limit` requests wait for the `max_batch` that run.
     """
 
-    def __init__(self, llm: LLM, *, queue_limit: int = 256):
+    def __init__(self, llm: LLM, *, queue_limit: int = QUEUE_LIMIT):
         if isinstance(queue_limit, bool) or queue_limit < 1:
             raise ValueError(f"queue_limit must be 1 or more, got {queue_limit!r}")
         self.llm = llm
-        self._queue_limit = queue_limit
+        self.queue_limit = queue_limit
         self._scheduler = llm.new_scheduler()
         self._changed = threading.Condition()
         self._tickets: dict[Request, _Ticket] = {}  # of everything submitted that isn't over
@@ -175,7 +176,7 @@ class Service(Engine):
         with self._changed:
             self._require_open()
             waiting = self._scheduler.waiting + len(self._arrived)
-            if waiting >= self._queue_limit:
+            if waiting >= self.queue_limit:
                 self._counts.outcomes["refused"] += 1
                 raise QueueFull(waiting, self._counts.retry_after_s)
             self._tickets[request] = ticket
@@ -231,7 +232,7 @@ class Service(Engine):
         future: Future[T] = Future()
         with self._changed:
             self._require_open()
-            if len(self._works) >= self._queue_limit:
+            if len(self._works) >= self.queue_limit:
                 raise QueueFull(len(self._works), self._counts.retry_after_s)
             self._works.append((work, future))
             self._changed.notify_all()

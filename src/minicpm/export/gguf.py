@@ -47,6 +47,7 @@ from minicpm.formats.gguf_blocks import BLOCK_TYPES_OF_BITS, GROUP_SIZE, ROWS_EL
 from minicpm.formats.gguf_model import ARCHITECTURE, FLOAT_DTYPES, FLOAT_TYPES, model_fields, rows_to_store, stored_name
 from minicpm.formats.gguf_tokenizer import tokenizer_fields
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorView
 from minicpm.progress import Progress, Silent, task, watched
 from minicpm.quant.format import IntWeight, read_weight
@@ -95,7 +96,7 @@ def write_gguf(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     ModelFolder(source)
-    _check_file_destination(destination, overwrite)
+    check_file_destination(destination, overwrite)
     with open_checkpoint(source, allow_quantized=True) as checkpoint:
         plan = _plan(checkpoint, dtype, name or source.resolve().name, progress or Silent())
         require_disk(destination, plan.weight_bytes)
@@ -109,7 +110,8 @@ def write_gguf(
         )
 
 
-def _check_file_destination(destination: Path, overwrite: bool) -> None:
+def check_file_destination(destination: Path, overwrite: bool) -> None:
+    """ValueError unless a new GGUF file may come to stand at `destination`."""
     if destination.suffix != ".gguf":
         raise ValueError(f"{destination}: the destination is a file; give it a name that ends in .gguf")
     if destination.is_dir() or (destination.is_symlink() and not destination.exists()):
@@ -208,17 +210,14 @@ def _size_label(parameters: int) -> str:
 
 def _write(path: Path, plan: _Plan) -> dict[str, int]:
     """Write the file; returns the CRC-32 of every tensor by stored name."""
-    checksums: dict[str, int] = {}
-    with task(plan.progress, "converting", plan.weight_bytes):
-        writer = GgufWriter(path, plan.fields, plan.tensors)
-        try:
-            for tensor in plan.tensors:
-                checksums[tensor.name] = writer.write(tensor.name, watched(_content(plan, tensor), plan.progress))
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-    return checksums
+    with (
+        task(plan.progress, "converting", plan.weight_bytes),
+        writing(GgufWriter(path, plan.fields, plan.tensors)) as writer,
+    ):
+        return {
+            tensor.name: writer.write(tensor.name, watched(_content(plan, tensor), plan.progress))
+            for tensor in plan.tensors
+        }
 
 
 def _content(plan: _Plan, tensor: GgufTensor) -> Iterator[memoryview]:

@@ -150,21 +150,6 @@ def index_of(files: Sequence[PlannedFile]) -> tuple[str, dict[str, Any]] | None:
     return name, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 
-def parse_size(text: str) -> int:
-    """Bytes of a size as Hugging Face writes it: 5GB, 500MB, 2GiB, 1000000; ValueError otherwise."""
-    units = {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
-    upper = text.strip().upper()
-    unit = next(unit for unit in units if upper.endswith(unit))
-    number = upper.removesuffix(unit).strip()
-    try:
-        size = int(float(number) * units[unit])
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ValueError(f"a size is a number with KB, MB, GB or KiB, MiB, GiB, got {text!r}")
-    return size
-
-
 def require_no_quantization(raw: dict[str, Any]) -> None:
     """ModelError for weights in a form that this version cannot read."""
     quantization = raw.get("quantization_config")

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -338,13 +339,15 @@ def remove(reference: Reference) -> int:
 
 
 def mark_used(reference: Reference) -> None:
-    """Note that the model is used now. A home that cannot be written only costs the note."""
-    marker = _used_marker(reference.source, reference.repo_id)
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    except OSError:
-        pass
+    """Note that the model is used now."""
+    touch_note(_used_marker(reference.source, reference.repo_id))
+
+
+def touch_note(path: Path) -> None:
+    """Make an empty file in the home, or give it the time of now. A home that cannot be written only costs the note."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 def _huggingface_models(everything: bool) -> Iterator[LocalModel]:

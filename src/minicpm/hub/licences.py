@@ -36,8 +36,4 @@ def show_once(reference: Reference, tell: Callable[[str], None]) -> None:
     if text is None or marker.exists():
         return
     tell(text)
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    except OSError:
-        pass  # a home that cannot be written: the notice comes again, which harms nobody
+    cache.touch_note(marker)

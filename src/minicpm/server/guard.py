@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from minicpm.server.addresses import is_own_page, named_host
 from minicpm.server.errors import APIError, shutting_down
 from minicpm.server.settings import Settings
 
@@ -46,7 +46,7 @@ class Guard:
         if self._is_draining():
             return shutting_down()
         host = headers.get("host", "")
-        if self._hosts is not None and _without_port(host) not in self._hosts:
+        if self._hosts is not None and named_host(host) not in self._hosts:
             return APIError(
                 403,
                 "the server has another name than the Host header's; 'minicpm serve --allowed-host NAME' adds one",
@@ -73,7 +73,7 @@ class Guard:
     def _is_own_or_allowed(self, origin: str | None, host: str) -> bool:
         if origin is None or "*" in self._origins or origin in self._origins:
             return True
-        return urlsplit(origin).netloc == host
+        return is_own_page(origin, host)
 
     def _has_key(self, headers: Headers) -> bool:
         if not self._digests:
@@ -87,11 +87,3 @@ class Guard:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("latin-1", "replace")).digest()
-
-
-def _without_port(host: str) -> str:
-    """'LocalHost:8000' -> 'localhost', '[::1]:8000' -> '[::1]'."""
-    host = host.lower()
-    if host.startswith("["):
-        return host[: host.find("]") + 1]
-    return host.partition(":")[0]

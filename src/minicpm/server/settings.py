@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+from minicpm.server.addresses import LOOPBACK_NAMES
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import socket
@@ -13,35 +12,13 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from minicpm.errors import MiniCPMError
 from minicpm.server.answers import Serving
 from minicpm.server.app import create_app
 from minicpm.server.protocol import protocol_class
 
 _LOGGER = logging.getLogger("minicpm.server")
-_BACKLOG = 2048
 # After the answers were ended, what their last words may take to be sent.
 _LAST_WORDS_S = 2.0
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises MiniCPMError where the address cannot be had."""
-    if not 0 <= port < 1 << 16:
-        raise ValueError(f"a port is from 0 to 65535, got {port}")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        # A restart must not wait for connections of the killed server to time out.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise MiniCPMError(
-                f"port {port} of {host} is taken; stop what listens there, or give another --port"
-            ) from None
-        raise MiniCPMError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
-    return listener
 
 
 class Server(uvicorn.Server):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +33,7 @@ from minicpm.engine.backends.vllm import (
 from minicpm.engine.options import EngineOptions
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.sampling import SamplingParams
+from minicpm.server.children import end
 
 MODULE = "vllm.entrypoints.openai.api_server"
 # Of SamplingParams, what vLLM's server takes as defaults for requests that do not say.
@@ -64,41 +65,37 @@ def serve(model: Path, server: VllmServer) -> int:
     require_vllm()
     require_plugin()
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
-        options = server.options
-        dtype = computed_dtype(checkpoint, options.dtype)
-        context = context_of(checkpoint.config, options.context)
-        engine = cpu_arguments(checkpoint, dtype=dtype, context=context, max_batch=options.max_batch)
-        sampling = advised_sampling(checkpoint)
+        dtype = computed_dtype(checkpoint, server.options.dtype)
+        context = context_of(checkpoint.config, server.options.context)
+        engine = cpu_arguments(checkpoint, dtype=dtype, context=context, max_batch=server.options.max_batch)
+        server = replace(server, options=replace(server.options, dtype=dtype, context=context))
         with readable_folder(checkpoint, dtype) as folder:
-            return _watched(command(checkpoint, folder, dtype, sampling, server, engine), _environment(server))
+            words = command(checkpoint, folder, advised_sampling(checkpoint), server, engine)
+            return _watched(words, _environment(server))
 
 
 def command(
-    checkpoint: Checkpoint,
-    folder: Path,
-    dtype: str,
-    sampling: SamplingParams,
-    server: VllmServer,
-    engine: Mapping[str, Any],
+    checkpoint: Checkpoint, folder: Path, sampling: SamplingParams, server: VllmServer, engine: Mapping[str, Any]
 ) -> list[str]:
     """The command line of vLLM's server for an opened model whose files for vLLM lie in `folder`.
 
-    `engine` are arguments that this build of vLLM needs (engine/backends/vllm.py: cpu_arguments); `server` overrides
-    them.
+    The options of `server` have the dtype and the context that vLLM computes with. `engine` are arguments that this
+    build of vLLM needs (engine/backends/vllm.py: cpu_arguments); `server` overrides them.
     """
+    options = server.options
     words = [sys.executable, "-m", MODULE, "--model", str(folder), "--served-model-name", *server.names]
-    words += ["--host", server.host, "--port", str(server.port), "--dtype", dtype]
-    words += ["--max-model-len", str(context_of(checkpoint.config, server.options.context))]
+    words += ["--host", server.host, "--port", str(server.port)]
+    words += ["--dtype", options.dtype, "--max-model-len", str(options.context)]
     words += ["--override-generation-config", json.dumps({name: getattr(sampling, name) for name in DEFAULTS})]
     words += ["--chat-template", chat_template_text(checkpoint)]
     if server.max_batch is not None:
         words += ["--max-num-seqs", str(server.max_batch)]
-    cache_bytes = server.options.kv_cache_bytes or engine.get("kv_cache_memory_bytes")
+    cache_bytes = options.kv_cache_bytes or engine.get("kv_cache_memory_bytes")
     if cache_bytes is not None:
         words += ["--kv-cache-memory-bytes", str(cache_bytes)]
     if engine.get("enforce_eager"):
         words += ["--enforce-eager"]
-    for name, value in (server.options.vllm_options or {}).items():
+    for name, value in (options.vllm_options or {}).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     if server.cors_origins:
         words += ["--allowed-origins", json.dumps(list(server.cors_origins))]
@@ -124,13 +121,7 @@ def _watched(words: list[str], environment: dict[str, str]) -> int:
         with _passing_on(process):
             return process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # vLLM's workers, too
-                process.wait()
+        end(process, GRACE_S)
 
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of T tokens. targets[b, t] is the token after ids[b, t], or IGNORED where none is trained."""
+    """B rows of T tokens. targets[b, t] is the token after ids[b, t], or IGNORED where none is trained.
+
+    A subclass may add arrays (B, ...) that its loss needs.
+    """
 
     ids: Integers  # (B, T)
     targets: Integers  # (B, T)
@@ -67,9 +70,18 @@ class Batch:
     def trained_tokens(self) -> int:
         return int((self.targets != IGNORED).sum())
 
-    def rows(self, start: int, stop: int) -> Batch:
-        chosen = slice(start, stop)
-        return Batch(self.ids[chosen], self.targets[chosen], self.positions[chosen], self.segments[chosen])
+    def rows(self, start: int, stop: int) -> Self:
+        return type(self)(**{array.name: getattr(self, array.name)[start:stop] for array in fields(self)})
+
+
+class Batches(Protocol):
+    """An endless stream of batches that knows where it is."""
+
+    def next_batch(self) -> Batch:
+        """The next batch; the same one at the same place, always."""
+
+    def state(self) -> dict[str, Any]:
+        """The place in the stream, as JSON values."""
 
 
 @dataclass

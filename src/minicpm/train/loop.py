@@ -1,6 +1,6 @@
-"""The one training loop: batches in, weights changed, metrics and checkpoints out. Pretraining and tuning both use it.
+"""The one training loop: batches in, weights changed, metrics and checkpoints out. Every kind of training uses it.
 
-The loop sees token ids only; it knows neither texts nor files of data.
+The loop sees token ids only; it knows neither texts nor files of data, and what it minimizes is handed in (losses.py).
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from minicpm.errors import TrainingError
 from minicpm.models import MiniCPMForCausalLM
-from minicpm.train.batches import Batch, Mixture
+from minicpm.train.batches import Batch, Batches
 from minicpm.train.checkpoint import CheckpointFolder, Progress
-from minicpm.train.losses import summed_loss
+from minicpm.train.losses import CROSS_ENTROPY, Loss, Sums
 from minicpm.train.metrics import Metrics, draw_losses, read_metrics
 from minicpm.train.optimizers import set_learning_rate
 from minicpm.train.schedules import Schedule
@@ -40,8 +41,16 @@ class LoopOptions:
 
 
 @dataclass(frozen=True)
+class Means:
+    """A loss and its metrics over a whole batch, or several."""
+
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StepRecord:
-    """One step as metrics.jsonl has it: the loss is the mean over the batch's trained tokens before the step."""
+    """One step: the loss is the mean over the batch before the step, by default that of its trained tokens."""
 
     step: int
     loss: float
@@ -50,6 +59,11 @@ class StepRecord:
     tokens: int  # seen since the start of the run
     trained_tokens: int
     tokens_per_s: float
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the loss, over the same batch
+
+    def to_dict(self) -> dict[str, float]:
+        """The record as metrics.jsonl has it."""
+        return {name: value for name, value in asdict(self).items() if name != "metrics"} | dict(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -67,8 +81,9 @@ class Loop:
         model: MiniCPMForCausalLM,
         optimizers: Sequence[torch.optim.Optimizer],
         schedule: Schedule,
-        mixture: Mixture,
+        mixture: Batches,
         *,
+        loss: Loss = CROSS_ENTROPY,
         peak_lr: float,
         options: LoopOptions,
         checkpoints: CheckpointFolder,
@@ -80,7 +95,7 @@ class Loop:
         self.model, self.optimizers, self.schedule, self.mixture = model, optimizers, schedule, mixture
         self.options, self.checkpoints, self.metrics, self.evaluation = options, checkpoints, metrics, evaluation
         self.step = self.tokens = self.trained_tokens = 0
-        self._peak_lr, self._watch, self._tell = peak_lr, watch, tell
+        self._loss, self._peak_lr, self._watch, self._tell = loss, peak_lr, watch, tell
 
     def start_at(self, progress: Progress) -> None:
         """Count on from where a checkpoint was made."""
@@ -91,11 +106,13 @@ class Loop:
         self.model.train()
         while self.step < self.schedule.last_step:
             record = self._step()
-            self.metrics.append(asdict(record))
+            self.metrics.append(record.to_dict())
             self._watch(record)
             is_last = self.step == self.schedule.last_step
             if self.evaluation and self.options.eval_every and (is_last or self.step % self.options.eval_every == 0):
-                self.metrics.append({"step": self.step, "eval_loss": self.evaluate()})
+                means = self.evaluate()
+                evaluated = {f"eval_{name}": value for name, value in {"loss": means.loss, **means.metrics}.items()}
+                self.metrics.append({"step": self.step, **evaluated})
             if is_last or (self.options.save_every and self.step % self.options.save_every == 0):
                 self.save()
 
@@ -105,58 +122,74 @@ class Loop:
         if self.checkpoints.save(progress, self.model, self.optimizers):
             draw_losses(read_metrics(self.metrics.path), self.metrics.path.with_name("loss.svg"))
 
-    def evaluate(self) -> float:
-        """Mean loss over the evaluation's trained tokens."""
+    def evaluate(self) -> Means:
+        """The means over all of the evaluation's batches, each counting by its weight."""
         assert self.evaluation is not None
+        weight = sum(self._loss.weight(batch) for batch in self.evaluation.batches)
+        loss, metrics = 0.0, Counter[str]()
         self.model.eval()
         with torch.no_grad():
-            parts = [part for batch in self.evaluation.batches for part in self._parts(batch)]
-            total: float = sum(self._loss(part).item() for part in parts)
+            for batch in self.evaluation.batches:
+                for part in self._parts(batch):
+                    sums = self._sums(part)
+                    loss += sums.loss.item()
+                    metrics.update({name: value.item() for name, value in sums.metrics.items()})
         self.model.train()
-        return total / sum(batch.trained_tokens for batch in self.evaluation.batches)
+        return Means(loss / weight, {name: value / weight for name, value in metrics.items()})
 
     def _step(self) -> StepRecord:
         started_s = time.monotonic()
         factor = self.schedule.factor(self.step)
         set_learning_rate(self.optimizers, factor)
         batch = self.mixture.next_batch()
-        loss, grad_norm = self.train_on(batch)
+        means, grad_norm = self.train_on(batch)
         self.step += 1
         self.tokens += batch.tokens
         self.trained_tokens += batch.trained_tokens
         tokens_per_s = batch.tokens / (time.monotonic() - started_s)
         lr = self._peak_lr * factor
-        return StepRecord(self.step, loss, lr, grad_norm, self.tokens, self.trained_tokens, round(tokens_per_s, 1))
+        return StepRecord(
+            self.step,
+            means.loss,
+            lr,
+            grad_norm,
+            self.tokens,
+            self.trained_tokens,
+            round(tokens_per_s, 1),
+            means.metrics,
+        )
 
-    def train_on(self, batch: Batch) -> tuple[float, float]:
-        """One optimizer step on a batch: its mean loss before the step, and the gradient's norm before clipping.
+    def train_on(self, batch: Batch) -> tuple[Means, float]:
+        """One optimizer step on a batch: its means before the step, and the gradient's norm before clipping.
 
-        However many parts the batch is computed in, the gradient is that of the mean over all its trained tokens.
+        However many parts the batch is computed in, the gradient is that of the mean over the whole batch.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        trained_tokens = max(1, batch.trained_tokens)
-        loss = 0.0
+        weight = self._loss.weight(batch) or 1
+        loss, metrics = 0.0, Counter[str]()
         for part in self._parts(batch):
-            mean = self._loss(part) / trained_tokens
+            sums = self._sums(part)
+            mean = sums.loss / weight
             mean.backward()
             loss += mean.item()
+            metrics.update({name: value.item() / weight for name, value in sums.metrics.items()})
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(self._diagnosis(batch, loss, norm))
         for optimizer in self.optimizers:
             optimizer.step()
-        return loss, norm
+        return Means(loss, dict(metrics)), norm
 
     def _parts(self, batch: Batch) -> list[Batch]:
         starts = range(0, len(batch.ids), self.options.micro_rows)
         parts = [batch.rows(start, start + self.options.micro_rows) for start in starts]
-        return [part for part in parts if part.trained_tokens]
+        return [part for part in parts if self._loss.weight(part)]
 
-    def _loss(self, part: Batch) -> torch.Tensor:
+    def _sums(self, part: Batch) -> Sums:
         device = torch.device(self.options.device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.options.is_bf16):
-            return summed_loss(self.model, part, device)
+            return self._loss(self.model, part, device)
 
     def _diagnosis(self, batch: Batch, loss: float, norm: float) -> str:
         """Where a number that is none appeared first: in a weight, in a layer's output, or in a gradient."""
@@ -188,14 +221,14 @@ class Loop:
                     handle = module.register_forward_hook(hook(name))
                     hooks.callback(handle.remove)
             for part in self._parts(batch):
-                self._loss(part)
+                self._sums(part)
                 if found:
                     return f"in the output of {found[0]}"
         return None
 
     def _broken_gradient(self, batch: Batch) -> str:
         for part in self._parts(batch):
-            self._loss(part).backward()
+            self._sums(part).loss.backward()
         # The backward pass runs from the head to the embedding, so the last parameter was reached first.
         for name, parameter in reversed(list(self.model.named_parameters())):
             if parameter.grad is not None and not parameter.grad.isfinite().all():

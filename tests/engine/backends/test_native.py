@@ -29,7 +29,7 @@ from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
 from minicpm.formats.config import DecoderConfig
 from minicpm.hub import embedded
 from minicpm.quant.format import PRESETS, Preset
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}")
 

@@ -17,7 +17,7 @@ from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import RopeScaling
 from minicpm.hub import embedded
 from minicpm.quant.format import PRESETS
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 torch = pytest.importorskip("torch")
 from minicpm.engine.backends.torch import TorchBackend  # noqa: E402

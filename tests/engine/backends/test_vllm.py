@@ -6,12 +6,22 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minicpm import LLM
-from minicpm.engine.backends.vllm import chat_template_text, context_of, is_installed, readable_folder, why_not_as_it_is
+from minicpm.engine.backends.vllm import (
+    VllmRuntime,
+    VllmScorer,
+    chat_template_text,
+    context_of,
+    is_installed,
+    readable_folder,
+    why_not_as_it_is,
+)
+from minicpm.engine.scoring import Continuation, Loglikelihood
 from minicpm.errors import MissingExtra
 from minicpm.export.convert import convert
 from minicpm.export.expand import expand, expanded_bytes
@@ -22,7 +32,7 @@ from minicpm.formats.config import RopeScaling
 from minicpm.hub import embedded
 from minicpm.quant.format import IntWeight, read_weight
 from minicpm.tokenizer import Tokenizer
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 
 @pytest.mark.skipif(is_installed(), reason="vLLM is here")
@@ -135,3 +145,24 @@ def test_dynamic_ntk_ends_where_vllm_ends():
     assert context_of(stretched, 100) == 100
     with pytest.raises(ValueError, match="context 257 is more than the 256 tokens vLLM can compute"):
         context_of(stretched, 257)
+
+
+def test_scores_are_sums_of_what_vllm_says_of_prompts():
+    """Entries by token id, as vLLM gives them; the first of a prompt has none."""
+
+    def entry(logprob: float, rank: int) -> SimpleNamespace:
+        return SimpleNamespace(logprob=logprob, rank=rank)
+
+    said = {
+        (5, 6, 7, 8): [None, {6: entry(-9.0, 4), 1: entry(-0.1, 1)}, {7: entry(-0.5, 1)}, {8: entry(-0.25, 1)}],
+        (5, 6, 7, 9): [None, {6: entry(-9.0, 4), 1: entry(-0.1, 1)}, {7: entry(-0.5, 1)}, {9: entry(-2.0, 3)}],
+    }
+    backend = SimpleNamespace(prompt_logprobs=lambda texts: [said[tuple(ids)] for ids in texts])
+    scores = VllmScorer(backend).loglikelihood([Continuation([5, 6, 7, 8], 2), Continuation([5, 6, 7, 9], 3)])
+    assert scores == [Loglikelihood(-0.75, 2, True), Loglikelihood(-2.0, 1, False)]
+
+
+def test_vllm_has_no_steps_but_says_what_to_use():
+    runtime = VllmRuntime(SimpleNamespace(context_length=64, cache_tokens=1024))
+    assert (runtime.steps, runtime.context_length, runtime.cache_tokens) == (None, 64, 1024)
+    assert runtime.why_no_steps.endswith("use the backend native, torch or numpy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -428,5 +429,8 @@ class TestSequenceCache:
     def test_a_sequence_that_holds_nothing_is_not_kept(self):
         cache = self.cache(100)
         empty = cache.open([1, 2], 10, 100)
+        assert empty is not None
         cache.close(empty)
-        assert cache.usage().idle_tokens == 0 and cache.open([1, 2], 10, 100) is not empty
+        gone = weakref.ref(empty)
+        del empty
+        assert gone() is None

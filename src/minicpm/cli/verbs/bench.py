@@ -15,7 +15,8 @@ from minicpm import __version__, native
 from minicpm.bench.device import Device, this_device
 from minicpm.bench.measure import Measurement, Peaks, Plan, Speed, Spread, as_record, measure
 from minicpm.bench.report import check_text, make_report, write_report
-from minicpm.cli.arguments import add_engine_arguments, count, load_llm, shown_name, whole
+from minicpm.cli.arguments import add_engine_arguments, count, load_llm, whole
+from minicpm.cli.models import shown_name
 from minicpm.cli.output import is_terminal, talk, talk_dim
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.formats.checkpoint import open_checkpoint

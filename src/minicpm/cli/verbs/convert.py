@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from minicpm import hub
+from minicpm.cli.arguments import add_offline_argument, size
+from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.export.convert import TARGETS, Conversion, convert
 from minicpm.export.gguf import write_gguf
-from minicpm.formats.hf import DEFAULT_SHARD_BYTES, parse_size
+from minicpm.formats.hf import DEFAULT_SHARD_BYTES
 
 DTYPE_WORDS = {
     "float32": "float32",
@@ -46,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-shard-size",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="largest file of weights, e.g. 500MB or 2GiB (default: 5GB)",
     )
     parser.add_argument("--bin", action="store_true", help="write pytorch_model.bin instead of safetensors")
     parser.add_argument("--force", action="store_true", help="replace DST if it is a model")
-    parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
+    add_offline_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
 
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress()
     if args.to == "gguf" and (args.bin or args.max_shard_size):
         raise ValueError("GGUF is one file of its own; leave --bin and --max-shard-size out")
-    source = hub.resolve(args.source, offline=args.offline, progress=progress)
+    source = resolve_model(args, args.source)
     destination = Path(args.destination).expanduser()
     if args.to == "gguf":
         name = Path(args.source).resolve().name
@@ -107,10 +108,3 @@ def _dtype(text: str) -> str:
     if text not in DTYPE_WORDS:
         raise argparse.ArgumentTypeError(f"{text!r} is none of float32, float16, bfloat16, q8_0, q4_0")
     return DTYPE_WORDS[text]
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

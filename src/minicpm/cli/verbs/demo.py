@@ -17,17 +17,17 @@ from minicpm.cli.arguments import (
     engine_options,
     first_wish,
     load_llm,
-    port,
-    shown_name,
 )
+from minicpm.cli.listening import add_address_arguments, is_open
+from minicpm.cli.models import resolve_model, shown_name
 from minicpm.cli.output import talk
-from minicpm.errors import MissingExtra
+from minicpm.errors import missing_extra
+from minicpm.server.addresses import bind, host_in_url
 
 if TYPE_CHECKING:
     from minicpm.demo.source import Source
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LIBRARIES = ("gradio", "fastapi", "uvicorn", "httpx", "starlette")
+_PARALLEL = 4
 # What else of a model in this process means nothing to a server behind --url.
 _LOADING = ("backend", "dtype", "context", "tensor_parallel_size", "offline")
 
@@ -37,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Talk with a model in the browser, many people at once. The model runs in this process, with --backend vllm in "
         "a vLLM that is started for it, or behind --url on any server that speaks OpenAI's protocol."
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=port, default=7860, metavar="N", help="port; 0 takes a free one (default: 7860)")
-    parser.add_argument("--parallel", type=count, default=4, metavar="N", help="answers at once (default: 4)")
+    add_address_arguments(parser, default_port=7860)
+    parser.add_argument(
+        "--parallel", type=count, default=_PARALLEL, metavar="N", help=f"answers at once (default: {_PARALLEL})"
+    )
     parser.add_argument("--url", help="a running server, e.g. http://127.0.0.1:8000/v1; -m is a name of its models")
     parser.add_argument("--api-key", metavar="KEY", help="of that server (default: $OPENAI_API_KEY)")
     add_engine_arguments(parser)
@@ -47,19 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check_combination(args)
-    try:
-        from minicpm.demo.serving import bind, serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _LIBRARIES:
-            raise
-        raise MissingExtra("the web demo", "demo") from error
+    with missing_extra("the web demo", "demo"):
+        from minicpm.demo.serving import serve
     with bind(args.host, args.port) as listener, ExitStack() as stack:
         source = _source(args, stack)
         host, number = listener.getsockname()[:2]
-        if args.host not in LOOPBACK:
+        if is_open(args):
             talk(f"Everybody who can reach {args.host} can use this page; it asks for no password.")
-        shown = f"[{host}]" if ":" in host else host
-        serve(source, listener, is_local=args.host in LOOPBACK, on_ready=lambda: talk(f"http://{shown}:{number}/"))
+        url = f"http://{host_in_url(host)}:{number}/"
+        serve(source, listener, is_local=not is_open(args), on_ready=lambda: talk(url))
     return 0
 
 
@@ -94,12 +91,10 @@ def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
 
 
 def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
-    from minicpm import hub
-    from minicpm.cli.progress import TerminalProgress
     from minicpm.demo.vllm import running_vllm
 
     options = engine_options(args, max_batch=args.parallel)
-    folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    folder = resolve_model(args, args.model)
     # While vLLM starts, too, it must not outlive us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     talk("Starting vLLM, which takes a minute or more ...")

@@ -8,14 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minicpm.cli.output import printable, talk
-from minicpm.doctor.faults import Examination, Fault
-from minicpm.doctor.folder import FolderExamination
-from minicpm.doctor.gguf import GgufExamination
-from minicpm.doctor.measured import Measured, measure
-from minicpm.formats.gguf import is_gguf
-
-# Where a file leaves out what the model needs, running it shows the same once more.
-SAME = {"lost-scales": "missing-mup", "wrong-rope-theta": "missing-rope-theta"}
+from minicpm.doctor.diagnosis import Diagnosis, diagnose
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,77 +25,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    examination, measured = examined(args.path.expanduser(), runs=args.runs)
-    left, repaired = examination.faults, None
-    try:
-        if args.fix is not None and any(fault.is_repairable for fault in left):
-            repaired = args.fix.expanduser()
-            left, measured = _repair(examination, repaired, runs=args.runs, overwrite=args.force)
-    finally:
-        examination.close()
+    copy = None if args.fix is None else args.fix.expanduser()
+    diagnosis = diagnose(args.path.expanduser(), copy=copy, runs=args.runs, overwrite=args.force)
     if args.json:
-        record = _record(examination, repaired, len(left), measured.silence)
-        print(json.dumps(record, indent=2, ensure_ascii=False))
+        print(json.dumps(_record(diagnosis), indent=2, ensure_ascii=False))
     else:
-        print(printable("\n".join(_lines(examination))))
-        if measured.silence is not None:
-            talk(measured.silence)
-        if repaired is not None:
-            talk(f"{repaired}: written" + (f"; {len(left)} of the faults above cannot be repaired" if left else ""))
-        elif left and args.fix is None and any(fault.is_repairable for fault in left):
-            talk(f"minicpm doctor {args.path} --fix OUT writes a repaired copy")
-    return 1 if left else 0
+        print(printable("\n".join(_lines(diagnosis))))
+        for sentence in _remarks(diagnosis, is_asked=copy is not None):
+            talk(sentence)
+    return 1 if diagnosis.left else 0
 
 
-def examined(path: Path, *, runs: bool) -> tuple[Examination, Measured]:
-    """What is wrong with a file or folder, and what running the model told of it; close it afterwards."""
-    examination: Examination = GgufExamination(path) if is_gguf(path) else FolderExamination(path)
-    try:
-        measured = measure(path, can_reorder_rows=examination.can_reorder_rows) if runs else Measured()
-    except BaseException:
-        examination.close()
-        raise
-    _add(examination, measured)
-    return examination, measured
-
-
-def _repair(examination: Examination, copy: Path, *, runs: bool, overwrite: bool) -> tuple[list[Fault], Measured]:
-    """Write the copy, and tell what is wrong with it; once more where it can be run and the original could not."""
-    examination.write_repaired(copy, overwrite=overwrite)
-    written, measured = examined(copy, runs=runs)
-    written.close()
-    if measured.correction is not None:
-        _add(examination, measured)
-        examination.write_repaired(copy, overwrite=True)
-        written, measured = examined(copy, runs=runs)
-        written.close()
-    return written.faults, measured
-
-
-def _add(examination: Examination, measured: Measured) -> None:
-    """What running told, but for what the files have told already."""
-    known = {fault.name for fault in examination.faults}
-    examination.faults += [fault for fault in measured.faults if SAME.get(fault.name) not in known]
-    if measured.correction is not None:
-        examination.correct(measured.correction)
-
-
-def _record(examination: Examination, repaired: Path | None, left: int, silence: str | None) -> dict[str, object]:
+def _record(diagnosis: Diagnosis) -> dict[str, object]:
     return {
-        "path": str(examination.path),
-        "kind": examination.kind,
-        "faults": [asdict(fault) for fault in examination.faults],
-        "not_judged": silence,
-        "repaired": None if repaired is None else str(repaired),
-        "faults_left": left,
+        "path": str(diagnosis.path),
+        "kind": diagnosis.kind,
+        "faults": [asdict(fault) for fault in diagnosis.faults],
+        "not_judged": diagnosis.silence,
+        "repaired": None if diagnosis.repaired is None else str(diagnosis.repaired),
+        "faults_left": len(diagnosis.left),
     }
 
 
-def _lines(examination: Examination) -> list[str]:
-    if not examination.faults:
-        return [f"{examination.path}: none of the known faults"]
+def _lines(diagnosis: Diagnosis) -> list[str]:
+    if not diagnosis.faults:
+        return [f"{diagnosis.path}: none of the known faults"]
     lines = []
-    for fault in examination.faults:
+    for fault in diagnosis.faults:
         cure = "a repaired copy has" if fault.is_repairable else "cannot be repaired here; it needs"
         lines += [
             f"{fault.name}: {fault.found}",
@@ -110,3 +59,16 @@ def _lines(examination: Examination) -> list[str]:
             f"  {cure}: {fault.cure}",
         ]
     return lines
+
+
+def _remarks(diagnosis: Diagnosis, *, is_asked: bool) -> list[str]:
+    """What else there is to say; `is_asked`: a repaired copy was asked for."""
+    left, remarks = diagnosis.left, []
+    if diagnosis.silence is not None:
+        remarks.append(diagnosis.silence)
+    if diagnosis.repaired is not None:
+        unrepaired = f"; {len(left)} of the faults above cannot be repaired" if left else ""
+        remarks.append(f"{diagnosis.repaired}: written{unrepaired}")
+    elif not is_asked and any(fault.is_repairable for fault in left):
+        remarks.append(f"minicpm doctor {diagnosis.path} --fix OUT writes a repaired copy")
+    return remarks

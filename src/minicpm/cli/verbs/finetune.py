@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from minicpm import hub
 from minicpm.cli.arguments import add_model_argument
-from minicpm.cli.progress import TerminalProgress
+from minicpm.cli.models import resolve_model
 from minicpm.cli.training import LiveLine, add_run_arguments, report, require_torch, run_options
 from minicpm.train.options import OptimizerOptions, RunOptions
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     require_torch()
     options = run_options(args)
-    folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    folder = resolve_model(args, args.model)
     from minicpm.train.runs import finetune
 
     done = finetune(folder, args.out, options, resume=args.resume, watcher=LiveLine().watcher())

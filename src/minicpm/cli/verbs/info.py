@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from minicpm import hub
 from minicpm.cli.arguments import BUILT_IN, add_model_argument
+from minicpm.cli.models import resolve_model
 from minicpm.cli.output import printable
-from minicpm.cli.progress import TerminalProgress, format_bytes
+from minicpm.cli.progress import format_bytes
 from minicpm.export.hf_folder import is_licence
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    path = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    path = resolve_model(args, args.model)
     with open_checkpoint(path, allow_quantized=True) as checkpoint:
         facts = describe(checkpoint)
         if args.tensors:

@@ -8,7 +8,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from minicpm import hub
+from minicpm.cli.arguments import add_offline_argument
+from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.export.quantize import METHODS, Quantization, quantize_folder
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES
@@ -35,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="round channels out of line as they are, instead of rescaling them first by powers of two",
     )
     parser.add_argument("--force", action="store_true", help="replace DST if it is a model folder")
-    parser.add_argument("--offline", action="store_true", default=None, help="use only what is on this machine")
+    add_offline_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress()
     done = quantize_folder(
-        hub.resolve(args.source, offline=args.offline, progress=progress),
+        resolve_model(args, args.source),
         Path(args.destination).expanduser(),
         preset=args.preset,
         method=args.method,

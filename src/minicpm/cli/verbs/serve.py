@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import socket
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,29 +19,28 @@ from minicpm.cli.arguments import (
     engine_options,
     first_wish,
     load_llm,
-    port,
+    size,
 )
+from minicpm.cli.listening import add_address_arguments, is_open
+from minicpm.cli.models import resolve_model, served_name
 from minicpm.cli.output import printable, talk
 from minicpm.cli.progress import format_bytes
 from minicpm.cli.text_input import read_text
-from minicpm.errors import MissingExtra
+from minicpm.errors import missing_extra
+from minicpm.server.addresses import LOOPBACK_NAMES, bind, host_in_url
+from minicpm.server.settings import Settings
 
 if TYPE_CHECKING:
     from minicpm.engine.service import Service
-    from minicpm.server.settings import Settings
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Options that only our own server has, and what they are where nobody gives them.
-_OURS_ALONE = {
-    "queue_limit": 256,
-    "timeout": 3600.0,
-    "grace": 30.0,
-    "allowed_host": None,
-}
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+# Options that vLLM's server does not have.
+_OURS_ALONE = ("queue_limit", "timeout", "grace", "allowed_host", *IN_PROCESS_OPTIONS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from minicpm.engine.options import EngineOptions
+    from minicpm.engine.service import QUEUE_LIMIT
+
     parser.description = (
         "Answer over HTTP as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, "
         "/tokenize, /detokenize, /health, /metrics. Ctrl-C or SIGTERM lets answers finish, a second one does not. "
@@ -50,10 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "vllm_arguments", nargs="*", metavar="-- ARGUMENT", help="arguments for vLLM's server as it takes them"
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
-    )
-    parser.add_argument("--port", type=port, default=8000, metavar="N", help="0 takes a free one (default: 8000)")
+    add_address_arguments(parser, default_port=8000)
     parser.add_argument(
         "--served-model-name",
         action="append",
@@ -62,34 +58,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     engine = parser.add_argument_group("how many at once")
     engine.add_argument(
-        "--max-batch", type=count, metavar="N", help="answers written at once (default: 8; vLLM: its own)"
+        "--max-batch",
+        type=count,
+        metavar="N",
+        help=f"answers written at once (default: {EngineOptions.max_batch}; vLLM: its own)",
     )
     engine.add_argument(
         "--queue-limit",
         type=count,
-        default=_OURS_ALONE["queue_limit"],
         metavar="N",
-        help="answers that may wait; more get 429 (default: 256)",
+        help=f"answers that may wait; more get 429 (default: {QUEUE_LIMIT})",
     )
     engine.add_argument(
         "--kv-cache-size",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="memory for keys and values, such as 2GB (default: as far as memory is free, for --max-batch contexts)",
     )
     engine.add_argument(
         "--timeout",
         type=float,
-        default=_OURS_ALONE["timeout"],
         metavar="S",
-        help="longest time of one answer (default: 3600)",
+        help=f"longest time of one answer (default: {Settings.total_timeout_s:g})",
     )
     engine.add_argument(
         "--grace",
         type=float,
-        default=_OURS_ALONE["grace"],
         metavar="S",
-        help="what a shutdown waits for answers (default: 30)",
+        help=f"what a shutdown waits for answers (default: {Settings.grace_s:g})",
     )
     access = parser.add_argument_group("who may ask")
     access.add_argument(
@@ -120,12 +116,8 @@ def run(args: argparse.Namespace) -> int:
         return _hand_over(args, settings)
     if args.vllm_arguments:
         raise ValueError(f"{args.vllm_arguments[0]!r} is an argument of vLLM's server; give --backend vllm, too")
-    try:
-        from minicpm.server.uvicorn_server import bind
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("minicpm"):
-            raise
-        raise MissingExtra("minicpm serve", "serve") from error
+    with missing_extra("minicpm serve", "serve"):
+        from minicpm.server import uvicorn_server  # noqa: F401 (before a model is loaded)
     _log_to_stderr()
     # First, because loading may take long: whoever asks meanwhile waits in the backlog.
     with closing(bind(args.host, args.port)) as listener:
@@ -134,19 +126,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace, settings: Settings, listener: socket.socket) -> None:
-    from minicpm.engine.service import Service
+    from minicpm.engine.service import QUEUE_LIMIT, Service
     from minicpm.server.answers import Serving
     from minicpm.server.model import ServedModel
     from minicpm.server.uvicorn_server import Server
 
     llm = load_llm(args, max_batch=args.max_batch, kv_cache_bytes=args.kv_cache_size)
-    service = Service(llm, queue_limit=args.queue_limit)
+    service = Service(llm, queue_limit=args.queue_limit or QUEUE_LIMIT)
     try:
-        model = ServedModel.of(llm, args.served_model_name or [_name(args.model, llm.folder)])
-        host = f"[{args.host}]" if ":" in args.host else args.host
-        url = f"http://{host}:{listener.getsockname()[1]}"
+        model = ServedModel.of(llm, args.served_model_name or [served_name(args.model, llm.folder)])
+        url = f"http://{host_in_url(args.host)}:{listener.getsockname()[1]}"
+        warning = _warning(args, settings)
         server = Server(
-            Serving(service, model, settings), on_ready=lambda: _say_ready(url, service, model.names[0], args)
+            Serving(service, model, settings), on_ready=lambda: _say_ready(url, service, model.names[0], warning)
         )
         server.run([listener])
     finally:
@@ -155,33 +147,28 @@ def _serve(args: argparse.Namespace, settings: Settings, listener: socket.socket
 
 def _hand_over(args: argparse.Namespace, settings: Settings) -> int:
     """Let vLLM's own server serve the model."""
-    from minicpm import hub
-    from minicpm.cli.progress import TerminalProgress
     from minicpm.server.vllm import VllmServer, serve
 
-    changed = [name for name, default in _OURS_ALONE.items() if getattr(args, name) != default]
-    if wish := first_wish(args, (*changed, *IN_PROCESS_OPTIONS)):
+    if wish := first_wish(args, _OURS_ALONE):
         raise ValueError(f"{wish} is for our own server; vLLM's has its own, to be given after --")
     options = engine_options(args, max_batch=args.max_batch, kv_cache_bytes=args.kv_cache_size)
-    folder = hub.resolve(args.model, offline=args.offline, progress=TerminalProgress())
+    folder = resolve_model(args, args.model)
     server = VllmServer(
         args.host,
         args.port,
-        args.served_model_name or [_name(args.model, folder)],
+        args.served_model_name or [served_name(args.model, folder)],
         options,
         max_batch=args.max_batch,
         api_keys=settings.api_keys,
         cors_origins=settings.cors_origins,
         arguments=args.vllm_arguments,
     )
-    if not settings.api_keys and args.host not in _LOOPBACK:
-        talk(f"warning: everybody who reaches {args.host} may ask; --api-key-file FILE asks for a key")
+    if warning := _warning(args, settings):
+        talk(f"warning: {warning}")
     return serve(folder, server)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from minicpm.server.settings import LOOPBACK_NAMES, Settings
-
     keys = list(args.api_key or [])
     if key := os.environ.get("MINICPM_API_KEY"):
         keys.append(key)
@@ -191,43 +178,31 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise ValueError(f"{args.api_key_file} holds no key; write one a line")
         keys += found
     hosts: tuple[str, ...] | None = None
-    if args.host in _LOOPBACK or args.allowed_host:
+    if not is_open(args) or args.allowed_host:
         hosts = (*LOOPBACK_NAMES, *(name.lower() for name in args.allowed_host or ()))
     if "*" in (args.allowed_host or ()):
         hosts = None
-    return Settings(
-        api_keys=tuple(keys),
-        allowed_hosts=hosts,
-        cors_origins=tuple(args.cors_origin or ()),
-        total_timeout_s=args.timeout,
-        grace_s=args.grace,
-    )
+    settings = Settings(api_keys=tuple(keys), allowed_hosts=hosts, cors_origins=tuple(args.cors_origin or ()))
+    times = {"total_timeout_s": args.timeout, "grace_s": args.grace}
+    return replace(settings, **{name: seconds for name, seconds in times.items() if seconds is not None})
 
 
-def _name(model: str | None, folder: Path) -> str:
-    if model is None:
-        return "minicpm-nano"
-    return folder.stem if Path(model).exists() else model
+def _warning(args: argparse.Namespace, settings: Settings) -> str | None:
+    if settings.api_keys or not is_open(args):
+        return None
+    return f"everybody who reaches {args.host} may ask; --api-key-file FILE asks for a key"
 
 
-def _say_ready(url: str, service: Service, name: str, args: argparse.Namespace) -> None:
+def _say_ready(url: str, service: Service, name: str, warning: str | None) -> None:
     llm, cache_tokens = service.llm, service.statistics().cache_tokens
     talk(
         f"{name} is served at {url}/v1\n"
         f"  model    {llm.folder}, {llm.backend.name} backend, context {llm.context_length:,} tokens\n"
-        f"  at once  {llm.options.max_batch} answers, {args.queue_limit} more may wait; keys and values of "
+        f"  at once  {llm.options.max_batch} answers, {service.queue_limit} more may wait; keys and values of "
         f"{cache_tokens:,} tokens, {format_bytes(cache_tokens * llm.backend.cache_bytes_per_token)} at most"
     )
-    if args.host not in _LOOPBACK and not (args.api_key or args.api_key_file or os.environ.get("MINICPM_API_KEY")):
-        talk(f"  warning  everybody who reaches {args.host} may ask; --api-key-file FILE asks for a key")
-
-
-def _size(text: str) -> int:
-    """'2GB' -> 2_000_000_000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    if warning is not None:
+        talk(f"  warning  {warning}")
 
 
 def _log_to_stderr() -> None:

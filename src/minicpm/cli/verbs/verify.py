@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minicpm import __version__, hub, native
+from minicpm import __version__, native
 from minicpm.cli.arguments import BUILT_IN, add_model_argument
+from minicpm.cli.models import resolve_model
 from minicpm.cli.output import printable
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.cli.verbs.info import describe
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress()
-    model = hub.resolve(args.model, offline=args.offline, progress=progress)
-    against = None if args.against is None else hub.resolve(args.against, offline=args.offline, progress=progress)
+    model = resolve_model(args, args.model)
+    against = None if args.against is None else resolve_model(args, args.against)
     with open_checkpoint(model, allow_quantized=True) as checkpoint:
         facts = describe(checkpoint)
     found = verify(model, against=against, text=args.text, progress=progress)

@@ -1,0 +1,82 @@
+"""The one door of the room: what is wrong with a model's files, and the copy without it.
+
+The files are examined first (gguf.py, folder.py); running the model (measured.py) then adds what no file shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minicpm.doctor.faults import Examination, Fault
+from minicpm.doctor.folder import FolderExamination
+from minicpm.doctor.gguf import GgufExamination
+from minicpm.doctor.measured import Measured, measure
+from minicpm.formats.gguf import is_gguf
+
+# A fault that running the model shows -> the fault of its files that explains it.
+EXPLAINED_BY = {"lost-scales": "missing-mup", "wrong-rope-theta": "missing-rope-theta"}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The faults of a model's files, and those that are left: in the repaired copy if one was written."""
+
+    path: Path
+    kind: str  # Examination.kind
+    faults: tuple[Fault, ...]
+    left: tuple[Fault, ...]
+    repaired: Path | None
+    silence: str | None  # why the model was not judged by running it
+
+
+def diagnose(path: Path, *, copy: Path | None = None, runs: bool = True, overwrite: bool = False) -> Diagnosis:
+    """Find the faults of a folder or GGUF file and, with `copy`, write a repaired one if any can be repaired.
+
+    Without `runs` the model is not run: the order of rows, the constants and the rotary base are taken on trust.
+    `overwrite` replaces `copy` if it is a model. Raises MiniCPMError subclasses for files that cannot be examined.
+    """
+    examination, measured = _examined(path, runs)
+    left, repaired = examination.faults, None
+    try:
+        if copy is not None and any(fault.is_repairable for fault in left):
+            repaired = copy
+            left, measured = _write_repaired(examination, copy, runs, overwrite)
+    finally:
+        examination.close()
+    return Diagnosis(path, examination.kind, tuple(examination.faults), tuple(left), repaired, measured.silence)
+
+
+def _examined(path: Path, runs: bool) -> tuple[Examination, Measured]:
+    examination: Examination = GgufExamination(path) if is_gguf(path) else FolderExamination(path)
+    try:
+        measured = measure(path, can_reorder_rows=examination.can_reorder_rows) if runs else Measured()
+    except BaseException:
+        examination.close()
+        raise
+    _add(examination, measured)
+    return examination, measured
+
+
+def _write_repaired(examination: Examination, copy: Path, runs: bool, overwrite: bool) -> tuple[list[Fault], Measured]:
+    """Write the copy and examine it.
+
+    Some faults keep a model from being run. If the copy runs and shows more faults, it is written again without them.
+    """
+    examination.write_repaired(copy, overwrite=overwrite)
+    written, measured = _examined(copy, runs)
+    written.close()
+    if measured.correction is not None:
+        _add(examination, measured)
+        examination.write_repaired(copy, overwrite=True)
+        written, measured = _examined(copy, runs)
+        written.close()
+    return written.faults, measured
+
+
+def _add(examination: Examination, measured: Measured) -> None:
+    """Add the measured faults, except those that the files explain."""
+    known = {fault.name for fault in examination.faults}
+    examination.faults += [fault for fault in measured.faults if EXPLAINED_BY.get(fault.name) not in known]
+    if measured.correction is not None:
+        examination.correct(measured.correction)
