@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import EVEN, write_model
 
 from minicpm import native
 from minicpm.export.quantize import quantize_folder
+from small_models import EVEN, write_model
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("cc")
