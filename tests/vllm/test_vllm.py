@@ -225,11 +225,11 @@ def test_what_a_second_prompt_shares_is_not_computed_again(answers):
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        (6, "GenerationError: vLLM gives answers and scores, neither logits nor hidden states"),
-        (7, "GenerationError: vLLM gives answers and scores, neither logits nor hidden states"),
-        (8, "GenerationError: the vllm backend samples by itself and cannot hold an answer to a form"),
+        (6, "GenerationError: vLLM returns answers and scores, but no logits or hidden states"),
+        (7, "GenerationError: vLLM returns answers and scores, but no logits or hidden states"),
+        (8, "GenerationError: the vllm backend samples by itself and cannot constrain an answer"),
         (11, "GenerationError: the vllm backend has a scheduler of its own"),
-        (12, "GenerationError: another model was loaded since and took this one's place"),
+        (12, "GenerationError: another model was loaded since and replaced this one"),
     ],
 )
 def test_what_vllm_cannot_do_is_one_sentence(answers, call, expected):

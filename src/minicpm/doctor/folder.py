@@ -1,7 +1,7 @@
-"""The known faults of published MiniCPM folders, plain, MLX, GPTQ or AWQ, and a copy without them.
+"""The known faults of published MiniCPM folders (plain, MLX, GPTQ or AWQ), and a copy without them.
 
-Small files are repaired. Weights are copied as they are, but for rows of q and k in the wrong order, and read no
-further than their headers, but for a head that must repeat the embedding.
+Small files are repaired. Weights are copied unchanged, except rows of q and k in the wrong order. Only headers of
+weight files are read, except to compare a head with the embedding.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG
 
 CONSTANTS = dict(zip(MUP_KEYS, (SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE)))
 FAMILY = ("minicpm", "granite", "llama")
-# Where AutoGPTQ and AutoAWQ wrote in 2024 what a config.json has to say today, and their words for it.
+# Files of AutoGPTQ and AutoAWQ (2024) with the settings that config.json must have today, and AutoAWQ's names for them.
 QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quant_config": "awq"}
 AWQ_WORDS = {"w_bit": "bits", "q_group_size": "group_size"}
 
 
 class FolderExamination(Examination):
-    """A folder's faults; raises FormatError for files that cannot be read, ModelError for another family."""
+    """A folder's faults. Raises FormatError for files that cannot be read, ModelError for another family."""
 
     def __init__(self, path: Path):
         folder = ModelFolder(path)
@@ -73,7 +73,7 @@ class FolderExamination(Examination):
         if not self._is_minicpm and self._config.get("model_type") not in FAMILY:
             raise ModelError(f"{path}: its model_type is {brief(self._config.get('model_type'))}; expected 'minicpm'")
         self._weights: dict[str, TensorFile] = {}
-        self._reordered: DecoderConfig | None = None  # whose q and k get the other order of rows
+        self._reordered: DecoderConfig | None = None  # if set, the copy's rows of q and k are reordered
         self._look()
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class FolderExamination(Examination):
 
     @property
     def can_reorder_rows(self) -> bool:
-        """Whether rows can be written in another order: weights of a shape that is known, in safetensors files."""
+        """Whether rows can be reordered: the layout of the weights is known and all files are safetensors."""
         is_known = self.kind in ("hf", "compressed-tensors")
         return is_known and all(isinstance(file, SafetensorsFile) for file in self._weights.values())
 
@@ -123,7 +123,7 @@ class FolderExamination(Examination):
                 self._write_rows(partial, self._reordered)
 
     def _write_rows(self, partial: Path, config: DecoderConfig) -> None:
-        """Rows of q and k over those of the copied files."""
+        """Write the rows of q and k in the other order over those of the copied files."""
         for name in config.parameter_shapes():
             order = published_rows(config, name)
             if order is None:
@@ -140,7 +140,7 @@ class FolderExamination(Examination):
                     copy.flush()
                     os.fsync(copy.fileno())
 
-    # --- looking -------------------------------------------------------------------------------------------------
+    # --- examining -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         self._look_at_quantization()
@@ -155,7 +155,7 @@ class FolderExamination(Examination):
         self.faults += look_at_tokenizer(self._content)
 
     def _look_at_quantization(self) -> None:
-        """What AutoGPTQ and AutoAWQ once wrote into a file beside config.json."""
+        """Find quantization settings of AutoGPTQ or AutoAWQ in a file beside config.json."""
         name = next((name for name in QUANTIZATION_FILES if self._folder.has(name)), None)
         if name is None or "quantization_config" in self._config:
             return
@@ -170,7 +170,7 @@ class FolderExamination(Examination):
             Fault(
                 "unsaid-quantization",
                 f"weights of {method.upper()}, but only {name} says so, not {CONFIG_FILE}",
-                "transformers takes the weights for missing ones and makes up random numbers: noise",
+                "transformers treats the weights as missing and initializes them at random: noise",
                 f"a quantization_config in {CONFIG_FILE} (running it takes {method.upper()}'s own kernels)",
             )
         )
@@ -232,20 +232,20 @@ class FolderExamination(Examination):
         )
 
     def _look_at_head(self) -> None:
-        """A tie that the weights contradict; a default that programs do not share is one, too."""
+        """Find a tie_word_embeddings that contradicts the weights or is missing; programs differ in its default."""
         with suppress(MiniCPMError):
             self._weights = hf.open_weights(self._folder)
         names = self._weights.keys()
         if not any(name.startswith("model.embed_tokens.") for name in names):
-            return  # no weights beside it, or under names of another program
+            return  # the folder has no weights, or they have the names of another program
         said = self._config.get("tie_word_embeddings")
         has_head = any(name.startswith("lm_head.") for name in names)
-        # mlx-lm writes a head of its own in any case, and its granite refuses one beside a tie.
+        # mlx-lm always writes a separate head, and its granite refuses one if the embeddings are tied.
         is_tied = not has_head or (said is not False and self.kind != "mlx" and self._head_repeats_embedding())
         if said is is_tied:
             return
         self._config["tie_word_embeddings"] = is_tied
-        stored = "no lm_head is stored" if is_tied else "lm_head is another matrix than the embedding"
+        stored = "no lm_head is stored" if is_tied else "lm_head differs from the embedding"
         self.faults.append(
             Fault(
                 "wrong-tie",
@@ -254,7 +254,7 @@ class FolderExamination(Examination):
                 "a head of random numbers (noise), or the embedding in its place (garbage); other programs refuse to "
                 "load it"
                 if said is not None
-                else "mlx-lm and MLC take false where transformers takes true, and look for a head that is not there",
+                else "mlx-lm and MLC default to false, transformers to true; the former look for a missing head",
                 f"tie_word_embeddings {'true' if is_tied else 'false'}",
             )
         )
@@ -282,9 +282,8 @@ class FolderExamination(Examination):
                 "mlx-minicpm",
                 "an MLX folder with model_type minicpm",
                 "mlx-lm's own minicpm does not load a tied head ('parameters not in model: lm_head.weight'; older ones "
-                "left the division of the logits out), and takes a rotary base of 1e6 where none is said: worse the "
-                "longer the text",
-                "model_type granite, which mlx-lm computes as MiniCPM is meant",
+                "left the division of the logits out), and defaults to a rotary base of 1e6: worse the longer the text",
+                "model_type granite, which mlx-lm computes the way MiniCPM needs",
             )
         )
 
