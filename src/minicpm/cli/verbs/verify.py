@@ -29,7 +29,7 @@ FACTS = ("format", "parameters", "dtypes", "quantization", "layers", "hidden_siz
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Look at a model's files and run them: hashes beside the published ones, the release's example answered "
-        "greedily, how well the package's texts (or --text) are foreseen, and with --against how far the predictions "
+        "greedily, the perplexity of the package's texts (or --text), and with --against how far the predictions "
         "are from another folder's. The report names no path of this machine."
     )
     parser.add_argument(
