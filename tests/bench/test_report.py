@@ -20,7 +20,7 @@ from minicpm.errors import FormatError, MiniCPMError
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.quant.format import PRESETS
-from tiny_models import EVEN, write_model
+from small_models import EVEN, write_model
 
 DEVICE = Device("A board", "maker,soc", "4x Cortex-A76", 4, 8_000_000_000, "Linux", "aarch64")
 CACHE_BYTES = 1000
@@ -145,7 +145,7 @@ def tomorrow(days: int) -> str:
         ("version", 2, "version is 2, expected 1"),
         ("version", None, "version is None, expected 1"),
         ("date", "yesterday", "Invalid isoformat"),
-        ("date", tomorrow(3), "has not come yet"),
+        ("date", tomorrow(3), "is in the future"),
         ("device.name", "a | b", "without |"),
         ("device.name", "<script>", "without |"),
         ("device.name", "two\nlines", "without |"),
@@ -158,8 +158,8 @@ def tomorrow(days: int) -> str:
         ("threads", True, "threads is True, expected int"),
         ("model.name", "/home/somebody/model", "a path; expected a name"),
         ("model.name", "~/model", "a path; expected a name"),
-        ("model.sha256", "0" * 64, "is not that of model.weights"),
-        ("model.sha256", "A" * 64, "is no SHA-256"),
+        ("model.sha256", "0" * 64, "does not match model.weights"),
+        ("model.sha256", "A" * 64, "is not a SHA-256"),
         ("model.weights", [], "one file or more"),
         ("model.weights.0.nbytes", 0, "below 1 byte"),
         ("model.weights.0", 7, "model.weights[0] is 7, expected an object"),
@@ -197,7 +197,7 @@ def test_a_row_that_cannot_be_is_refused(
     with pytest.raises(FormatError) as refused:
         read(tmp_path, wrong)
     assert complaint in str(refused.value)
-    assert "row.json: is no row of `minicpm bench --report`" in str(refused.value)
+    assert "row.json: is not a row of `minicpm bench --report`" in str(refused.value)
 
 
 @pytest.mark.parametrize("where", ["isa", "device.soc", "model.weights.0.sha256", "speeds.0.tokens_per_s.best"])

@@ -18,7 +18,8 @@ from minicpm.formats import gguf_blocks
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.gguf import F32, Q4_0, Q6_K, Q8_0, BlockType, Field, GgufFile, ValueType
 from minicpm.formats.gguf_model import stored_name
-from small_gguf import PIECES, TINY, Parts
+from small_gguf import PIECES, Parts
+from small_models import ONE_BLOCK
 
 Spoil = Callable[[Parts], object]
 GGUF_TYPES = {
@@ -153,14 +154,14 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "nan_theta": (change("minicpm.rope.freq_base", np.nan), "rope_theta"),
     "yarn": (add("minicpm.rope.scaling.type", ValueType.STRING, "yarn"), "yarn"),
     "more_layers_than_stored": (change("minicpm.block_count", 3), "model.layers.2.*missing"),
-    "fewer_layers_than_stored": (change("minicpm.block_count", 1), "blk.1.*no tensor of a MiniCPM"),
+    "fewer_layers_than_stored": (change("minicpm.block_count", 1), "blk.1.*not a tensor of the MiniCPM"),
     "another_vocabulary": (change("minicpm.vocab_size", 13), "embed_tokens.weight has shape"),
     "a_part": (add("split.count", ValueType.UINT16, 3), "one of 3 parts"),
     "an_adapter": (add("general.type", ValueType.STRING, "adapter"), "general.type is 'adapter'"),
     "a_missing_norm": (without("output_norm.weight"), "model.norm.weight is missing"),
-    "an_unknown_tensor": (extra("blk.0.attn_q.bias"), "attn_q.bias.*no tensor of a MiniCPM"),
-    "a_quantized_norm": (stored_as("output_norm.weight", Q8_0, 32), "Q8_0, but it is no matrix"),
-    "a_cube": (stored_as("blk.0.ffn_up.weight", Q4_0, 2, 32, 32), "Q4_0, but it is no matrix"),
+    "an_unknown_tensor": (extra("blk.0.attn_q.bias"), "attn_q.bias.*not a tensor of the MiniCPM"),
+    "a_quantized_norm": (stored_as("output_norm.weight", Q8_0, 32), "Q8_0, but not a matrix"),
+    "a_cube": (stored_as("blk.0.ffn_up.weight", Q4_0, 2, 32, 32), "Q4_0, but not a matrix"),
     "a_wider_matrix": (stored_as("blk.0.attn_v.weight", Q6_K, 16, 256), "v_proj.weight is stored as|v_proj.weight has"),
     "alignment_of_three": (add("general.alignment", ValueType.UINT32, 3), "general.alignment is 3"),
     "alignment_of_zero": (add("general.alignment", ValueType.UINT32, 0), "general.alignment is 0"),
@@ -321,7 +322,7 @@ def test_any_damage_is_refused_or_read_in_bounded_memory(tmp_path: Path, data: s
 
 def test_numbers_are_read_as_they_were_meant(parts: Parts, tmp_path: Path):
     with open_checkpoint(parts.write(tmp_path / "model.gguf")) as checkpoint:
-        assert checkpoint.config == TINY
+        assert checkpoint.config == ONE_BLOCK
         assert (checkpoint.format, checkpoint.eos_token_ids) == ("gguf", (2,))
     metadata = GgufFile(tmp_path / "model.gguf").metadata
     assert metadata["minicpm.attention.layer_norm_rms_epsilon"] == 1e-6

@@ -1,6 +1,6 @@
-"""Which device this is, as far as its system tells: what it is called, what computes in it, how much memory it has.
+"""Describes this device from what the system reports: its name, processor and memory.
 
-Nothing of whose device it is: no name of a host or person, no serial number, no path.
+It reads nothing that identifies the owner: no host or person's name, no serial number, no path.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from minicpm.engine.memory import total_memory_bytes
 from minicpm.errors import one_line
 
 MAX_NAME = 100
-# What would break a table, or stand for something else in one.
+# Characters that would break a Markdown table or act as markup in it.
 UNSHOWABLE = re.compile(r"[|<>`\[\]\\]")
 _ANSWER_WITHIN_S = 5.0
 
-# What stands in a PC's tables where nobody wrote a name.
+# Placeholders in a PC's DMI tables for a missing name.
 _NO_NAME = re.compile(
     r".*\bo\.e\.m\.|(default|type).*string|(system|base board|product|board) (product |name|manufacturer).*"
     r"|not (specified|applicable|available)|none|n/?a|unknown|",
     re.IGNORECASE,
 )
 
-# MIDR_EL1 of ARM processors: implementer -> part -> core, from the makers' reference manuals.
+# MIDR_EL1 of ARM processors: implementer -> part -> core, from the manufacturers' reference manuals.
 _CORES: dict[int, dict[int, str]] = {
     0x41: {
         0xD03: "Cortex-A53",
@@ -89,13 +89,13 @@ _CORES: dict[int, dict[int, str]] = {
     },
 }
 
-# Runs a command and gives what it prints, "" where there is none of that name or it fails.
+# Runs a command and returns its output; "" if the command is missing or fails.
 Ask = Callable[..., str]
 
 
 @dataclass(frozen=True)
 class Device:
-    """None is what the system doesn't tell."""
+    """A field is None if the system does not report it."""
 
     name: str | None  # Raspberry Pi 5 Model B Rev 1.0
     soc: str | None  # brcm,bcm2712
@@ -107,7 +107,7 @@ class Device:
 
 
 def this_device(name: str | None = None) -> Device:
-    """The device that this process runs on; `name` goes before what the system calls it."""
+    """The device that this process runs on; `name` overrides the system's name for it."""
     tells = _apple(_ask) if platform.system() == "Darwin" else _linux(Path("/"), _ask)
     return Device(
         name=name or tells.get("name"),
@@ -138,10 +138,10 @@ def _apple(ask: Ask) -> dict[str, str]:
 
 
 def _linux(root: Path, ask: Ask) -> dict[str, str]:
-    """Android's properties, a board's device tree or a PC's tables, whichever there are, and /proc/cpuinfo."""
+    """Read Android's properties, a board's device tree or a PC's DMI tables, whichever exist, and /proc/cpuinfo."""
     cpuinfo = _read(root / "proc/cpuinfo")
     tree = root / "proc/device-tree"
-    # From the board to its family: the last is the SoC.
+    # Ordered from the board to its family: the last entry is the SoC.
     compatible = _read(tree / "compatible").strip("\0").split("\0")
     android = ask("getprop", "ro.build.version.release").strip()
 
@@ -167,7 +167,7 @@ def _pc(tables: Path) -> str:
 
 
 def _arm_cores(cpuinfo: str) -> str:
-    """Each kind of core with how many there are, in the order of their numbers."""
+    """Each kind of core with its count, in the order of the core numbers."""
     pairs = re.findall(r"^CPU implementer\s*:\s*0x(\w+)$(?:.|\n)*?^CPU part\s*:\s*0x(\w+)$", cpuinfo, re.MULTILINE)
     counts = Counter(
         _CORES.get(int(maker, 16), {}).get(int(part, 16), f"core 0x{maker}:0x{part}") for maker, part in pairs
@@ -181,7 +181,7 @@ def _field(cpuinfo: str, name: str) -> str:
 
 
 def _joined(maker: str, model: str) -> str:
-    """Both, where the model doesn't begin with its maker."""
+    """Maker and model; the model alone if it begins with the maker."""
     return model if not maker or model.lower().startswith(maker.lower()) else f"{maker} {model}".strip()
 
 

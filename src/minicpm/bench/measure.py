@@ -1,8 +1,8 @@
-"""How fast a loaded model reads and writes, how deep, in what memory, and which part of the machine's peaks that is.
+"""Measures prefill, decode and batch speed of a loaded model, its memory, and the share of the machine's peaks it uses.
 
-It drives a `Backend` by itself, with random ids and without sampling, so that only the model is measured. A virtual
-machine's memory is now fast and now slow: the peaks are measured in turns with the work, and a percentage is always of
-the peak beside it.
+It drives a `StepBackend` directly, with random ids and without sampling, so that only the model is measured. Memory
+bandwidth of a virtual machine varies over time. So the peaks are measured in alternation with the work, and each
+percentage refers to the peak measured beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minicpm import native
-from minicpm.engine.backend import KVSequence, Row, StepBackend
+from minicpm.engine.backend import KVSequence, Row, StepBackend, Wanted
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.engine.memory import peak_rss_bytes
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS
@@ -26,23 +26,23 @@ from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import STORAGE_DTYPES
 
-# Read from end to end, this is many times what any cache of a CPU holds.
+# A buffer of this size is many times larger than any CPU cache.
 BANDWIDTH_BYTES = 1 << 30
 PEAK_WINDOW_S = 0.1
-# Tokens that a window of single steps takes behind its depth, at least and at most.
+# Tokens that a window of single steps appends after its depth, at least and at most.
 FEWEST_TOKENS, WINDOW_TOKENS = 16, 256
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured; `repeats` windows of every point, in turns."""
+    """The points to measure. Each gets `repeats` windows; all points take turns."""
 
     prefill: tuple[int, ...] = (128, 512)  # prompts of so many tokens
-    decode: tuple[int, ...] = (0, 1024)  # one token at a time behind so many
-    batch: tuple[int, ...] = (1, 2, 4, 8)  # so many sequences, a token each a step
+    decode: tuple[int, ...] = (0, 1024)  # depths: tokens in the cache while one token at a time is decoded
+    batch: tuple[int, ...] = (1, 2, 4, 8)  # so many sequences, each with one token per step
     verify: int = 16  # steps over 1 .. verify tokens of one sequence, as drafts are verified
     repeats: int = 5
-    window_s: float = 0.5  # of steps of one point before the next gets its turn
+    window_s: float = 0.5  # length of a window of one point
 
     def __post_init__(self) -> None:
         for name, values, least in (("prefill", self.prefill, 1), ("decode", self.decode, 0), ("batch", self.batch, 1)):
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text that it needs."""
+        """Tokens of the longest text that the plan needs."""
         texts = [*self.prefill, *(depth + FEWEST_TOKENS for depth in self.decode)]
         if self.batch:
             texts.append(1 + FEWEST_TOKENS)
@@ -76,7 +76,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of several windows: the middle one, and how far apart they are. `best` is what disturbed least."""
+    """Median, best and worst of several windows. `best` is the least disturbed window."""
 
     median: float
     best: float
@@ -91,7 +91,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second of one point, and what part of the machine's peaks they take (None where not known)."""
+    """Tokens per second of one point, and the share of the machine's peaks that they use (None if unknown)."""
 
     kind: str  # prefill, decode or batch
     size: int  # tokens of the prompt, depth, or sequences
@@ -108,7 +108,7 @@ class Verification:
     tokens: int
     step_s: Spread
     cost: float  # in single steps
-    # The part of tokens - 1 drafts that must be right for the step to pay for itself; above 1 it never does.
+    # The share of tokens - 1 drafts that must be accepted for the step to break even; above 1 it never does.
     break_even_acceptance: float | None
 
 
@@ -119,17 +119,17 @@ class Measurement:
     threads: int | None
     weight_bytes_per_step: int
     cache_bytes_per_token: int
-    first_token_s: float  # of a prompt of one token, the first work after loading
+    first_token_s: float  # for a prompt of one token, the first work after loading
     peak_rss_bytes: int | None
-    peak_rss_tokens: int  # held when it was read
-    read_bandwidth: Spread | None  # bytes a second
-    integer_peak: Spread | None  # operations a second, a multiplication and an addition being two
+    peak_rss_tokens: int  # in the cache when peak_rss_bytes was read
+    read_bandwidth: Spread | None  # bytes per second
+    integer_peak: Spread | None  # operations per second; a multiplication and an addition are two
     speeds: tuple[Speed, ...]
     verifications: tuple[Verification, ...]
 
 
 class Work:
-    """Timed pieces of work of a backend. Sequences are filled once per depth and cut back after every window."""
+    """Timed pieces of work of a backend. Sequences are filled once per depth and truncated after every window."""
 
     def __init__(self, backend: StepBackend, seed: int = 0):
         self._backend = backend
@@ -137,14 +137,14 @@ class Work:
         self._filled: dict[int, KVSequence] = {}
 
     def prefill(self, tokens: int) -> float:
-        """Tokens a second of a new prompt, its last logits included."""
+        """Tokens per second of a new prompt, its last logits included."""
         sequence = self._backend.new_sequence(tokens)
         start = time.perf_counter()
         self._append(sequence, self._ids(tokens), "last")
         return tokens / (time.perf_counter() - start)
 
     def fill(self, depth: int) -> KVSequence:
-        """The sequence of `depth` tokens, filled with random ids where there is none yet."""
+        """The sequence of `depth` tokens, filled with random ids when it is first needed."""
         if depth not in self._filled:
             sequence = self._backend.new_sequence(depth + self._room(depth))
             if depth:
@@ -153,7 +153,7 @@ class Work:
         return self._filled[depth]
 
     def decode(self, depth: int, window_s: float) -> float:
-        """Tokens a second, one at a time, behind `depth`."""
+        """Tokens per second, decoded one at a time after `depth` tokens."""
         sequence = self.fill(depth)
         ids = self._ids(self._room(depth))
         seconds = self._window(lambda i: self._backend.forward([Row(sequence, ids[i : i + 1])]), window_s, len(ids))
@@ -161,7 +161,7 @@ class Work:
         return len(seconds) / sum(seconds)
 
     def batch(self, sequences: int, window_s: float) -> float:
-        """Tokens a second of all sequences together, a token each a step, from their start on."""
+        """Tokens per second of all sequences together, from their start on. Each gets one token per step."""
         room = self._room(1)
         rows = [self._backend.new_sequence(1 + room) for _ in range(sequences)]
         ids = [self._ids(1 + room) for _ in rows]
@@ -174,7 +174,7 @@ class Work:
         return sequences * len(seconds) / sum(seconds)
 
     def verify_step(self, depth: int, tokens: int, window_s: float) -> float:
-        """Seconds of a step over `tokens` tokens of one sequence behind `depth`, the logits of all wanted."""
+        """Seconds of a step over `tokens` tokens of one sequence after `depth` tokens, with the logits of all."""
         sequence = self.fill(depth)
         ids = self._ids(tokens)
 
@@ -191,12 +191,12 @@ class Work:
         return time.perf_counter() - start
 
     def _room(self, depth: int) -> int:
-        """Tokens that a window behind `depth` may take."""
+        """Tokens that a window may append after `depth`."""
         return min(WINDOW_TOKENS, self._backend.context_length - depth)
 
     @staticmethod
     def _window(step: Callable[[int], object], window_s: float, limit: int = WINDOW_TOKENS) -> list[float]:
-        """Seconds of steps until the window is over, two at least; the first that is cold is left out."""
+        """Seconds of each step of a window, at least two. A first, cold step is not counted."""
         step(0)
         seconds: list[float] = []
         start = last = time.perf_counter()
@@ -207,11 +207,9 @@ class Work:
             last = now
         return seconds
 
-    def _append(self, sequence: KVSequence, ids: Sequence[int], logits: str) -> None:
-        for start in range(0, len(ids), PREFILL_CHUNK_TOKENS):
-            chunk = ids[start : start + PREFILL_CHUNK_TOKENS]
-            is_last = start + len(chunk) == len(ids)
-            self._backend.forward([Row(sequence, chunk, logits if is_last else "none")])
+    def _append(self, sequence: KVSequence, ids: Sequence[int], logits: Wanted) -> None:
+        for chunk in Row(sequence, ids, logits).chunks(PREFILL_CHUNK_TOKENS):
+            self._backend.forward([chunk])
 
     def _ids(self, count: int) -> list[int]:
         ids: list[int] = self._random.integers(0, self._backend.vocab_size, count).tolist()
@@ -219,24 +217,24 @@ class Work:
 
 
 class Peaks:
-    """The machine's peaks, measured with the engine's kernels and as many threads."""
+    """The machine's peaks, measured with the engine's kernels and thread count."""
 
     def __init__(self, isa: str, threads: int, memory_bytes: int = BANDWIDTH_BYTES):
         self._machine = native.extension().Machine(isa=isa, threads=threads, memory_bytes=memory_bytes)
 
     def read_bandwidth(self) -> float:
-        """Bytes a second of reading memory."""
+        """Bytes per second of reading memory."""
         return float(self._machine.read_bandwidth())
 
     def integer_rate(self) -> float:
-        """Integer operations a second; a multiplication and its addition are two."""
+        """Integer operations per second; a multiplication and its addition are two."""
         return 2 * float(self._machine.product_rate(PEAK_WINDOW_S))
 
 
 def step_weight_bytes(checkpoint: Checkpoint, dtype: str = "auto") -> int:
-    """Bytes of the weights that every step reads: all but the rows of an embedding that is not also the head.
+    """Bytes of the weights that every step reads: all but an embedding that is not also the head.
 
-    `dtype` is what weights in floating point are computed in, "auto" their own.
+    `dtype` is the dtype in which unquantized weights are computed; "auto" is their own.
     """
     embedding = () if checkpoint.config.tie_word_embeddings else _stored(EMBEDDING)
     total = 0
@@ -275,10 +273,10 @@ def measure(
     peaks: Callable[[], Peaks | None] = lambda: None,
     on_repeat: Callable[[int], None] = lambda repeat: None,
 ) -> Measurement:
-    """Measure a plan. `peaks` is called once memory has been looked at, since measuring takes memory of its own."""
+    """Measure a plan. `peaks` is called after the peak memory was read, because its own buffers need memory."""
     if plan.longest > backend.context_length:
         raise ValueError(
-            f"{plan.longest} tokens are needed ({FEWEST_TOKENS} of them to measure in), but the context holds "
+            f"{plan.longest} tokens are needed ({FEWEST_TOKENS} of them for measuring), but the context holds "
             f"{backend.context_length}; choose smaller depths and prompts"
         )
     _require_memory(backend, plan)
@@ -329,7 +327,7 @@ def _require_memory(backend: StepBackend, plan: Plan) -> None:
 
 
 class _Runs:
-    """Windows of all points, each between two measurements of the peak that limits it."""
+    """The windows of all points. Each runs between two measurements of the peak that limits it."""
 
     def __init__(self, peaks: Peaks | None):
         self._peaks = peaks
@@ -338,11 +336,11 @@ class _Runs:
         self.integer_rates: list[float] = []
 
     def read(self, kind: str, size: int, run: Callable[[int], float]) -> None:
-        """A window limited by reading memory."""
+        """Run a window that memory bandwidth limits."""
         self._run(kind, size, run, self.bandwidths, None if self._peaks is None else self._peaks.read_bandwidth)
 
     def compute(self, tokens: int, run: Callable[[int], float]) -> None:
-        """A window limited by multiplying."""
+        """Run a window that integer arithmetic limits."""
         rate = None if self._peaks is None else self._peaks.integer_rate
         self._run("prefill", tokens, run, self.integer_rates, rate)
 
@@ -388,7 +386,7 @@ def _verifications(step_s: dict[int, list[float]]) -> Iterator[Verification]:
 
 
 def as_record(value: Any) -> Any:
-    """Plain JSON values of a measurement."""
+    """A measurement as plain JSON values."""
     if isinstance(value, tuple | list):
         return [as_record(item) for item in value]
     if hasattr(value, "__dataclass_fields__"):

@@ -1,8 +1,7 @@
-"""A measurement as a row that may be shown: one JSON object that tells what was measured on which device and with which
-files, and nothing of whose they are.
+"""A measurement as a row that can be published: one JSON object with the figures, the device and the files' hashes.
 
-Rows come from strangers: `read_report` refuses what is damaged and what no machine can do, a memory read faster than it
-can be, above all.
+A row identifies no person. Rows may come from strangers: `read_report` refuses damaged ones and impossible figures,
+above all more bytes read per second than the memory's bandwidth allows.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from minicpm.quant.format import PRESETS
 VERSION = 1
 MAX_BYTES = 100_000
 MAX_ITEMS = 1000
-# What a step reads is then in no processor's cache, and the bandwidth of its memory bounds it.
+# A step that reads more than this fits into no processor's cache, so memory bandwidth bounds it.
 BEYOND_CACHES_BYTES = 256_000_000
-# Bandwidth is sampled between the windows, and a busy machine's may have been higher within one.
+# Bandwidth is sampled between the windows; on a busy machine it may be higher within one.
 TOLERANCE = 1.15
-# Bytes and operations a second between which every device is that could run a model at all.
+# Plausible bytes and operations per second of any device that can run a model.
 BANDWIDTHS, INTEGER_RATES = (1e7, 1e13), (1e6, 1e16)
 KINDS = ("prefill", "decode", "batch")
 
@@ -50,16 +49,16 @@ class WeightFile:
 @dataclass(frozen=True)
 class Model:
     name: str
-    sha256: str  # of the weights: the file's, or of the lines that sha256sum prints of several
+    sha256: str  # of the weights: the file's, or that of sha256sum's output for several files
     weights: tuple[WeightFile, ...]
-    precision: str  # a preset, other whole numbers, or the dtype of the sums
+    precision: str  # a preset, bits and group sizes of other quantizations, or a dtype
     weight_bytes_per_step: int
     cache_bytes_per_token: int
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of several windows."""
+    """Median, best and worst of several windows."""
 
     median: float
     best: float
@@ -89,8 +88,8 @@ class Report:
     backend: str
     isa: str | None
     threads: int | None
-    read_bandwidth: Figures  # bytes a second
-    integer_peak: Figures | None  # operations a second
+    read_bandwidth: Figures  # bytes per second
+    integer_peak: Figures | None  # operations per second
     load_s: float
     first_token_s: float
     peak_rss_bytes: int | None
@@ -111,7 +110,8 @@ def make_report(
 ) -> Report:
     """The row of a measurement; `versions` are the package's and Python's. Reads the weights for their hash.
 
-    Raises ValueError without a bandwidth, MiniCPMError where the row would be refused: something disturbed it.
+    Raises ValueError without a bandwidth, MiniCPMError if `read_report` would refuse the row: something disturbed the
+    measurement.
     """
     if measured.read_bandwidth is None:
         raise ValueError("a report needs the memory's bandwidth, which is measured beside decoding on the CPU")
@@ -145,17 +145,17 @@ def make_report(
         _parsed(Report, as_record(report), "")
         check(report)
     except ValueError as error:
-        raise MiniCPMError(f"what was measured cannot be ({error}); measure again while nothing else runs") from error
+        raise MiniCPMError(f"the figures are impossible ({error}); measure again while nothing else runs") from error
     return report
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write it whole or not at all, over what is there."""
+    """Write the row whole or not at all; replaces an existing file."""
     write_text(path, json.dumps(as_record(report), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_report(path: Path) -> Report:
-    """The row in a file; FormatError says what is wrong with one that is damaged or that no machine can have made."""
+    """The row in a file. Raises FormatError, with the reason, for a damaged row or impossible figures."""
     raw = read_json_object(path, MAX_BYTES, unique_keys=True)
     try:
         if raw.get("version") != VERSION:
@@ -163,12 +163,12 @@ def read_report(path: Path) -> Report:
         report: Report = _parsed(Report, raw, "")
         check(report)
     except ValueError as error:
-        raise FormatError(path, f"is no row of `minicpm bench --report`: {error}") from error
+        raise FormatError(path, f"is not a row of `minicpm bench --report`: {error}") from error
     return report
 
 
 def precision(checkpoint: Checkpoint, dtype: str = "auto") -> str:
-    """What the weights are multiplied as: a preset's name, other whole numbers, or a dtype."""
+    """The precision of the weights: a preset's name, bits and group sizes of other quantizations, or a dtype."""
     packings = checkpoint.packings
     if not packings:
         return checkpoint.config.dtype if dtype == "auto" else dtype
@@ -206,7 +206,7 @@ def _figures(spread: Spread) -> Figures:
 
 
 def _rounded(value: float) -> float:
-    """Four digits: no measurement here is better."""
+    """Round to four digits, the accuracy of these measurements."""
     return float(f"{value:.4g}")
 
 
@@ -214,7 +214,7 @@ def _rounded(value: float) -> float:
 
 
 def _parsed(kind: Any, value: object, where: str) -> Any:
-    """A value of JSON as `kind`: a dataclass, a tuple of one kind, str, int or float, each perhaps or None."""
+    """Convert a JSON value to `kind`: a dataclass, a tuple of one kind, str, int or float, each optionally or None."""
     options = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     if value is None and NoneType in options:
         return None
@@ -250,18 +250,18 @@ def _parsed_fields(kind: Any, value: object, where: str) -> Any:
 
 
 def check_text(text: str, where: str) -> None:
-    """ValueError for a text that no table can show, or that is a path of somebody's disk."""
+    """Raise ValueError for a text that a table cannot show, or that is a file path."""
     if not text.strip() or len(text) > MAX_NAME or not text.isprintable() or UNSHOWABLE.search(text):
         raise ValueError(f"{where} is {brief(text)}, expected 1 to {MAX_NAME} characters without | < > ` [ ] or \\")
     if text.startswith(("/", "~", "./", "../")):
         raise ValueError(f"{where} is {brief(text)}, a path; expected a name")
 
 
-# --- Believing ---------------------------------------------------------------------------------------------------
+# --- Plausibility ------------------------------------------------------------------------------------------------
 
 
 def check(report: Report) -> None:
-    """ValueError for a row that no machine can have made."""
+    """Raise ValueError for a row with impossible figures."""
     _check_date(report.date)
     _check_model(report.model)
     _check_device(report)
@@ -281,7 +281,7 @@ def check(report: Report) -> None:
 def _check_date(text: str) -> None:
     day = date.fromisoformat(text)
     if day > datetime.now(UTC).date() + timedelta(days=1):
-        raise ValueError(f"date {text} has not come yet")
+        raise ValueError(f"date {text} is in the future")
 
 
 def _check_model(model: Model) -> None:
@@ -290,9 +290,9 @@ def _check_model(model: Model) -> None:
         raise ValueError("model.weights must have one file or more, sorted by name")
     for sha256 in (model.sha256, *(file.sha256 for file in model.weights)):
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise ValueError(f"{brief(sha256)} is no SHA-256")
+            raise ValueError(f"{brief(sha256)} is not a SHA-256")
     if model.sha256 != _sha256_of(model.weights):
-        raise ValueError("model.sha256 is not that of model.weights")
+        raise ValueError("model.sha256 does not match model.weights")
     sizes = (*(file.nbytes for file in model.weights), model.weight_bytes_per_step, model.cache_bytes_per_token)
     if min(sizes) < 1:
         raise ValueError("a size of the model is below 1 byte")
@@ -313,7 +313,7 @@ def _check_figures(name: str, figures: Figures, bounds: tuple[float, float] = (0
     least, most = bounds
     if not least < figures.worst <= figures.median <= figures.best < most:
         raise ValueError(
-            f"{name} is {figures.worst:g} at worst, {figures.median:g} as a rule and {figures.best:g} at best; "
+            f"{name} has worst {figures.worst:g}, median {figures.median:g} and best {figures.best:g}; "
             f"expected these in order, above {least:g} and below {most:g}"
         )
 

@@ -1,1 +1,1 @@
-"""Known faults of model files: how each is found, what it does to a user, and how it is mended."""
+"""Known faults of model files: how each is found, what a user sees of it, and how it is repaired."""

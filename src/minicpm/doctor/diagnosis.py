@@ -1,6 +1,6 @@
-"""The one door of the room: what is wrong with a model's files, and the copy without it.
+"""Finds the faults of a model's files and writes a repaired copy. Other rooms use only this module of `doctor`.
 
-The files are examined first (gguf.py, folder.py); running the model (measured.py) then adds what no file shows.
+gguf.py and folder.py examine the files first. measured.py then runs the model and adds the faults that no file shows.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from minicpm.doctor.gguf import GgufExamination
 from minicpm.doctor.measured import Measured, measure
 from minicpm.formats.gguf import is_gguf
 
-# A fault that running the model shows -> the fault of its files that explains it.
+# A measured fault -> the fault of the files that explains it.
 EXPLAINED_BY = {"lost-scales": "missing-mup", "wrong-rope-theta": "missing-rope-theta"}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The faults of a model's files, and those that are left: in the repaired copy if one was written."""
+    """The faults of a model's files. `left` are those of the repaired copy if one was written, else all of them."""
 
     path: Path
     kind: str  # Examination.kind
     faults: tuple[Fault, ...]
     left: tuple[Fault, ...]
     repaired: Path | None
-    silence: str | None  # why the model was not judged by running it
+    silence: str | None  # the reason if running the model gave no verdict
 
 
 def diagnose(path: Path, *, copy: Path | None = None, runs: bool = True, overwrite: bool = False) -> Diagnosis:
-    """Find the faults of a folder or GGUF file and, with `copy`, write a repaired one if any can be repaired.
+    """Find the faults of a folder or GGUF file. With `copy`, write a repaired one if any fault can be repaired.
 
-    Without `runs` the model is not run: the order of rows, the constants and the rotary base are taken on trust.
+    Without `runs` the model is not run, and the order of rows, the constants and the rotary base are not checked.
     `overwrite` replaces `copy` if it is a model. Raises MiniCPMError subclasses for files that cannot be examined.
     """
     examination, measured = _examined(path, runs)
@@ -61,7 +61,8 @@ def _examined(path: Path, runs: bool) -> tuple[Examination, Measured]:
 def _write_repaired(examination: Examination, copy: Path, runs: bool, overwrite: bool) -> tuple[list[Fault], Measured]:
     """Write the copy and examine it.
 
-    Some faults keep a model from being run. If the copy runs and shows more faults, it is written again without them.
+    Some faults prevent the model from running. If the copy runs and shows more faults, it is written again without
+    them.
     """
     examination.write_repaired(copy, overwrite=overwrite)
     written, measured = _examined(copy, runs)
@@ -75,7 +76,7 @@ def _write_repaired(examination: Examination, copy: Path, runs: bool, overwrite:
 
 
 def _add(examination: Examination, measured: Measured) -> None:
-    """Add the measured faults, except those that the files explain."""
+    """Add the measured faults, except those that a fault of the files explains."""
     known = {fault.name for fault in examination.faults}
     examination.faults += [fault for fault in measured.faults if EXPLAINED_BY.get(fault.name) not in known]
     if measured.correction is not None:

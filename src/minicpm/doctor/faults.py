@@ -1,8 +1,8 @@
-"""What is wrong with a model's files, told as a user meets it: what he sees, why, and what cures it.
+"""The types of this room: a `Fault` (what is wrong, its symptom, its cure), a `Correction` and an `Examination`.
 
-The known faults of GGUF files are found by gguf.py and gguf_tokenizer.py, those of folders by folder.py and
-folder_tokenizer.py; none of them runs the model. What only running it shows (measured.py) comes as a `Correction`.
-Cures are planned while the files are examined and written by `Examination.write_repaired`, never in place.
+gguf.py and gguf_tokenizer.py find the known faults of GGUF files, folder.py and folder_tokenizer.py those of folders;
+none of them runs the model. measured.py runs it and returns a `Correction`. Repairs are planned while the files are
+examined. `Examination.write_repaired` writes them into a copy, never in place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from minicpm.formats.config import DecoderConfig, logit_scale, residual_scale
 # The constants of every MiniCPM of 2024, which its runtimes had built in.
 SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE, ROPE_THETA = 12, 1.4, 256, 10000.0
 
-# What other families put around a message, and what the English README of 2024 wrote for <用户>: MiniCPM learned none.
+# Markers that other families put around a message, and the English README's translations of <用户> (2024). MiniCPM was
+# trained with none of them.
 _FOREIGN_MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?User>|<Assistant>")
 TEMPLATE_SYMPTOM = (
     "chat programs put {found} around a question, which the model never saw: it rambles, answers beside the point, or "
@@ -46,8 +47,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a model's numbers should be instead: another configuration, and whether q and k have their rows in the other
-    order of the two that there are (halves of a head, as published; or pairs, as llama.cpp rotates them)."""
+    """The right configuration of a model, and whether the rows of q and k must be reordered.
+
+    Two orders exist: halves of a head, as published, and pairs, as llama.cpp rotates them.
+    """
 
     config: DecoderConfig
     reorders_rows: bool
@@ -55,7 +58,7 @@ class Correction:
 
 @dataclass
 class Examination(ABC):
-    """A model's files, what is wrong with them, and the copy that would not have it."""
+    """A model's files, their faults, and the plan of a repaired copy."""
 
     path: Path
     kind: str  # "gguf", "hf", "mlx", "gptq" ...
@@ -68,7 +71,7 @@ class Examination(ABC):
 
     @abstractmethod
     def correct(self, correction: Correction) -> None:
-        """Plan what was found by running the model; the faults are added by whoever found them."""
+        """Plan the correction of measured faults. The caller adds the faults themselves."""
 
     @abstractmethod
     def write_repaired(self, destination: Path, *, overwrite: bool = False) -> None:
@@ -79,7 +82,7 @@ class Examination(ABC):
 
 
 def constants_of_2024(num_hidden_layers: int, hidden_size: int) -> dict[str, float]:
-    """What a GGUF file calls the three constants, and what they are in a MiniCPM of 2024."""
+    """The three constants of a MiniCPM of 2024, by their names in a GGUF file."""
     return {
         "embedding_scale": float(SCALE_EMB),
         "residual_scale": residual_scale(SCALE_DEPTH, num_hidden_layers),
@@ -88,5 +91,5 @@ def constants_of_2024(num_hidden_layers: int, hidden_size: int) -> dict[str, flo
 
 
 def foreign_markers(template: str, is_token: Callable[[str], bool]) -> list[str]:
-    """Markers of a chat template that are no tokens of the model's vocabulary, in the order of the template."""
+    """Markers of a chat template that are not tokens of the model's vocabulary, in the order of the template."""
     return [found for found in dict.fromkeys(_FOREIGN_MARKER.findall(template)) if not is_token(found)]

@@ -1,7 +1,7 @@
-"""The known faults of published MiniCPM folders, plain, MLX, GPTQ or AWQ, and a copy without them.
+"""The known faults of published MiniCPM folders (plain, MLX, GPTQ or AWQ), and a copy without them.
 
-Small files are repaired. Weights are copied as they are, but for rows of q and k in the wrong order, and read no
-further than their headers, but for a head that must repeat the embedding.
+Small files are repaired. Weights are copied unchanged, except rows of q and k in the wrong order. Only headers of
+weight files are read, except to compare a head with the embedding.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ from minicpm.doctor.faults import (
     Examination,
     Fault,
 )
-from minicpm.doctor.folder_tokenizer import TOKENIZER_CONFIG, FolderContent, look_at_tokenizer
+from minicpm.doctor.folder_tokenizer import FolderContent, look_at_tokenizer
 from minicpm.errors import MiniCPMError, ModelError, brief
 from minicpm.export.destination import copy_file, new_folder
 from minicpm.files import json_text, read_json_object, write_text
 from minicpm.formats import granite, hf, llama
 from minicpm.formats.compressed_tensors import PACKED, SCALE
-from minicpm.formats.config import MAX_CONFIG_BYTES, MUP_KEYS, DecoderConfig, architecture_names, read_config_json
+from minicpm.formats.config import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    MUP_KEYS,
+    DecoderConfig,
+    architecture_names,
+    read_config_json,
+)
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.gguf_model import published_rows
@@ -39,22 +46,22 @@ from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.mapped import TensorFile
 from minicpm.formats.safetensors import SafetensorsFile
 from minicpm.tokenizer import read_tokenizer_config
+from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG
 
 CONSTANTS = dict(zip(MUP_KEYS, (SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE)))
-CONFIG = "config.json"
 FAMILY = ("minicpm", "granite", "llama")
-# Where AutoGPTQ and AutoAWQ wrote in 2024 what a config.json has to say today, and their words for it.
+# Files of AutoGPTQ and AutoAWQ (2024) with the settings that config.json must have today, and AutoAWQ's names for them.
 QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quant_config": "awq"}
 AWQ_WORDS = {"w_bit": "bits", "q_group_size": "group_size"}
 
 
 class FolderExamination(Examination):
-    """A folder's faults; raises FormatError for files that cannot be read, ModelError for another family."""
+    """A folder's faults. Raises FormatError for files that cannot be read, ModelError for another family."""
 
     def __init__(self, path: Path):
         folder = ModelFolder(path)
         self._folder = folder
-        self._config = read_config_json(folder.file(CONFIG))
+        self._config = read_config_json(folder.file(CONFIG_FILE))
         super().__init__(path, _kind(self._config))
         generation = (
             read_json_object(folder.file(GENERATION_FILE), MAX_CONFIG_BYTES) if folder.has(GENERATION_FILE) else {}
@@ -66,7 +73,7 @@ class FolderExamination(Examination):
         if not self._is_minicpm and self._config.get("model_type") not in FAMILY:
             raise ModelError(f"{path}: its model_type is {brief(self._config.get('model_type'))}; expected 'minicpm'")
         self._weights: dict[str, TensorFile] = {}
-        self._reordered: DecoderConfig | None = None  # whose q and k get the other order of rows
+        self._reordered: DecoderConfig | None = None  # if set, the copy's rows of q and k are reordered
         self._look()
 
     def close(self) -> None:
@@ -75,7 +82,7 @@ class FolderExamination(Examination):
 
     @property
     def can_reorder_rows(self) -> bool:
-        """Whether rows can be written in another order: weights of a shape that is known, in safetensors files."""
+        """Whether rows can be reordered: the layout of the weights is known and all files are safetensors."""
         is_known = self.kind in ("hf", "compressed-tensors")
         return is_known and all(isinstance(file, SafetensorsFile) for file in self._weights.values())
 
@@ -98,7 +105,7 @@ class FolderExamination(Examination):
             raise ValueError(f"{destination}: is the folder itself; a repaired copy needs a name of its own")
         content = self._content
         objects = {
-            CONFIG: self._config,
+            CONFIG_FILE: self._config,
             TOKENIZER_CONFIG: content.tokenizer_config,
             GENERATION_FILE: content.generation_config,
         }
@@ -116,7 +123,7 @@ class FolderExamination(Examination):
                 self._write_rows(partial, self._reordered)
 
     def _write_rows(self, partial: Path, config: DecoderConfig) -> None:
-        """Rows of q and k over those of the copied files."""
+        """Write the rows of q and k in the other order over those of the copied files."""
         for name in config.parameter_shapes():
             order = published_rows(config, name)
             if order is None:
@@ -133,7 +140,7 @@ class FolderExamination(Examination):
                     copy.flush()
                     os.fsync(copy.fileno())
 
-    # --- looking -------------------------------------------------------------------------------------------------
+    # --- examining -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         self._look_at_quantization()
@@ -148,7 +155,7 @@ class FolderExamination(Examination):
         self.faults += look_at_tokenizer(self._content)
 
     def _look_at_quantization(self) -> None:
-        """What AutoGPTQ and AutoAWQ once wrote into a file beside config.json."""
+        """Find quantization settings of AutoGPTQ or AutoAWQ in a file beside config.json."""
         name = next((name for name in QUANTIZATION_FILES if self._folder.has(name)), None)
         if name is None or "quantization_config" in self._config:
             return
@@ -162,9 +169,9 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "unsaid-quantization",
-                f"weights of {method.upper()}, but only {name} says so, not {CONFIG}",
-                "transformers takes the weights for missing ones and makes up random numbers: noise",
-                f"a quantization_config in {CONFIG} (running it takes {method.upper()}'s own kernels)",
+                f"weights of {method.upper()}, but only {name} says so, not {CONFIG_FILE}",
+                "transformers treats the weights as missing and initializes them at random: noise",
+                f"a quantization_config in {CONFIG_FILE} (running it takes {method.upper()}'s own kernels)",
             )
         )
 
@@ -176,7 +183,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "remote-code",
-                f"{CONFIG} has an auto_map to the code of 2024",
+                f"{CONFIG_FILE} has an auto_map to the code of 2024",
                 "transformers 5 with trust_remote_code=True: ImportError (is_torch_fx_available and others are gone)",
                 "no auto_map: the classes of `import minicpm.models` (or convert --to granite, which needs none)",
             )
@@ -189,7 +196,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "missing-model-type",
-                f"{CONFIG} has no model_type, as the releases of 2024",
+                f"{CONFIG_FILE} has no model_type, as the releases of 2024",
                 "transformers 5: 'Unrecognized model ... Should have a `model_type` key in its config.json'",
                 "model_type minicpm (transformers then needs `import minicpm.models`)",
             )
@@ -203,7 +210,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "missing-mup",
-                f"{CONFIG} has no {', '.join(missing)}",
+                f"{CONFIG_FILE} has no {', '.join(missing)}",
                 SCALES_SYMPTOM,
                 SCALES_CURE + "needs its own config.json",
             )
@@ -217,7 +224,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "missing-rope-theta",
-                f"{CONFIG} has no rope_theta, as the releases of 2024",
+                f"{CONFIG_FILE} has no rope_theta, as the releases of 2024",
                 "right in transformers, whose default is MiniCPM's; mlx-lm takes 1e6 and answers worse the longer the "
                 "text",
                 ROPE_CURE,
@@ -225,29 +232,29 @@ class FolderExamination(Examination):
         )
 
     def _look_at_head(self) -> None:
-        """A tie that the weights contradict; a default that programs do not share is one, too."""
+        """Find a tie_word_embeddings that contradicts the weights or is missing; programs differ in its default."""
         with suppress(MiniCPMError):
             self._weights = hf.open_weights(self._folder)
         names = self._weights.keys()
         if not any(name.startswith("model.embed_tokens.") for name in names):
-            return  # no weights beside it, or under names of another program
+            return  # the folder has no weights, or they have the names of another program
         said = self._config.get("tie_word_embeddings")
         has_head = any(name.startswith("lm_head.") for name in names)
-        # mlx-lm writes a head of its own in any case, and its granite refuses one beside a tie.
+        # mlx-lm always writes a separate head, and its granite refuses one if the embeddings are tied.
         is_tied = not has_head or (said is not False and self.kind != "mlx" and self._head_repeats_embedding())
         if said is is_tied:
             return
         self._config["tie_word_embeddings"] = is_tied
-        stored = "no lm_head is stored" if is_tied else "lm_head is another matrix than the embedding"
+        stored = "no lm_head is stored" if is_tied else "lm_head differs from the embedding"
         self.faults.append(
             Fault(
                 "wrong-tie",
-                f"{CONFIG} says {'nothing about tie_word_embeddings' if said is None else f'{brief(said)}'}, but "
+                f"{CONFIG_FILE} says {'nothing about tie_word_embeddings' if said is None else f'{brief(said)}'}, but "
                 f"{stored}",
                 "a head of random numbers (noise), or the embedding in its place (garbage); other programs refuse to "
                 "load it"
                 if said is not None
-                else "mlx-lm and MLC take false where transformers takes true, and look for a head that is not there",
+                else "mlx-lm and MLC default to false, transformers to true; the former look for a missing head",
                 f"tie_word_embeddings {'true' if is_tied else 'false'}",
             )
         )
@@ -275,9 +282,8 @@ class FolderExamination(Examination):
                 "mlx-minicpm",
                 "an MLX folder with model_type minicpm",
                 "mlx-lm's own minicpm does not load a tied head ('parameters not in model: lm_head.weight'; older ones "
-                "left the division of the logits out), and takes a rotary base of 1e6 where none is said: worse the "
-                "longer the text",
-                "model_type granite, which mlx-lm computes as MiniCPM is meant",
+                "left the division of the logits out), and defaults to a rotary base of 1e6: worse the longer the text",
+                "model_type granite, which mlx-lm computes the way MiniCPM needs",
             )
         )
 

@@ -1,6 +1,6 @@
 """The known faults of the tokenizer and the chat template in a MiniCPM folder.
 
-`look_at_tokenizer` finds them and changes what `FolderContent` holds to what a repaired copy has.
+`look_at_tokenizer` finds them and changes `FolderContent` to the content of a repaired copy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from minicpm.chat import CURRENT_TEMPLATE
+from minicpm.chat.templates import TEMPLATE_FILE
 from minicpm.doctor.faults import TEMPLATE_CURE, TEMPLATE_SYMPTOM, Fault, foreign_markers
 from minicpm.errors import FormatError, MiniCPMError
 from minicpm.files import json_text
@@ -23,14 +24,15 @@ from minicpm.tokenizer import (
     read_sentencepiece,
     special_token,
 )
+from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG
+from minicpm.tokenizer.loading import JSON_FILE as TOKENIZER_JSON
 
-TOKENIZER_CONFIG, TOKENIZER_JSON, TEMPLATE_FILE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 BOS, EOS = "<s>", "</s>"
 
 
 @dataclass
 class FolderContent:
-    """The small files of a folder as a repaired copy has them."""
+    """The small files of the repaired copy."""
 
     folder: ModelFolder
     config: dict[str, Any]  # config.json
@@ -41,7 +43,7 @@ class FolderContent:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The folder's own as it is; None where it cannot be read."""
+        """The folder's own, unrepaired; None if it cannot be read."""
         try:
             return Tokenizer.from_folder(self.folder.path)
         except MiniCPMError:
@@ -56,14 +58,14 @@ class FolderContent:
 
 
 def look_at_tokenizer(content: FolderContent) -> list[Fault]:
-    """What is wrong with the tokenizer; `content` then has what a copy has instead."""
+    """The faults of the tokenizer. Changes `content` to that of a copy without them."""
     if not content.has_tokenizer:
         return [
             Fault(
                 "missing-tokenizer",
                 f"no tokenizer.model, {TOKENIZER_JSON} or {TOKENIZER_CONFIG}",
                 "no program can chat with it",
-                "the tokenizer's files of the model it was made from, beside the weights",
+                "the tokenizer files of the model that it was made from, beside the weights",
                 is_repairable=False,
             )
         ]
@@ -72,7 +74,7 @@ def look_at_tokenizer(content: FolderContent) -> list[Fault]:
 
 
 def _pipeline(content: FolderContent) -> Fault | None:
-    """tokenizer.json must be there, and split texts as tokenizer.model does."""
+    """Check that tokenizer.json exists and splits texts as tokenizer.model does."""
     if not content.folder.has("tokenizer.model"):
         return None
     model = read_sentencepiece(content.folder.file("tokenizer.model"))
@@ -83,13 +85,13 @@ def _pipeline(content: FolderContent) -> Fault | None:
         return Fault(
             "missing-tokenizer-json",
             f"tokenizer.model, but no {TOKENIZER_JSON}",
-            "transformers asks for sentencepiece, protobuf or tiktoken, or for the file; where it builds one itself, "
+            "transformers asks for sentencepiece, protobuf or tiktoken, or for the file; if it builds one itself, "
             "texts that begin with blanks get other tokens than in training",
             f"{TOKENIZER_JSON} made of tokenizer.model, the pipeline that MiniCPM was trained with",
         )
     different = _difference(
         content, Tokenizer(library, content.tokenizer_config, path / "tokenizer.model")
-    )  # spends it
+    )  # changes `library`
     if different is None:
         return None
     content.texts[TOKENIZER_JSON] = _written(
@@ -97,9 +99,9 @@ def _pipeline(content: FolderContent) -> Fault | None:
     )
     return Fault(
         "wrong-tokenizer-json",
-        f"{TOKENIZER_JSON} {different}, otherwise than tokenizer.model",
+        f"{TOKENIZER_JSON} {different} differently from tokenizer.model",
         "answers are worse than they should be: programs that read it give texts other tokens than the model learned "
-        "(transformers 5 saves it so after rebuilding it)",
+        "(transformers 5 rebuilds the tokenizer and saves such a file)",
         f"{TOKENIZER_JSON} made of tokenizer.model, the pipeline that MiniCPM was trained with",
     )
 
@@ -118,7 +120,7 @@ def _written(library: Any) -> str:
 
 
 def _rebuilding(content: FolderContent) -> Fault | None:
-    """transformers 5 reads tokenizer.json as it is for Granite's folders, but rebuilds what it takes for Llama's."""
+    """Find a Llama tokenizer class: transformers 5 rebuilds such a tokenizer instead of reading tokenizer.json."""
     rebuilt = ("LlamaTokenizer", "LlamaTokenizerFast")
     if content.config.get("model_type") != "llama" or content.tokenizer_config.get("tokenizer_class") not in rebuilt:
         return None
@@ -148,7 +150,7 @@ def _first_token(content: FolderContent) -> Fault | None:
 
 
 def _last_token(content: FolderContent) -> Fault | None:
-    """Of the ids that end an answer, one must be a special token of the tokenizer."""
+    """Check that every id that ends an answer is a special token of the tokenizer, but not `<s>`."""
     said = [config.get("eos_token_id") for config in (content.config, content.generation_config)]
     ids = [one for value in said for one in (value if isinstance(value, list) else [value]) if one is not None]
     tokenizer = content.tokenizer
@@ -176,7 +178,7 @@ def _template(content: FolderContent) -> Fault | None:
     if content.folder.has(TEMPLATE_FILE):
         text = content.folder.file(TEMPLATE_FILE).read_text(encoding="utf-8", errors="replace")[: 1 << 16]
     if isinstance(text, list):
-        return None  # several by name; none of them is MiniCPM's own to judge
+        return None  # several named templates; they are not judged
     is_known = isinstance(text, str) and content.tokenizer is not None
     markers = foreign_markers(str(text), content.has_token) if is_known else []
     if text and not markers:

@@ -1,8 +1,7 @@
 """The known faults of published MiniCPM GGUF files, found in their metadata, and a copy without them.
 
-Weights are copied as they are, but for rows of q and k in the wrong order. Nothing in a file tells of those: norms of
-rows that are rotated together were tried on MiniCPM-nano and are no more alike than others. So the model has to be run,
-which doctor/measured.py does.
+Weights are copied unchanged, except rows of q and k in the wrong order. The order cannot be read from a file: on
+MiniCPM-nano, norms of rows that rotate together are no more similar than others. So doctor/measured.py runs the model.
 """
 
 from __future__ import annotations
@@ -31,12 +30,13 @@ from minicpm.formats import llama
 from minicpm.formats.gguf import Field, GgufFile, GgufTensor, GgufWriter, ValueType
 from minicpm.formats.gguf_model import ARCHITECTURE, LLAMA, SCALE_KEYS, model_fields, rows_to_store, stored_name
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.sequential import writing
 
 _ALIGNMENT_KEY = "general.alignment"
 
 
 class GgufExamination(Examination):
-    """A GGUF file's faults; raises FormatError where it cannot be read at all, ModelError where it is no MiniCPM."""
+    """A GGUF file's faults. Raises FormatError if it cannot be read at all, ModelError if it is not a MiniCPM."""
 
     def __init__(self, path: Path):
         super().__init__(path, "gguf")
@@ -44,7 +44,7 @@ class GgufExamination(Examination):
         try:
             self._fields = self._file.fields()
             self._dropped: set[str] = set()
-            self._rows: dict[str, npt.NDArray[np.int64]] = {}  # the order that rows of a tensor should have
+            self._rows: dict[str, npt.NDArray[np.int64]] = {}  # by tensor, the row order of the copy
             self._architecture = self._file.metadata.get("general.architecture")
             if self._architecture not in (ARCHITECTURE, LLAMA):
                 raise ModelError(f"{path}: its architecture is {brief(self._architecture)}; expected 'minicpm'")
@@ -64,18 +64,15 @@ class GgufExamination(Examination):
         if destination.exists() and destination.samefile(self.path):
             raise ValueError(f"{destination}: is the file itself; a repaired copy needs a name of its own")
         check_file_destination(destination, overwrite)
-        self._fields.pop(_ALIGNMENT_KEY, None)  # the copy has the format's own
+        self._fields.pop(_ALIGNMENT_KEY, None)  # the copy has the format's default alignment
         tensors = [replace(t, start=0) for t in self._file.tensors.values() if t.name not in self._dropped]
         require_disk(destination, sum(tensor.nbytes for tensor in tensors))
-        with new_file(destination) as partial:
-            writer = GgufWriter(partial, list(self._fields.values()), tensors)
-            try:
-                for tensor in tensors:
-                    writer.write(tensor.name, self._content(tensor))
-                writer.close()
-            except BaseException:
-                writer.abandon()
-                raise
+        with (
+            new_file(destination) as partial,
+            writing(GgufWriter(partial, list(self._fields.values()), tensors)) as writer,
+        ):
+            for tensor in tensors:
+                writer.write(tensor.name, self._content(tensor))
 
     def _content(self, tensor: GgufTensor) -> Iterator[memoryview]:
         view, step = self._file.view(tensor.name), 1 << 22
@@ -86,7 +83,7 @@ class GgufExamination(Examination):
             yield view[start : start + step]
         self._file.release(tensor.name)
 
-    # --- looking -------------------------------------------------------------------------------------------------
+    # --- examining -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         self._look_at_scales()
@@ -118,7 +115,7 @@ class GgufExamination(Examination):
                 "missing-mup",
                 f"{', '.join(self._key(key) for key in missing)} missing, as in files of early 2024",
                 "greedy answers look right, but sampling gives confused text and perplexity is absurd: today's "
-                "llama.cpp takes a default it then divides by, and logits of MiniCPM-2B come out 81 times too large",
+                "llama.cpp divides by a default, and logits of MiniCPM-2B come out 81 times too large",
                 SCALES_CURE + "must be converted from its folder",
             )
         )
@@ -154,7 +151,7 @@ class GgufExamination(Examination):
             )
         )
 
-    # --- what running the model has told -----------------------------------------------------------------------------
+    # --- measured faults -----------------------------------------------------------------------------------------
 
     def correct(self, correction: Correction) -> None:
         config = correction.config
@@ -163,7 +160,7 @@ class GgufExamination(Examination):
             self._rows = {name: order for name, order in orders.items() if order is not None}
         self._put(self._key("rope.freq_base"), ValueType.FLOAT32, config.rope_theta)
         if llama.unit_scales(config) == config:
-            return  # multiplied into the weights
+            return  # the scales are multiplied into the weights
         if self._architecture == LLAMA:
             self._rename_architecture()
         for found in model_fields(config):

@@ -1,6 +1,6 @@
 """The known faults of the tokenizer and the chat template in a MiniCPM GGUF file.
 
-`look_at_tokenizer` finds them in the metadata and changes those to what a repaired copy has.
+`look_at_tokenizer` finds them in the metadata and changes it to that of a repaired copy.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ OFFICIAL_COUNT = 122_753
 OFFICIAL_PIECES_SHA256 = "0642254dd5b244658a3a14628ff0b4c1fce0ada72c96dcc87555fd523ee54e8a"
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-# llama.cpp's, of a SentencePiece tokenizer whose file names none.
+# llama.cpp's defaults for a SentencePiece tokenizer if the file has none.
 DEFAULT_IDS = {"bos": 1, "eos": 2}
 
 
 def look_at_tokenizer(fields: dict[str, Field]) -> list[Fault]:
-    """What is wrong with the tokenizer; `fields` then hold what a copy has instead."""
+    """The faults of the tokenizer. Changes `fields` to those of a copy without them."""
     tokens = fields.get(TOKENS)
     if tokens is None:
         return []
@@ -37,7 +37,7 @@ def look_at_tokenizer(fields: dict[str, Field]) -> list[Fault]:
 
 
 def _kind(fields: dict[str, Field], pieces: list[str]) -> Fault | None:
-    """A tokenizer.json of SentencePiece's pieces that was taken for one of bytes, GPT-2's kind."""
+    """Find SentencePiece pieces that are labelled as a byte-level tokenizer, GPT-2's kind."""
     if _value(fields, MODEL) != "gpt2" or "▁" not in pieces or "<0x0A>" not in pieces:
         return None
     types = fields.get(TYPES)
@@ -77,14 +77,14 @@ def _scores(fields: dict[str, Field], pieces: list[str]) -> Fault | None:
     return Fault(
         "flat-scores",
         f"all {len(normal):,} normal pieces of the tokenizer have one score (made from tokenizer.json)",
-        "answers are worse than they should be, above all in Chinese: llama.cpp merges by score, so texts are split "
-        "otherwise than the model learned",
+        "answers are worse than they should be, above all in Chinese: llama.cpp merges by score, so texts get other "
+        "tokens than in training",
         "scores in the order of the pieces, which is the order of SentencePiece's merges",
     )
 
 
 def _ranks(kinds: list[int], scores: list[float]) -> Field:
-    """SentencePiece numbers the pieces of a BPE model in the order of their merges, and scores them so."""
+    """Scores of the pieces: the negative rank of each merge. SentencePiece numbers BPE pieces in merge order."""
     made, rank = list(scores), 0
     for index, kind in enumerate(kinds):
         if kind == PieceType.NORMAL:
@@ -114,7 +114,7 @@ def _eos(fields: dict[str, Field], pieces: list[str]) -> Fault | None:
 
 
 def _special(fields: dict[str, Field], pieces: list[str], name: str, meant: str, symptom: str) -> Fault | None:
-    """An end of texts that no special token is; another special token may be right (<|im_end|>)."""
+    """Find a begin or end token that is not a special token. Another special token may be right (<|im_end|>)."""
     key = f"tokenizer.ggml.{name}_token_id"
     value = _value(fields, key, DEFAULT_IDS[name])
     if meant not in pieces or (isinstance(value, int) and _is_end(fields, pieces, value, name)):
@@ -155,7 +155,7 @@ def _last_token(fields: dict[str, Field], pieces: list[str]) -> Fault | None:
     return Fault(
         "adds-eos",
         f"{key} is true",
-        "empty answers, or answers to something else: </s> ends every prompt before the model may speak",
+        "empty answers, or answers to something else: </s> ends every prompt before the answer",
         "false",
     )
 
@@ -168,7 +168,7 @@ def _first_blank(fields: dict[str, Field], pieces: list[str]) -> Fault | None:
     return Fault(
         "no-space-prefix",
         f"{key} is false, but the pieces are MiniCPM-2B's",
-        "answers differ from those of transformers: the first word of a text is another token, as <用户> is "
+        "answers differ from those of transformers: the first word of a text becomes another token, and so does <用户> "
         "(95396 for 1786)",
         "true: a blank in front of every text, as 2024's tokenizer.json has it",
     )

@@ -1,9 +1,10 @@
-"""Faults that no file tells of and only running the model shows: rows of q and k in the wrong order, constants and a
-rotary base that are not the model's, weights that are no numbers.
+"""Faults that show only when the model runs: rows of q and k in the wrong order, wrong constants, a wrong rotary base,
+and weights that are not finite.
 
-A few sentences of the package are foreseen by the model as it is, and as it would be with each other reading that
-known programs get wrong. A sound model foresees them best as it is; where another reading is better by far more than
-chance, the files are wrong in just that. A model that foresees none of them in any reading is not judged.
+The model is run on a few of the packaged texts as it is, and in every other reading: the variants that known programs
+write by mistake. A sound model has the highest log-likelihood as it is. If another reading is better by far more than
+chance, the files have the fault that this reading corrects. If no reading predicts any text well, the model is not
+judged.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from minicpm.formats.gguf_model import published_rows, rows_to_store
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import IntWeight, read_weight
 
-NAMES = ("owl", "boat", "river")  # what is foreseen
+NAMES = ("owl", "boat", "river")  # the packaged texts that are used
 MOST_TOKENS = 128  # of each
-# A text is known to a model that foresees it this well, in nats a token; noise costs log(vocabulary), 9 to 12.
+# A model knows a text if its loss is below this, in nats per token; random output costs log(vocabulary), 9 to 12.
 KNOWN_NATS = 4.0
-# Another reading is believed if it is better by this on average, and at so many more tokens than chance gives: standard
-# deviations of the sign test, since a few tokens that are lost altogether say less than many that are a little worse.
+# Another reading is accepted if its mean loss is lower by LEAST_NATS and the sign test finds it better by at least
+# LEAST_DEVIATIONS standard deviations: many slightly worse tokens are stronger evidence than a few very bad ones.
 LEAST_NATS, LEAST_DEVIATIONS = 0.05, 5.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What running a model told: faults, what cures those that can be, and in a sentence where nothing can be told."""
+    """The result of running a model: faults, the correction of the repairable ones, and why there is no verdict."""
 
     faults: tuple[Fault, ...] = ()
     correction: Correction | None = None
@@ -47,7 +48,7 @@ class Measured:
 
 
 def measure(path: Path, *, can_reorder_rows: bool) -> Measured:
-    """Run a model's files, if they can be opened, in every reading that may be meant."""
+    """Run a model in every reading, if its files can be opened."""
     try:
         with open_checkpoint(path, allow_quantized=True) as checkpoint:
             return _measured(checkpoint, can_reorder_rows)
@@ -56,7 +57,7 @@ def measure(path: Path, *, can_reorder_rows: bool) -> Measured:
 
 
 class _Reading(NumpyBackend):
-    """A checkpoint with other constants, and rows of q and k in the other order."""
+    """A checkpoint with the constants and the order of q and k rows of a `Correction`."""
 
     def __init__(self, checkpoint: Checkpoint, correction: Correction):
         self._correction = correction
@@ -74,7 +75,7 @@ class _Reading(NumpyBackend):
 
 
 def _other_order(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.int64] | None:
-    """llama.cpp's order undone where a folder should not have it, and not undone where a file never had it."""
+    """For a folder, the indices that undo llama.cpp's order; for a GGUF file, those that undo our undoing of it."""
     order = rows_to_store if checkpoint.format == "gguf" else published_rows
     return order(checkpoint.config, name)
 
@@ -92,30 +93,30 @@ def _measured(checkpoint: Checkpoint, can_reorder_rows: bool) -> Measured:
     known = [i for i in range(len(rows)) if min(one[i].mean() for one in losses.values()) < KNOWN_NATS]
     if not known:
         return Measured(
-            silence="the model was run and not judged: it foresees none of the package's texts, in whatever reading"
+            silence="the model was run and not judged: it predicts none of the packaged texts well, in any reading"
         )
     total = {reading: np.concatenate([one[i] for i in known]) for reading, one in losses.items()}
     best = min(total, key=lambda reading: float(np.nan_to_num(total[reading], nan=math.inf).mean()))
     before, after = total[as_it_is], total[best]
     if not is_better(before, after):
         return Measured()
-    told = f"a text of the package costs {before.mean():.2f} nats a token as it is, and {after.mean():.2f} otherwise"
+    told = f"packaged texts cost {before.mean():.2f} nats per token as it is, and {after.mean():.2f} when corrected"
     faults = tuple(_faults(checkpoint, best, told, can_reorder_rows))
     is_repairable = all(fault.is_repairable for fault in faults)
     return Measured(faults, best if is_repairable else replace(best, reorders_rows=False))
 
 
 def is_better(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> bool:
-    """Whether losses (T,) of another reading are lower than those of the same tokens before, by far more than chance.
+    """Whether the losses `after` (T,) of the same tokens are lower than `before` by far more than chance.
 
-    Both tests must agree: the mean, and the number of tokens that became better rather than worse.
+    Both tests must agree: the mean, and the number of better tokens less that of worse ones.
     """
     deviations = float(np.sign(before - after).sum()) / math.sqrt(len(before))
     return bool((before - after).mean() >= LEAST_NATS and deviations >= LEAST_DEVIATIONS)
 
 
 def _readings(config: DecoderConfig) -> list[Correction]:
-    """Every configuration and order of rows that may be meant."""
+    """Every reading: each plausible configuration with each order of rows."""
     constants = replace(config, scale_emb=SCALE_EMB, scale_depth=SCALE_DEPTH, dim_model_base=DIM_MODEL_BASE)
     configs = [
         replace(one, rope_theta=theta)
@@ -128,7 +129,7 @@ def _readings(config: DecoderConfig) -> list[Correction]:
 def _losses(
     checkpoint: Checkpoint, reading: Correction, rows: Sequence[Sequence[int]]
 ) -> list[npt.NDArray[np.float64]]:
-    """Per row of T ids (T - 1,): nats of every token but the first."""
+    """Per row of T ids, the losses (T - 1,) in nats of every token but the first."""
     found = logits_of(_Reading(checkpoint, reading), rows)
     with np.errstate(over="ignore", invalid="ignore"):
         return [-chosen(logits, ids[1:]) for ids, logits in zip(rows, found)]
@@ -141,10 +142,10 @@ def _faults(checkpoint: Checkpoint, best: Correction, told: str, can_reorder_row
         found.append(
             Fault(
                 "row-order",
-                f"rows of q and k stand in the order for rotating {here}: {told}",
+                f"rows of q and k are in the order for rotating {here}: {told}",
                 "nonsense: words that look like a language and mean nothing, the worse the longer the text",
                 f"the order for rotating {meant}"
-                + ("" if can_reorder_rows else "; convert the folder --to hf first, which can be rewritten"),
+                + ("" if can_reorder_rows else "; convert the folder --to hf first, then repair that one"),
                 is_repairable=can_reorder_rows,
             )
         )
@@ -185,7 +186,7 @@ def _not_finite(checkpoint: Checkpoint) -> Fault:
 def _is_finite(checkpoint: Checkpoint, name: str) -> bool:
     weight = read_weight(checkpoint, name)
     if isinstance(weight, IntWeight):
-        return True  # read_weight has looked at the scales
+        return True  # read_weight has checked the scales
     is_finite = bool(np.isfinite(weight.float32()).all())
     checkpoint.release(name)
     return is_finite

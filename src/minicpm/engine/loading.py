@@ -1,4 +1,4 @@
-"""Which backend runs a model, and loading it there: by its name, or the one that fits the weights and the machine."""
+"""Loads a model with the backend of a given name, or with the one that fits the weights and the machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from minicpm.formats.checkpoint import Checkpoint
 
 _LOGGER = logging.getLogger(__name__)
 
-# Weights that the native engine reads at half the bytes of float32, which is left to those who compute in it.
+# The native engine reads these weights at half the bytes of float32; it is not chosen for float32.
 SHORT_DTYPES = ("bfloat16", "float16")
 
 
 def load(checkpoint: Checkpoint, options: EngineOptions) -> Runtime:
-    """Load with the backend of a name, or for auto with the one that fits the weights and the machine."""
+    """Load with the named backend, or for 'auto' with the one that fits the weights and the machine."""
     longest = checkpoint.config.context_length
     _check_context(longest, options.context, options.window)
     if options.backend == "vllm":
@@ -40,12 +40,12 @@ def _step_backend(checkpoint: Checkpoint, options: EngineOptions) -> StepBackend
     if backend == "numpy":
         return _load_numpy(checkpoint, options)
     if options.needs_our_cache:
-        raise ValueError(f"kv_cache_dtype and sliding_window are the native and the numpy backend's, not {backend}'s")
+        raise ValueError(f"kv_cache_dtype and sliding_window need the backend native or numpy, not {backend}")
     return _load_torch(checkpoint, dtype=options.dtype, device=options.device, threads=options.threads)
 
 
 def _check_context(longest: int, context: int | None, window: SlidingWindow | None) -> None:
-    """ValueError for a context or a window that is longer than the model is made for."""
+    """Raise ValueError for a context or a window that is longer than the model supports."""
     if window is not None and window.reach > longest:
         raise ValueError(
             f"a sliding window of {window.tokens} tokens with {window.sinks} sinks reaches over {window.reach} "
@@ -60,16 +60,16 @@ def _check_context(longest: int, context: int | None, window: SlidingWindow | No
 
 
 def _automatic(checkpoint: Checkpoint, options: EngineOptions) -> str:
-    """Native for quantized weights, and on a CPU for those in 16 bits; torch for others, and on a GPU.
+    """Native for quantized weights, and on a CPU for 16-bit ones; torch for others, and on a GPU.
 
-    Quantized ones go to a GPU only where it is named. Where the one that fits is missing numpy computes, and a warning
-    says so.
+    Quantized weights run on a GPU only if `device` names it. If the backend that fits is not installed, numpy is the
+    fallback, with a warning.
     """
     missing, dtype, device = native.why_missing(), options.dtype, options.device
     if (checkpoint.packings and device in ("auto", "cpu")) or options.needs_our_cache:
         if missing is None:
             return "native"
-        _warn_once(f"the native engine is not there ({missing}), so the numpy backend computes, slowly")
+        _warn_once(f"the native engine is missing ({missing}), so the numpy backend computes, slowly")
         return "numpy"
     is_short = checkpoint.config.dtype in SHORT_DTYPES and dtype in ("auto", checkpoint.config.dtype)
     is_on_cpu = device == "cpu" or (device == "auto" and not (_has_torch() and _has_gpu()))
@@ -88,7 +88,7 @@ def _warn_once(message: str) -> None:
 
 def _load_native(checkpoint: Checkpoint, options: EngineOptions) -> StepBackend:
     if missing := native.why_missing():
-        raise ModelError(f"the native engine is not there ({missing}); install a C++ compiler and minicpm again")
+        raise ModelError(f"the native engine is missing ({missing}); install a C++ compiler and minicpm again")
     if options.device not in ("auto", "cpu"):
         raise ValueError(f"the native backend runs on the cpu, got device {options.device!r}")
     if options.dtype not in (("auto",) if checkpoint.packings else ("auto", checkpoint.config.dtype)):
@@ -103,13 +103,15 @@ def _load_native(checkpoint: Checkpoint, options: EngineOptions) -> StepBackend:
 def _check_for_vllm(options: EngineOptions) -> None:
     require_vllm()
     if options.kv_cache_dtype != "auto":
-        raise ValueError("how vLLM keeps keys and values is an option of its own: vllm_options={'kv_cache_dtype': ...}")
+        raise ValueError("vLLM has its own option for this; use vllm_options={'kv_cache_dtype': ...}")
     if options.window is not None:
-        raise ValueError("sliding_window is for the backends native and numpy, not for vllm")
+        raise ValueError("sliding_window needs the backend native or numpy, not vllm")
     if options.device != "auto":
         raise ValueError(f"vLLM runs on the device it was built for, got device {options.device!r}; leave it out")
     if options.threads is not None:
-        raise ValueError("vLLM counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
+        raise ValueError(
+            "vLLM sets its thread count itself; leave threads out and set OMP_NUM_THREADS before the start"
+        )
 
 
 def _has_torch() -> bool:
@@ -117,14 +119,16 @@ def _has_torch() -> bool:
 
 
 def _has_gpu() -> bool:
-    """Whether the system has a driver of a graphics processor, without the seconds that asking torch takes."""
+    """Whether the system has a GPU driver. Importing torch to find out would take seconds."""
     paths = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll")
     return sys.platform == "darwin" or any(Path(path).exists() for path in paths)
 
 
 def _load_numpy(checkpoint: Checkpoint, options: EngineOptions) -> StepBackend:
     if options.threads is not None:
-        raise ValueError("numpy counts its threads itself; leave threads out and set OMP_NUM_THREADS before the start")
+        raise ValueError(
+            "numpy sets its thread count itself; leave threads out and set OMP_NUM_THREADS before the start"
+        )
     if options.device not in ("auto", "cpu"):
         raise ValueError(f"the numpy backend runs on the cpu, got device {options.device!r}")
     if options.dtype not in (("auto",) if checkpoint.packings else ("auto", "float32")):

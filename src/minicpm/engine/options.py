@@ -1,4 +1,4 @@
-"""EngineOptions: how a model is run. LLM, the command line and both servers take their options from here."""
+"""EngineOptions: how a model is loaded and run. LLM, the command line and both servers use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minicpm.engine.backend import BLOCK_TOKENS
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.formats.tensor import FLOAT_DTYPES
 
-# What a text option may be.
+# The values of the options that are texts.
 CHOICES = {
     "backend": ("auto", "native", "torch", "numpy", "vllm"),
     "dtype": ("auto", *FLOAT_DTYPES),
@@ -22,23 +22,24 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How a model is loaded and run; ValueError for a value that cannot be.
+    """How a model is loaded and run. Raises ValueError for an invalid value.
 
-    - `backend` computes: 'auto' takes the one that fits the weights and the machine.
-    - `dtype` is 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'; `device` is 'auto', 'cpu', 'cuda' or
-      'cuda:N'; `threads` are those of the CPU (None: one per physical core).
-    - `context` is the longest sequence in tokens. It lowers the model's own limit (None); with a `sliding_window` it
-      may be longer than that.
-    - At most `max_batch` requests run at once, fewer where their keys and values would take more than `kv_cache_bytes`
-      (None: `max_batch` contexts and one for idle texts, as far as memory is free).
-    - Keys and values are kept as `kv_cache_dtype`, 'int8' or 'bfloat16' ('auto': the backend's own).
-    - With a `sliding_window` a token attends to so many tokens before it and to the `attention_sinks` first ones, and
-      no text holds more than those.
-    - `lookup` 'auto' drafts tokens from the text so far where that pays and cannot change the answer; 'off' never does.
-    - `vllm_options` are engine arguments of vLLM, such as tensor_parallel_size.
+    - `backend`: 'auto' chooses the one that fits the weights and the machine.
+    - `dtype`: 'auto' (the checkpoint's own), 'float32', 'bfloat16' or 'float16'.
+    - `device`: 'auto', 'cpu', 'cuda' or 'cuda:N'. `threads`: CPU threads (None: one per physical core).
+    - `context`: the longest sequence in tokens (None: the model's own limit). It may exceed that limit only with a
+      `sliding_window`.
+    - `max_batch`: at most so many requests run at once; fewer if their keys and values need more than `kv_cache_bytes`.
+    - `kv_cache_bytes`: the KV cache (None: `max_batch` contexts and one for idle texts, as far as memory is free).
+    - `kv_cache_dtype`: 'int8' or 'bfloat16' for keys and values ('auto': the backend's own).
+    - `sliding_window`: a token attends to so many tokens before it and to the first `attention_sinks` tokens. A text
+      holds keys and values of no others.
+    - `lookup`: 'auto' drafts tokens from the text so far if that is faster and cannot change the answer; 'off' never
+      drafts.
+    - `vllm_options`: engine arguments of vLLM, such as tensor_parallel_size.
 
-    Whether a model may be downloaded (`offline`) and who watches that (`progress`) are no fields: they find a model's
-    files and are over when the engine starts, so LLM takes them beside these options.
+    `offline` and `progress` are no fields: they only matter while a model's files are found, before the engine starts.
+    LLM takes them beside these options.
     """
 
     backend: str = "auto"
@@ -62,21 +63,21 @@ class EngineOptions:
             if getattr(self, name) is not None:
                 self._check_at_least_one(name)
         self._check_at_least_one("max_batch")
-        _ = self.window  # it checks itself
+        _ = self.window  # SlidingWindow checks its values
         if self.vllm_options:
             if self.backend != "vllm":
                 raise ValueError(f"vllm_options are for the backend vllm, not for {self.backend}")
-            # A copy: what the caller does to its own mapping later changes nothing here.
+            # A copy, so that the caller can change its own mapping later without an effect here.
             object.__setattr__(self, "vllm_options", dict(self.vllm_options))
 
     @property
     def window(self) -> SlidingWindow | None:
-        """What a token attends to; None: all tokens before it."""
+        """The window that a token attends to; None: all tokens before it."""
         return None if self.sliding_window is None else SlidingWindow(self.sliding_window, self.attention_sinks)
 
     @property
     def needs_our_cache(self) -> bool:
-        """Whether the keys and values must be kept in a way that only the native and the numpy engine know."""
+        """Whether the KV cache needs a feature that only the native and the numpy backend have."""
         return self.kv_cache_dtype != "auto" or self.sliding_window is not None
 
     def _check_at_least_one(self, name: str) -> None:
@@ -89,7 +90,10 @@ OPTION_NAMES = tuple(option.name for option in fields(EngineOptions))
 
 
 def engine_options(options: EngineOptions | None, given: Mapping[str, Any]) -> EngineOptions:
-    """What LLM was given, as options or as their single fields; TypeError for both, or for a field there is not."""
+    """EngineOptions from LLM's arguments: either `options` or single fields.
+
+    Raises TypeError if both are given, or for an unknown field.
+    """
     if unknown := sorted(set(given) - set(OPTION_NAMES)):
         raise TypeError(
             f"LLM() got an unexpected keyword argument {', '.join(map(repr, unknown))}; there are: "

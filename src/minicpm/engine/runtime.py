@@ -1,7 +1,7 @@
-"""What an engine owes LLM: a scheduler for its requests and a scorer for texts.
+"""`Runtime`: the interface between LLM and a loaded model. It provides a scheduler for requests and a scorer for texts.
 
-`Runtime` is that contract. An engine with keys and values of its own, as vLLM is, implements it alone. All backends
-that compute step by step share `StepRuntime`: one cache, one scheduler, one scorer.
+All backends that compute step by step share `StepRuntime`: one cache, one scheduler, one scorer. An engine with its own
+KV cache, such as vLLM, implements `Runtime` itself.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class RequestScheduler(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether there are requests that have not finished."""
+        """Whether any request has not finished."""
 
     def add(self, request: Request) -> None:
-        """Take a request; GenerationError for one that this engine cannot run."""
+        """Take a request. Raises GenerationError for one that this engine cannot run."""
 
     def step(self) -> list[Outcome]:
-        """Compute once; what became of the requests that got tokens. An error ends its request."""
+        """Compute one step; return the outcomes of the requests that got tokens. An error ends its request."""
 
     def close(self) -> None:
         """Cancel every request."""
 
 
 class Scorer(Protocol):
-    """Scores what a model would have said."""
+    """Scores given continuations."""
 
     def loglikelihood(self, texts: Sequence[Continuation]) -> list[Loglikelihood]:
-        """Per text, the tokens from its border on. All have the same ids up to the lowest border."""
+        """Score each text's tokens from its border on. All texts have the same ids up to the lowest border."""
 
 
 class Runtime(Protocol):
@@ -48,7 +48,7 @@ class Runtime(Protocol):
     # Properties, so that an implementation may be more exact about their types.
     @property
     def backend(self) -> Backend:
-        """What computes."""
+        """The backend that computes."""
 
     @property
     def context_length(self) -> int:
@@ -60,25 +60,25 @@ class Runtime(Protocol):
 
     @property
     def scorer(self) -> Scorer:
-        """What scores texts; engines that compute step by step give more of them (StepScorer)."""
+        """The scorer of texts. An engine that computes step by step has a StepScorer, which does more."""
 
     @property
     def steps(self) -> StepRuntime | None:
-        """This runtime, where it computes step by step; None where the engine gives no logits and runs its own loop."""
+        """This runtime if it computes step by step; None if the engine gives no logits and runs its own loop."""
 
     @property
     def why_no_steps(self) -> str:
-        """What to tell a user who needs `steps` where there are none."""
+        """The error message for a user who needs `steps` if there are none."""
 
     def new_scheduler(self) -> RequestScheduler:
-        """A scheduler; any number may be at work."""
+        """A new scheduler; several may work at once."""
 
     def drop_cache(self) -> None:
-        """Forget what was computed for texts that are finished, and give its memory back."""
+        """Evict the cached keys and values of finished texts and release their memory."""
 
 
 class StepRuntime:
-    """Requests and scores on a backend that computes step by step; its schedulers and its scorer share one cache."""
+    """The Runtime of a backend that computes step by step. Its schedulers and its scorer share one cache."""
 
     why_no_steps = ""
 
@@ -91,7 +91,7 @@ class StepRuntime:
         self.scorer = StepScorer(backend, self.cache, context_length)
         self._max_batch = options.max_batch
         self._pace = Pace()
-        # A verified token is the plain one only where its logits are.
+        # A verified token equals the plainly decoded one only if its logits do, so lookup needs an exact backend.
         self._step_times = StepTimes() if options.lookup == "auto" and backend.is_exact else None
 
     @property

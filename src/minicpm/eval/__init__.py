@@ -1,1 +1,1 @@
-"""What a model can do, measured: here the texts of the package, what they tell of a model's files, and its report."""
+"""Measures a model: log-likelihood of the packaged texts, and verification of its files against what was published."""

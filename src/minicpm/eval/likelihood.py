@@ -1,4 +1,4 @@
-"""What a backend foresees of texts: logits for every token but the first, and what those cost in nats."""
+"""Logits and log-likelihoods of given texts: for every token but the first, in nats."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from minicpm.engine.backend import Row, StepBackend
 from minicpm.quant.quality import log_softmax
 from minicpm.tokenizer import Tokenizer
 
-FORWARD_TOKENS = 512  # of one forward pass: MiniCPM-2B's logits of so many take a quarter of a gigabyte
-# A text that is longer is encoded in parts: the tokenizer takes a million characters at once.
+FORWARD_TOKENS = 512  # of one forward pass; MiniCPM-2B's logits of them take a quarter of a gigabyte
+# A longer text is encoded in parts, because the tokenizer takes at most a million characters at once.
 PART_CHARACTERS = 200_000
 
 
 def logits_of(backend: StepBackend, rows: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
-    """Per row of T ids (T - 1, vocab): what was foreseen for each but the first; short rows are computed together."""
+    """Per row of T ids, the logits (T - 1, vocab) of every token but the first. Short rows are computed together."""
     waiting: list[Sequence[int]] = []
     for ids in [*rows, None]:
         if waiting and (ids is None or sum(map(len, waiting)) + len(ids) > FORWARD_TOKENS):
@@ -29,7 +29,7 @@ def logits_of(backend: StepBackend, rows: Sequence[Sequence[int]]) -> Iterator[n
 
 
 def nats_of(backend: StepBackend, ids: Sequence[int]) -> npt.NDArray[np.float64]:
-    """(T - 1,) nats of every token of a row but the first; a long row goes through the model in parts."""
+    """(T - 1,) negative log-likelihoods in nats of a row's tokens but the first. A long row is computed in parts."""
     sequence, nats = backend.new_sequence(len(ids)), []
     for start in range(0, len(ids) - 1, FORWARD_TOKENS):
         part = ids[start : min(start + FORWARD_TOKENS, len(ids) - 1)]
@@ -39,15 +39,15 @@ def nats_of(backend: StepBackend, ids: Sequence[int]) -> npt.NDArray[np.float64]
 
 
 def chosen(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> npt.NDArray[np.float64]:
-    """(T,) logarithms of the probabilities of the tokens that came, from logits (T, vocab)."""
+    """(T,) log-probabilities of the target tokens, from logits (T, vocab)."""
     logarithms: npt.NDArray[np.float64] = log_softmax(logits)[np.arange(len(targets)), np.array(targets)]
     return logarithms
 
 
 def encoded_text(tokenizer: Tokenizer, text: str, part_characters: int = PART_CHARACTERS) -> list[int]:
-    """Ids of a text of any length, `<s>` in front: what encoding it at once would give, as no token spans two lines.
+    """Ids of a text of any length, with `<s>` in front: the same as if encoded at once, since no token spans two lines.
 
-    Parts begin with a line's end; what encoding puts in front of a part is taken away again.
+    Each part after the first begins with a newline. Tokens that encoding puts in front of it are removed.
     """
     added = len(tokenizer.encode("\n", add_bos=False)) - 1
     ids, start = tokenizer.encode(""), 0

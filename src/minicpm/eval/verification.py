@@ -1,10 +1,10 @@
-"""Whether a model's files do what is published of them: hashes, the release's example, how well texts are foreseen,
-and how far the predictions are from those of another folder, as a rule the one it was rounded from.
+"""Compares a model with what was published of it: hashes, the release's example, perplexity of texts, and the KL
+divergence from another folder, usually the one that it was quantized from.
 
     report = verify("MiniCPM-2B-int4", against="MiniCPM-2B-sft-bf16")
 
-Nothing is judged that cannot be compared: a hash that is not published is given, not praised, and the package's texts
-are not wikitext.
+It judges only what can be compared. An unpublished hash is reported without a verdict, and perplexity on the packaged
+texts is not comparable with wikitext's.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class FileHash:
     name: str
     nbytes: int
     sha256: str
-    published_as: str | None  # None: nothing is published of this content
+    published_as: str | None  # None: no published file has this hash
 
 
 @dataclass(frozen=True)
 class Example:
-    """The release's question, asked as it was, greedily."""
+    """The release's question and the model's greedy answer."""
 
     question: str
     answer: str
     is_expected: bool  # Beijing is named
     prompt_ids: tuple[int, ...]
-    has_published_ids: bool  # MiniCPM-2B's; another vocabulary has others
+    has_published_ids: bool  # MiniCPM-2B's; another vocabulary has different ids
 
 
 @dataclass(frozen=True)
 class PassageScore:
-    """How well one text was foreseen; its first token is `<s>`, so every token of the text counts."""
+    """The negative log-likelihood of one text. Its first token is `<s>`, so every token of the text counts."""
 
     name: str
     language: str
@@ -72,14 +72,17 @@ class PassageScore:
 
     @property
     def bits_per_byte(self) -> float:
-        """What models with other vocabularies can be compared by."""
+        """A measure that is comparable between models with different vocabularies."""
         return self.nats / math.log(2) / self.nbytes
 
 
 @dataclass(frozen=True)
 class WindowScore:
-    """A text of the user's in windows of 2,048 tokens without overlap, `<s>` at the very beginning only; of each window
-    all tokens but the first count, and a last part of a window does not."""
+    """Perplexity of a text of the user in windows of 2,048 tokens without overlap.
+
+    `<s>` is at the beginning of the text only. All tokens of a window but its first count. An incomplete last window
+    does not count.
+    """
 
     name: str
     sha256: str
@@ -91,7 +94,7 @@ class WindowScore:
 
 @dataclass(frozen=True)
 class Distance:
-    """The package's texts once more: predictions compared with another folder's, token by token."""
+    """Predictions on the packaged texts, compared with another folder's token by token."""
 
     name: str
     backend: str
@@ -105,7 +108,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was found."""
+    """The report of `verify`."""
 
     name: str
     backend: str
@@ -132,10 +135,11 @@ def verify(
     text: Path | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Look at a folder or GGUF file, run it, and compare it with the folder `against` where one is given.
+    """Examine a folder or GGUF file, run it, and compare it with the folder `against` if one is given.
 
-    An unquantized `against` is computed in float32 whatever its dtype. Raises ModelError where the two do not split
-    texts alike, MiniCPMError subclasses for models that cannot be used, and OSError for a text that cannot be read.
+    An unquantized `against` is computed in float32 whatever its dtype. Raises ModelError if the two tokenizers split
+    texts differently, MiniCPMError subclasses for models that cannot be used, and OSError for a text that cannot be
+    read.
     """
     start = time.perf_counter()
     progress = progress or Silent()
@@ -160,7 +164,7 @@ def verify(
 
 
 def _hashes(model: Path, progress: Progress) -> list[FileHash]:
-    """Of a GGUF file, or of every file of a folder but hidden ones."""
+    """Hashes of a GGUF file, or of every file of a folder but hidden ones."""
     paths = [model] if model.is_file() else sorted(path for path in model.iterdir() if path.is_file())
     paths = [path for path in paths if not path.name.startswith(".")]
     return [
@@ -178,7 +182,7 @@ def _example(llm: LLM) -> Example:
 def _passages(
     llm: LLM, rows: list[list[int]], against: Path | None, progress: Progress
 ) -> tuple[tuple[PassageScore, ...], Distance | None]:
-    """Both models read the texts in turns, so that only few of their logits are held."""
+    """Compute the texts with both models in turns, so that memory holds the logits of few texts."""
     other = None if against is None else _other(against, rows)
     expected = None if other is None else logits_of(other, rows)
     comparison, scores = Comparison(), []
@@ -206,10 +210,10 @@ def _passages(
 
 
 def _other(folder: Path, rows: list[list[int]]) -> StepBackend:
-    """What computes the folder that is compared with; ModelError if its tokens are not the model's."""
+    """The backend of the folder to compare with. Raises ModelError if it tokenizes texts differently."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         if checkpoint.tokenizer().encode_batch([passage.text for passage in passages()]) != rows:
-            raise ModelError(f"{folder}: splits texts otherwise than the model, so there is nothing to compare")
+            raise ModelError(f"{folder}: splits texts into other tokens than the model, so they cannot be compared")
         if not checkpoint.packings:
             return NumpyBackend(checkpoint)
     return LLM(folder, max_batch=1).steps.backend

@@ -1,1 +1,1 @@
-"""Writes model folders and files: conversions, quantized folders, GGUF. The only room that creates a model on disk."""
+"""Writes model folders and files: conversions, quantized folders and GGUF. No other room writes a model to disk."""

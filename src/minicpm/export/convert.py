@@ -1,9 +1,9 @@
-"""Convert a model folder to another form: tensor by tensor, checked after writing, in place all at once or not at all.
+"""Convert a model folder to another format, tensor by tensor. The result is checked, then moved into place at once.
 
     convert("MiniCPM-2B-dpo-bf16", "out", to="vllmcpm")
 
-Memory grows by some tens of megabytes whatever the model's size. How a folder is written, checked and moved into place
-is hf_folder.py's.
+It needs some tens of megabytes of memory whatever the model's size. hf_folder.py writes the folder, checks it and moves
+it into place.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` has done."""
+    """The result of `convert` or `write_gguf`."""
 
     source: Path
     destination: Path
@@ -58,11 +58,11 @@ def convert(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write the model in folder `source` to the new folder `destination` in the form `to`.
+    """Write the model in folder `source` to the new folder `destination` in the format `to`.
 
     `dtype` is float32, float16 or bfloat16; None keeps each tensor's own. `as_bin` writes pytorch_model.bin instead of
-    safetensors. A llama-format source that keeps its constants is unfolded on the way to any other form. Raises
-    ValueError for arguments that cannot be, ModelError and FormatError for the rest; nothing half-written remains.
+    safetensors. A source in llama format that records its constants is unfolded for any other format. Raises ValueError
+    for invalid arguments, ModelError and FormatError for other failures. Nothing half-written remains.
     """
     source, destination = Path(source), Path(destination)
     _check_arguments(source, destination, to, dtype, max_shard_bytes, as_bin, overwrite)
@@ -112,7 +112,7 @@ def _check_arguments(
 def _plan(
     checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: int, as_bin: bool
 ) -> tuple[FolderPlan, dict[str, Derived]]:
-    """The new folder, and how each of its tensors, by published name, comes from the source's."""
+    """The plan of the new folder, and by published name how each of its tensors is derived from the source's."""
     config, derived, kept = checkpoint.config, unchanged(checkpoint.config.parameter_shapes()), None
     if checkpoint.folded_scales is not None:
         if to == "llama":
@@ -148,7 +148,7 @@ def _plan(
 
 def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None) -> str:
     if to == "vllmcpm":
-        return json.dumps(vllmcpm.write_config(config), indent=4)  # byte for byte the 2024 script's
+        return json.dumps(vllmcpm.write_config(config), indent=4)  # the same bytes as the 2024 script writes
     raw: dict[str, Any] = {
         "hf": lambda: hf.write_config(config),
         "granite": lambda: granite.write_config(config),
@@ -158,7 +158,7 @@ def _config_text(config: DecoderConfig, to: str, kept: llama.FoldedScales | None
 
 
 def _unfolded(checkpoint: Checkpoint, kept: llama.FoldedScales) -> tuple[DecoderConfig, list[Derived]]:
-    """The model before folding; it is tied again if its head still follows from its embedding."""
+    """The model before folding. It is tied again if its head still equals its embedding."""
     untied = kept.unfolded(checkpoint.config)
     unfolding = llama.unfold(untied)
     if checkpoint.config.tie_word_embeddings:
@@ -170,11 +170,11 @@ def _unfolded(checkpoint: Checkpoint, kept: llama.FoldedScales) -> tuple[Decoder
 
 
 def _head_follows_embedding(checkpoint: Checkpoint, config: DecoderConfig) -> bool:
-    """True unless somebody trained the folded head apart from the folded embedding."""
+    """Whether unfolding gives the same head and embedding, up to rounding. Training may have made them differ."""
     embedding, head = checkpoint.read(llama.EMBEDDING), checkpoint.read(llama.HEAD)
     if embedding.dtype != head.dtype:
         return False
-    relative = 2.1 * ROUNDOFF[head.dtype]  # each of the two was rounded once
+    relative = 2.1 * ROUNDOFF[head.dtype]  # both were rounded once
     absolute = SMALLEST[head.dtype] * (1 / config.logit_scale + 1 / config.scale_emb)
     pairs = zip(
         _float_blocks(checkpoint, llama.EMBEDDING, 1 / config.scale_emb),

@@ -1,6 +1,6 @@
-"""The place where a new folder or file comes to stand: it is free, has room, and is taken all at once or not at all.
+"""Checks the destination of a new folder or file, and replaces it in one step or not at all.
 
-Everything is written under a hidden name beside the destination, made durable, and renamed.
+Everything is written under a hidden name beside the destination, synced to disk, and renamed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from pathlib import Path
 
 from minicpm.errors import ModelError
 from minicpm.files import HAS_LOCKS, NO_FOLLOW, is_disk_full, lock, open_folder, sync_folder
+from minicpm.formats.config import CONFIG_FILE
 from minicpm.formats.folder import ModelFolder
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-# Room for directories and whatever the file system adds.
+# For directories and the file system's own data.
 DISK_RESERVE_BYTES = 16 << 20
 
 
 @contextlib.contextmanager
 def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a hidden folder beside `destination`; when the block ends well it becomes `destination` in one step.
+    """Yield a hidden folder beside `destination`; if the block succeeds, it becomes `destination` in one step.
 
-    After an error nothing is left. After kill -9 the hidden folder stays, and the next run for the same destination
-    empties and reuses it; a lock tells a killed run from a running one. Raises ValueError when the destination cannot
-    be used, ModelError when another process is writing it.
+    After an error nothing is left. After kill -9 the hidden folder remains, and the next run for the same destination
+    empties and reuses it; a lock distinguishes a killed run from a running one. Raises ValueError if the destination
+    cannot be used, ModelError if another process is writing it.
     """
     check_destination(destination, overwrite)
     destination = destination.resolve()
@@ -45,7 +46,7 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
             _move_into_place(partial, destination)
             sync_folder(destination.parent)
         finally:
-            # Still there after a failure, or holding what --force replaced.
+            # After a failure the folder still exists; after a replacement it holds the old model.
             shutil.rmtree(partial, ignore_errors=True)
     finally:
         if descriptor is not None:
@@ -54,10 +55,10 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(destination: Path) -> Iterator[Path]:
-    """Yield a hidden file beside `destination`; when the block ends well it becomes `destination` in one step.
+    """Yield a hidden file beside `destination`; if the block succeeds, it becomes `destination` in one step.
 
-    What is there is replaced. After an error nothing is left; after kill -9 the next run reuses the hidden file. Raises
-    ModelError when another process is writing it. Making the content durable is the block's part.
+    An existing file is replaced. After an error nothing is left; after kill -9 the next run reuses the hidden file.
+    Raises ModelError if another process is writing it. The block must sync the content to disk.
     """
     destination = destination.resolve()
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def new_file(destination: Path) -> Iterator[Path]:
 
 
 def check_destination(destination: Path, overwrite: bool = False) -> None:
-    """ValueError unless a new model folder may come to stand at `destination`."""
+    """Raise ValueError unless a new model folder may be written to `destination`."""
     if destination.is_symlink() and not destination.exists():
         raise ValueError(f"{destination}: a symbolic link to nothing; remove it or choose another destination")
     if Path.cwd().is_relative_to(destination.resolve()):
@@ -90,25 +91,25 @@ def check_destination(destination: Path, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ValueError(f"{destination}: already exists; choose another destination or pass --force to replace it")
-    if not (destination / "config.json").is_file() or any(path.is_dir() for path in content):
+    if not (destination / CONFIG_FILE).is_file() or any(path.is_dir() for path in content):
         raise ValueError(f"{destination}: --force replaces model folders only, and this is not one; remove it yourself")
 
 
 def check_places(source: Path, destination: Path, overwrite: bool) -> None:
-    """ValueError or ModelError unless `source` is a folder and a new one may come to stand at `destination`."""
+    """Raise ValueError or ModelError unless `source` is a folder and a new one may be written to `destination`."""
     ModelFolder(source)
     inside, outside = destination.resolve(), source.resolve()
     if inside == outside:
         raise ValueError(f"{destination}: source and destination are the same folder; name another destination")
     if inside.is_relative_to(outside):
-        raise ValueError(f"{destination}: the destination lies inside the source folder; choose a place outside it")
+        raise ValueError(f"{destination}: the destination is inside the source folder; choose a place outside it")
     if outside.is_relative_to(inside):
-        raise ValueError(f"{destination}: the source folder lies inside the destination; choose another destination")
+        raise ValueError(f"{destination}: the source folder is inside the destination; choose another destination")
     check_destination(destination, overwrite)
 
 
 def require_disk(destination: Path, weight_bytes: int, copies: Sequence[Path] = ()) -> None:
-    """ModelError unless weights and copied files fit on the destination's disk."""
+    """Raise ModelError unless weights and copied files fit on the destination's disk."""
     needed = weight_bytes + sum(path.stat().st_size for path in copies) + DISK_RESERVE_BYTES
     parent = destination.resolve().parent
     while not parent.exists():
@@ -122,7 +123,7 @@ def require_disk(destination: Path, weight_bytes: int, copies: Sequence[Path] = 
 
 @contextlib.contextmanager
 def report_full_disk(destination: Path, needed_bytes: int) -> Iterator[None]:
-    """ModelError in place of the OSError of a disk that fills up in the block; `new_folder` and `new_file` clean up."""
+    """Raise ModelError in place of OSError if the disk fills up. `new_folder` and `new_file` clean up."""
     try:
         yield
     except OSError as error:
@@ -133,7 +134,7 @@ def report_full_disk(destination: Path, needed_bytes: int) -> Iterator[None]:
 
 
 def copy_file(source: Path, destination: Path) -> None:
-    """Copy content durably, sharing blocks where the file system can; never a hard link.
+    """Copy a file and sync it to disk, sharing blocks if the file system can. Never makes a hard link.
 
     Programs that save in place would write through a hard link into the source model.
     """
@@ -145,7 +146,7 @@ def copy_file(source: Path, destination: Path) -> None:
 
 
 def forget_cached_pages(path: Path) -> None:
-    """Let the check read from the disk rather than from memory."""
+    """Drop the file from the page cache, so that the check reads it from the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if hasattr(os, "posix_fadvise"):
@@ -169,7 +170,7 @@ def _copy_in_kernel(reader: int, writer: int) -> bool:
 
 
 def _lock_folder(partial: Path) -> int | None:
-    """Create the hidden folder if need be and lock it; the lock dies with the process. None on Windows."""
+    """Create the hidden folder if needed and lock it; the lock ends with the process. None on Windows."""
     while True:
         with contextlib.suppress(FileExistsError):
             partial.mkdir()
@@ -181,11 +182,11 @@ def _lock_folder(partial: Path) -> int | None:
 
 
 def _lock_file(partial: Path) -> int | None:
-    """Create the hidden file if need be and lock it; the lock dies with the process. None on Windows."""
+    """Create the hidden file if needed and lock it; the lock ends with the process. None on Windows."""
     while True:
         if partial.is_symlink() or (partial.exists() and not partial.is_file()):
             raise ValueError(f"{partial}: in the way and not a file; remove it")
-        if not HAS_LOCKS:  # Windows, which also renames nothing that is open
+        if not HAS_LOCKS:  # Windows, which also cannot rename an open file
             return None
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
         if _lock(descriptor, partial):
@@ -193,14 +194,14 @@ def _lock_file(partial: Path) -> int | None:
 
 
 def _lock(descriptor: int, partial: Path) -> bool:
-    """Lock what was opened as `partial`; False, and closed, where another run has moved it into place meanwhile."""
+    """Lock the descriptor of `partial`. Closes it and returns False if another run has moved the file into place."""
     try:
         lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise ModelError(f"{partial}: another process is writing this model; wait for it") from None
     except OSError:
-        # Some network file systems cannot lock; two runs to one destination are then the user's to avoid.
+        # Some network file systems cannot lock; the user must then avoid two runs to one destination.
         return True
     with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(descriptor), partial.stat()):
@@ -221,7 +222,7 @@ def _move_into_place(partial: Path, destination: Path) -> None:
     if not destination.exists() or not any(destination.iterdir()):
         partial.rename(destination)
     elif not _exchange(partial, destination):
-        # Without an atomic exchange there is a moment in which neither stands at the destination; never a half one.
+        # Without an atomic exchange the destination is absent for a moment, but never incomplete.
         replaced = destination.parent / f".{destination.name}.replaced"
         destination.rename(replaced)
         partial.rename(destination)
@@ -229,7 +230,7 @@ def _move_into_place(partial: Path, destination: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system cannot."""
+    """Swap two folders in one step; False if the system cannot."""
     if sys.platform != "linux":
         return False
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)

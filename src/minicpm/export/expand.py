@@ -1,7 +1,7 @@
-"""Expand a model, quantized or in a form of 2024, to a plain Hugging Face folder in floating point.
+"""Expand a model, quantized or in a format of 2024, to a plain Hugging Face folder in floating point.
 
-For engines that do not compute with our codes. The weights are the same numbers: a code times its scale has at most 19
-significant bits, so float32 holds them exactly and 16 bits round once.
+Engines that cannot compute with our codes read it. The weights are the same numbers: a code times its scale has at most
+19 significant bits, so float32 holds it exactly and 16-bit types round once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def expanded_bytes(checkpoint: Checkpoint, dtype: str) -> int:
 def expand(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     """Write the model into the empty folder `folder` with all weights in `dtype`, float32, float16 or bfloat16.
 
-    Meant for a folder that is used and deleted: it is not read back. ModelError where the disk is too full, FormatError
-    for a source that is damaged.
+    The folder is meant to be used and deleted, so it is not read back. Raises ModelError if the disk is too full,
+    FormatError for a damaged source.
     """
     copies = companion_files(checkpoint) if checkpoint.path.is_dir() else []
     plan = plan_floats(checkpoint.config.with_dtype(dtype), copies)

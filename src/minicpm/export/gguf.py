@@ -1,10 +1,10 @@
-"""Write a model folder as one GGUF file for llama.cpp and its kin: tensor by tensor, checked, in place all at once.
+"""Write a model folder as one GGUF file for llama.cpp and related programs, tensor by tensor.
 
     write_gguf("MiniCPM-2B-dpo-bf16", "MiniCPM-2B-q4_0.gguf", dtype="q4_0")
 
-Unquantized weights are kept, rounded to another float type, or rounded to Q8_0 or Q4_0 as ggml's reference does it.
-Codes and scales of an INT4 or INT8 folder go over as they are: groups of 64 and 128 repeat their scale, so both hold
-the same weights to the last bit.
+The file is checked, then moved into place at once. Unquantized weights are kept, rounded to another float type, or
+rounded to Q8_0 or Q4_0 as ggml's reference does. Codes and scales of an INT4 or INT8 folder are copied unchanged: the
+scale of a group of 64 or 128 is repeated per block of 32, so the file holds bit for bit the same weights.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from minicpm.formats.gguf_blocks import BLOCK_TYPES_OF_BITS, GROUP_SIZE, ROWS_EL
 from minicpm.formats.gguf_model import ARCHITECTURE, FLOAT_DTYPES, FLOAT_TYPES, model_fields, rows_to_store, stored_name
 from minicpm.formats.gguf_tokenizer import tokenizer_fields
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorView
 from minicpm.progress import Progress, Silent, task, watched
 from minicpm.quant.format import IntWeight, read_weight
@@ -87,9 +88,9 @@ def write_gguf(
 ) -> Conversion:
     """Write the model in folder `source` to the new file `destination`.
 
-    `dtype` is float32, float16, bfloat16, q8_0 or q4_0; None keeps each weight's own, and is all that a quantized
-    folder allows. `name` is what the file says the model is called. Raises ValueError for arguments that cannot be,
-    ModelError and FormatError for the rest; nothing half-written remains.
+    `dtype` is float32, float16, bfloat16, q8_0 or q4_0; None keeps each weight's own. A quantized folder allows only
+    None. `name` is the model's name in the file. Raises ValueError for invalid arguments, ModelError and FormatError
+    for other failures. Nothing half-written remains.
     """
     source, destination = Path(source), Path(destination)
     if dtype is not None and dtype not in DTYPES:
@@ -110,7 +111,7 @@ def write_gguf(
 
 
 def check_file_destination(destination: Path, overwrite: bool) -> None:
-    """ValueError unless a new GGUF file may come to stand at `destination`."""
+    """Raise ValueError unless a new GGUF file may be written to `destination`."""
     if destination.suffix != ".gguf":
         raise ValueError(f"{destination}: the destination is a file; give it a name that ends in .gguf")
     if destination.is_dir() or (destination.is_symlink() and not destination.exists()):
@@ -133,10 +134,10 @@ def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progre
         raise ModelError(f"{checkpoint.path}: its scales are multiplied into the weights; convert it --to hf first")
     if checkpoint.packings and dtype is not None:
         raise ModelError(
-            f"{checkpoint.path}: its weights are quantized already and go over as they are; leave dtype out"
+            f"{checkpoint.path}: its weights are quantized already and are copied unchanged; leave dtype out"
         )
     config = checkpoint.config
-    tokenizer = checkpoint.tokenizer()  # first: it looks at a stranger's files with distrust
+    tokenizer = checkpoint.tokenizer()  # first, because it validates untrusted files
     tensors = [
         GgufTensor(stored_name(published), _type_of(checkpoint, published, shape, dtype), shape)
         for published, shape in config.parameter_shapes().items()
@@ -158,7 +159,7 @@ def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progre
 
 def _type_of(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str | None) -> BlockType:
     if len(shape) == 1:
-        return F32  # llama.cpp wants norms so
+        return F32  # llama.cpp needs norms in float32
     packing = checkpoint.packings.get(name)
     if packing is not None:
         kind = BLOCK_TYPES_OF_BITS[packing.bits]
@@ -196,7 +197,7 @@ def _sampling_fields(checkpoint: Checkpoint) -> list[Field]:
 
 
 def _size_label(parameters: int) -> str:
-    """2724880896 -> 2.7B, 8123456 -> 8.1M: two digits at least."""
+    """2724880896 -> 2.7B, 8123456 -> 8.1M: at least two digits."""
     for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if parameters > factor or suffix == "K":
             scaled = parameters / factor
@@ -209,21 +210,18 @@ def _size_label(parameters: int) -> str:
 
 def _write(path: Path, plan: _Plan) -> dict[str, int]:
     """Write the file; returns the CRC-32 of every tensor by stored name."""
-    checksums: dict[str, int] = {}
-    with task(plan.progress, "converting", plan.weight_bytes):
-        writer = GgufWriter(path, plan.fields, plan.tensors)
-        try:
-            for tensor in plan.tensors:
-                checksums[tensor.name] = writer.write(tensor.name, watched(_content(plan, tensor), plan.progress))
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-    return checksums
+    with (
+        task(plan.progress, "converting", plan.weight_bytes),
+        writing(GgufWriter(path, plan.fields, plan.tensors)) as writer,
+    ):
+        return {
+            tensor.name: writer.write(tensor.name, watched(_content(plan, tensor), plan.progress))
+            for tensor in plan.tensors
+        }
 
 
 def _content(plan: _Plan, tensor: GgufTensor) -> Iterator[memoryview]:
-    """A tensor's bytes, some rows at a time, giving the source's pages back behind them."""
+    """A tensor's bytes, some rows at a time; the pages of rows that were read are released."""
     checkpoint, name = plan.checkpoint, plan.published[tensor.name]
     weight = read_weight(checkpoint, name)
     order = rows_to_store(checkpoint.config, name)
@@ -243,13 +241,11 @@ def _content(plan: _Plan, tensor: GgufTensor) -> Iterator[memoryview]:
 
 
 def _blocks(weight: IntWeight, kind: BlockType) -> memoryview:
-    """Codes and scales as they are, every scale repeated for the blocks of 32 of its group."""
+    """Codes and scales unchanged; each scale is repeated for the blocks of 32 in its group."""
     count = weight.in_features // GROUP_SIZE
     halves = weight.scales.astype("<f2")
     if not np.array_equal(halves.astype(np.float32), weight.scales.astype(np.float32)):
-        raise ModelError(
-            f"its scales are {weight.scales.dtype} numbers that float16, which {kind.name} has, cannot hold"
-        )
+        raise ModelError(f"its {weight.scales.dtype} scales do not fit into the float16 scales of {kind.name}")
     scales = np.repeat(halves, weight.group_size // GROUP_SIZE, axis=1)[:, :count]
     packed = weight.packed[:, : weight.in_features * weight.bits // 8]
     return from_packed(packed, scales, kind).data.cast("B")
@@ -265,7 +261,7 @@ def _rounded(view: TensorView, rows: slice | npt.NDArray[np.int64], kind: BlockT
 
 
 def _check(path: Path, plan: _Plan, checksums: dict[str, int]) -> None:
-    """Open what was written as a stranger would, and compare it with what was meant."""
+    """Open the written file like any other file, and compare it with the plan."""
     forget_cached_pages(path)
     header = header_bytes(plan.fields, plan.tensors)
     with path.open("rb") as opened:
@@ -288,7 +284,7 @@ def _check(path: Path, plan: _Plan, checksums: dict[str, int]) -> None:
 
 
 def _require_same_model(wanted: DecoderConfig, found: DecoderConfig, path: Path) -> None:
-    """GGUF keeps numbers as float32, and not what training alone needs."""
+    """Compare the configurations. GGUF stores numbers as float32 and leaves out what only training needs."""
     kept = wanted.to_dict().keys() - {
         "initializer_range",
         "torch_dtype",
@@ -304,7 +300,7 @@ def _require_same_model(wanted: DecoderConfig, found: DecoderConfig, path: Path)
 
 
 def _require_same_text(plan: _Plan, other: Tokenizer) -> None:
-    """The folder may use tokenizer.json, the file was made of tokenizer.model: both must say the same."""
+    """Check that both tokenizers agree: the folder may use tokenizer.json, but the file has tokenizer.model's."""
     one = plan.tokenizer
     different = first_difference(one, other)
     if different is None and one.vocab_size == other.vocab_size and one.special_token_ids == other.special_token_ids:

@@ -1,11 +1,11 @@
-"""Every folder of a model is written here: planned, filled tensor by tensor, read back, and moved into place.
+"""Writes every model folder of the package: tensor by tensor, read back, and moved into place.
 
     plan = plan_floats(config, copies=companion_files(checkpoint))
     written = write_folder(destination, plan, content, label="converting")
 
-Callers say what the folder holds (a `FolderPlan`) and make each tensor's bytes. Memory holds what they yield, no more.
-The form is Hugging Face's: weights whole or in shards with an index, config.json, and small files beside them. That of
-vLLM-CPM differs in names only.
+Callers give the content of the folder (a `FolderPlan`) and yield each tensor's bytes; memory holds only what they
+yield. The layout is Hugging Face's: weights in one file or in shards with an index, config.json and small files.
+vLLM-CPM's layout differs only in names.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from minicpm.files import json_text, write_text
 from minicpm.formats import hf
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import Packing
-from minicpm.formats.config import DecoderConfig
+from minicpm.formats.config import CONFIG_FILE, DecoderConfig
 from minicpm.formats.derive import stream
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
 from minicpm.formats.safetensors import SafetensorsWriter
+from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorInfo
 from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.formats.torch_bin import TorchWriter
 from minicpm.progress import Progress, Silent, task, watched
 
-CONFIG_FILE = "config.json"
-# "LICENSE.txt", "MiniCPM Model License.md", "NOTICE": they travel with the weights.
+# "LICENSE.txt", "MiniCPM Model License.md" and "NOTICE" are copied with the weights.
 LICENCE_WORDS = ("license", "licence", "notice")
 MAX_SMALL_FILE_BYTES = 256 << 20
 
@@ -42,12 +42,12 @@ Content = Callable[[TensorInfo], Iterable[memoryview]]  # the bytes of a stored 
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """Everything about a new model folder that is known before a tensor is read."""
+    """Everything about a new model folder except the content of its tensors."""
 
     config: DecoderConfig
     config_text: str
     files: Sequence[PlannedFile]  # of weights; tensors are written in this order
-    copies: Sequence[Path] = ()  # small files that go along as they are
+    copies: Sequence[Path] = ()  # small files that are copied unchanged
     texts: Mapping[str, str] = field(default_factory=dict)  # other small files, by name
     packings: Mapping[str, Packing] = field(default_factory=dict)  # by published name
     form: str = "hf"
@@ -64,7 +64,7 @@ class FolderPlan:
 
 @dataclass(frozen=True)
 class WrittenFolder:
-    """What stands at the destination now."""
+    """The files at the destination."""
 
     files: tuple[str, ...]
     nbytes: int  # of all files
@@ -80,19 +80,19 @@ def plan_floats(
 
 
 def companion_files(checkpoint: Checkpoint, form: str = "hf") -> list[Path]:
-    """The small files of a folder that go along unchanged into `form`: tokenizer, licence, generation settings."""
+    """The small files of a folder that are copied unchanged for `form`: tokenizer, licence, generation settings."""
     folder = ModelFolder(checkpoint.path)
     wanted = set(TOKENIZER_FILES) if form == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
     names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
     copies = [folder.file(name) for name in names]
     for path in copies:
         if path.stat().st_size > MAX_SMALL_FILE_BYTES:
-            raise FormatError(path, f"{path.stat().st_size} bytes are absurd for this file; nothing was converted")
+            raise FormatError(path, f"{path.stat().st_size} bytes are too many for this file; nothing was converted")
     return copies
 
 
 def is_licence(name: str) -> bool:
-    """True for the name of a file with the terms of the weights."""
+    """Whether a file name is that of a licence or notice."""
     lower = name.lower()
     return any(word in lower for word in LICENCE_WORDS) and not lower.endswith((".py", ".json"))
 
@@ -108,9 +108,9 @@ def write_folder(
 ) -> WrittenFolder:
     """Write the planned folder, compare what is on the disk with the plan, and move it to `destination`.
 
-    `label` is what the progress calls the work. Raises ValueError when the destination cannot be used, ModelError where
-    the disk is too full or another process writes there, FormatError for what reads back differently. After an error
-    nothing half-written remains, and what stood at the destination stands there still.
+    `label` names the work for `progress`. Raises ValueError if the destination cannot be used, ModelError if the disk
+    is too full or another process writes there, FormatError if a file reads back differently. After an error nothing
+    half-written remains, and the destination is unchanged.
     """
     progress = progress or Silent()
     require_disk(destination, plan.weight_bytes, plan.copies)
@@ -124,7 +124,7 @@ def write_folder(
 def write_files(
     folder: Path, plan: FolderPlan, content: Content, *, label: str, progress: Progress | None = None
 ) -> dict[str, int]:
-    """Write all files of the plan into an empty folder, unchecked; the CRC-32 of every tensor by its stored name."""
+    """Write all files of the plan into an empty folder, unchecked; return each tensor's CRC-32 by stored name."""
     progress = progress or Silent()
     for path in plan.copies:
         copy_file(path, folder / path.name)
@@ -141,7 +141,7 @@ def write_files(
 
 
 def released(checkpoint: Checkpoint, name: str, factor: float = 1.0, dtype: str | None = None) -> Iterator[memoryview]:
-    """A tensor times `factor`, rounded to `dtype` (None: its own), in blocks; its pages are given back behind them."""
+    """A tensor times `factor`, rounded to `dtype` (None: its own), in blocks; pages that were read are released."""
     view = checkpoint.read(name)
     for block in stream(view, factor, dtype or view.dtype):
         yield block
@@ -150,20 +150,13 @@ def released(checkpoint: Checkpoint, name: str, factor: float = 1.0, dtype: str 
 
 def _write_weights(path: Path, planned: PlannedFile, content: Content, progress: Progress) -> dict[str, int]:
     is_safe = path.suffix == ".safetensors"
-    writer = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
-    checksums = {}
-    try:
-        for info in planned.tensors:
-            checksums[info.name] = writer.write(info.name, watched(content(info), progress))
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
-    return checksums
+    opened = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
+    with writing(opened) as writer:
+        return {info.name: writer.write(info.name, watched(content(info), progress)) for info in planned.tensors}
 
 
 def _check(folder: Path, plan: FolderPlan, checksums: Mapping[str, int], progress: Progress) -> None:
-    """Open what was written as a stranger would, and compare it with what was meant."""
+    """Open the written folder like any other model, and compare it with the plan."""
     for planned in plan.files:
         forget_cached_pages(folder / planned.name)
     expected = {plan.published_name(info.name): info for info in plan.infos}

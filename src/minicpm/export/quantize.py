@@ -1,4 +1,4 @@
-"""Quantize a model folder: tensor by tensor, checked after writing, in place all at once or not at all.
+"""Quantize a model folder, tensor by tensor. The result is checked, then moved into place at once.
 
     quantize_folder("MiniCPM-2B-dpo-bf16", "MiniCPM-2B-int4", preset="int4")
 
@@ -36,10 +36,10 @@ METHODS = ("rtn",)
 
 @dataclass
 class KindReport:
-    """All weights of one kind, e.g. every layer's `mlp.down_proj`: what they take and what rounding did to them."""
+    """Size and rounding error of all weights of one kind, e.g. every layer's `mlp.down_proj`."""
 
     kind: str
-    bits: int  # of a code; 16 or 32 where the weight is kept in floating point
+    bits: int  # of a code; 16 or 32 if the weight stays in floating point
     elements: int = 0
     nbytes: int = 0
     squared_error: float = 0.0
@@ -51,19 +51,19 @@ class KindReport:
 
     @property
     def relative_rmse(self) -> float:
-        """Root of summed squared errors over summed squared weights; 0 where nothing was rounded."""
+        """Root of summed squared errors over summed squared weights; 0 if nothing was rounded."""
         return math.sqrt(self.squared_error / self.squared_weight) if self.squared_weight else 0.0
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What `quantize_folder` has done."""
+    """The result of `quantize_folder`."""
 
     source: Path
     destination: Path
     preset: str
     method: str
-    evened_channels: int  # rescaled before rounding (equalize.py)
+    evened_channels: int  # equalized before rounding (equalize.py)
     source_bytes: int  # of the weights
     nbytes: int  # of the weights
     kinds: tuple[KindReport, ...]
@@ -72,7 +72,7 @@ class Quantization:
 
 @dataclass
 class _Job:
-    """One run: the plan, and what is known once weights have been quantized."""
+    """The state of one run: the plan, and the results of weights that are quantized already."""
 
     checkpoint: Checkpoint
     plan: FolderPlan
@@ -99,8 +99,9 @@ def quantize_folder(
 ) -> Quantization:
     """Write the model in folder `source` to the new folder `destination` with the weights of a preset.
 
-    With `equalize`, channels out of line are rescaled first, by powers of two that leave the results as they are.
-    Raises ValueError for arguments that cannot be, ModelError and FormatError for the rest; nothing half-written stays.
+    With `equalize`, outlier channels are first rescaled by powers of two, which leaves the model's results unchanged.
+    Raises ValueError for invalid arguments, ModelError and FormatError for other failures. Nothing half-written
+    remains.
     """
     source, destination = Path(source), Path(destination)
     if preset not in PRESETS:
@@ -162,7 +163,10 @@ def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int) -> Folde
 
 
 def _content(job: _Job, info: TensorInfo) -> memoryview:
-    """The bytes of one stored tensor. A file holds wider dtypes first, so scales wait for their codes, never longer."""
+    """The bytes of one stored tensor.
+
+    A file holds wider dtypes first, so a weight's codes come before its scales, which wait in `job.scales`.
+    """
     stored = info.name
     if stored.endswith(SHAPE):
         shape = job.config.parameter_shapes()[stored.removesuffix(SHAPE)]
@@ -184,7 +188,7 @@ def _content(job: _Job, info: TensorInfo) -> memoryview:
 
 
 def _scales_of(job: _Job, name: str) -> BlockScales | None:
-    """What evens out the block of a weight; None outside the blocks, and where that is not wanted."""
+    """The equalizing scales of a weight's block; None outside the blocks, or without `equalize`."""
     block = block_of(name)
     if block is None or not job.equalize:
         return None
@@ -199,7 +203,7 @@ def _scales_of(job: _Job, name: str) -> BlockScales | None:
 
 
 def _storable(job: _Job, name: str, scales: Floats) -> Floats:
-    """A norm's scales where its dtype can follow, 1 elsewhere: float16 ends at 65504, and loses bits near 0."""
+    """The scales of a norm, 1 where its dtype cannot hold the product: float16 ends at 65504 and loses bits near 0."""
     dtype = next(info.dtype for info in job.plan.infos if info.name == name)
     values = _read(job, name)
     before = TensorView.from_float32(name, values, dtype).float32()
@@ -208,7 +212,7 @@ def _storable(job: _Job, name: str, scales: Floats) -> Floats:
 
 
 def _values(job: _Job, name: str) -> Floats:
-    """A weight as float32, evened out."""
+    """A weight as float32, equalized."""
     scales = _scales_of(job, name)  # first: it reads the whole block
     values = _read(job, name)
     return values if scales is None else scales.apply(name, values, job.config)

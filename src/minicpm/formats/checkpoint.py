@@ -1,9 +1,9 @@
-"""A model on disk, whatever form it has: its configuration and its tensors under the published names.
+"""A model on disk in any format: its configuration, and its tensors under the published names.
 
     with open_checkpoint("MiniCPM-2B-dpo-bf16") as checkpoint:
         view = checkpoint.read("model.norm.weight")
 
-Opening reads headers and checks names and shapes; the weights themselves are mapped and read when touched.
+Opening reads headers and checks names and shapes. The weights are mapped, and read on first access.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minicpm.chat import ChatTemplate
 from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import compressed_tensors, granite, hf, llama, vllmcpm
 from minicpm.formats.compressed_tensors import Packing
-from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
+from minicpm.formats.config import CONFIG_FILE, DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import GENERATION_FILE, read_eos_token_ids
 from minicpm.formats.gguf import is_gguf
@@ -30,15 +30,15 @@ from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
 from minicpm.formats.text_sources import TOKENIZER_FILES, FolderTexts, TextSources
 from minicpm.tokenizer import Tokenizer
 
-# Tables that old checkpoints store although they follow from the configuration.
+# Tables that old checkpoints store although the configuration determines them.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
-# How much of a stored head is compared with the embedding that it must repeat.
+# Samples in which a stored tied head is compared with the embedding.
 TIE_SAMPLES, TIE_SAMPLE_BYTES = 64, 1 << 16
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How one format says what it is and where its weights are."""
+    """How one format is recognised and read."""
 
     architecture: str
     model_type: str
@@ -56,7 +56,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Opened:
-    """What the reader of a form found, before it is compared with its configuration."""
+    """What the reader of a format found, before it is checked against the configuration."""
 
     path: Path
     format: str
@@ -65,23 +65,23 @@ class Opened:
     published: dict[str, str]  # published name -> stored name
     texts: TextSources
     quantization: frozenset[Packing] = frozenset()
-    has_signed_scales: bool = False  # True where the form's scales may be negative
+    has_signed_scales: bool = False  # whether the format's scales may be negative
     eos_token_ids: tuple[int, ...] = ()
     folded_scales: llama.FoldedScales | None = None
 
 
 class Checkpoint:
-    """An opened model of any form; a context manager. `open_checkpoint` makes it of a folder or a GGUF file."""
+    """An opened model of any format; a context manager. `open_checkpoint` opens a folder or a GGUF file."""
 
     path: Path
     format: str  # "hf", "llama", "granite", "vllmcpm" or "gguf"
     config: DecoderConfig  # its dtype is that of the stored embedding
-    tensors: dict[str, TensorInfo]  # published name -> what is stored, in the order of config.parameter_shapes()
-    packings: dict[str, Packing]  # published names whose weights are stored packed, as name + _packed, _scale, _shape
+    tensors: dict[str, TensorInfo]  # published name -> stored tensor, in the order of config.parameter_shapes()
+    packings: dict[str, Packing]  # of quantized weights, by published name; stored as name + _packed, _scale, _shape
     eos_token_ids: tuple[int, ...]  # ids that end a text: the configuration's, then generation_config.json's
     tokenizer_files: tuple[Path, ...]
-    folded_scales: llama.FoldedScales | None  # constants that a llama-format folder says it has folded in
-    has_signed_scales: bool  # True where the scale of a packed weight may be negative
+    folded_scales: llama.FoldedScales | None  # constants that a llama-format folder records as folded into its weights
+    has_signed_scales: bool  # whether the scale of a packed weight may be negative
 
     def __init__(self, opened: Opened):
         self.path, self.format, config = opened.path, opened.format, opened.config
@@ -93,7 +93,7 @@ class Checkpoint:
         self._files = set(opened.stored.values())
         self.packings = compressed_tensors.packed_parameters(self.path, config, opened.quantization, self._infos())
         if opened.quantization and not self.packings:
-            raise FormatError(self.path, "config.json says that weights are quantized, but none is stored packed")
+            raise FormatError(self.path, "config.json declares quantized weights, but none is stored packed")
         _require_parameters(self.path, config, self._infos(), self.packings)
         if config.tie_word_embeddings and llama.HEAD in self._stored:
             self._require_tied_head()
@@ -112,32 +112,32 @@ class Checkpoint:
 
     @property
     def has_chat_template(self) -> bool:
-        """True if the model brings a template; the prompt format of 2024 is built in for those that don't."""
+        """Whether the model has a template of its own. Otherwise MiniCPM's built-in one is used."""
         return self._texts.has_chat_template
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer; FormatError where it has none that can be used."""
+        """The model's tokenizer. Raises FormatError if it has no usable one."""
         return self._texts.tokenizer()
 
     def chat_template(self) -> ChatTemplate:
-        """The model's chat template, MiniCPM's own where it has none."""
+        """The model's chat template, or MiniCPM's own if it has none."""
         return self._texts.chat_template()
 
     def generation_config(self) -> tuple[Path, dict[str, Any]]:
-        """The file that advises about generation, and its advice by transformers' names; {} for none."""
+        """The file with generation defaults, and those by transformers' names; {} if there are none."""
         return self._texts.generation_config()
 
     def read(self, name: str) -> TensorView:
-        """The tensor of a published name, over the file's own pages; KeyError for a name not in `tensors`."""
+        """The tensor of a published name, as a view of the file's pages. Raises KeyError if `tensors` lacks it."""
         self.tensors[name]
         return self._read(name)
 
     def release(self, name: str) -> None:
-        """Give a tensor's pages back when it has been used; whatever was written into its view is lost."""
+        """Release a tensor's pages after use. Changes that were written into its view are lost."""
         self._sources[name].release(self._stored[name])
 
     def damaged(self, problem: str) -> FormatError:
-        """The error for a problem in the model's files."""
+        """An error about a problem in the model's files."""
         return FormatError(self.path, problem)
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class Checkpoint:
         return self._sources[name].read(self._stored[name]).renamed(name)
 
     def _require_tied_head(self) -> None:
-        """A head stored beside a tied configuration must be the embedding, or the file contradicts its config."""
+        """Raise FormatError unless a head that is stored despite a tied configuration equals the embedding."""
         if llama.EMBEDDING not in self.packings:
             head, embedding = self._read(llama.HEAD), self._read(llama.EMBEDDING)
             if head.dtype == embedding.dtype and _same_bytes(head.buffer, embedding.buffer):
@@ -169,15 +169,15 @@ class Checkpoint:
         raise FormatError(
             self.path,
             "lm_head.weight differs from model.embed_tokens.weight although the configuration ties them; "
-            "if the head is its own, set tie_word_embeddings to false in config.json",
+            "if the head is a separate matrix, set tie_word_embeddings to false in config.json",
         )
 
 
 def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Checkpoint:
-    """Open a model folder of any known form, or a GGUF file, and check it against its configuration.
+    """Open a model folder of any known format, or a GGUF file, and check it against its configuration.
 
-    Quantized weights are refused unless `allow_quantized`: who passes it looks at `packings`.
-    Raises ModelError for a model that is no MiniCPM (or not a model), FormatError for damaged or hostile files.
+    Quantized weights are refused unless `allow_quantized` is set; the caller must then handle `packings`.
+    Raises ModelError if it is not a MiniCPM model, FormatError for damaged or hostile files.
     """
     path = Path(path)
     gguf = path if is_gguf(path) else _lone_gguf(ModelFolder(path))
@@ -191,15 +191,15 @@ def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Check
 
 
 def _lone_gguf(folder: ModelFolder) -> Path | None:
-    """The GGUF file of a folder that holds no model of its own, as a download of one leaves it."""
-    found = [] if folder.has("config.json") else sorted(path.name for path in folder.path.glob("*.gguf"))
+    """The only GGUF file of a folder without config.json, such as the download of a GGUF file."""
+    found = [] if folder.has(CONFIG_FILE) else sorted(path.name for path in folder.path.glob("*.gguf"))
     if len(found) > 1:
         raise ModelError(f"{folder.path}: holds {len(found)} GGUF files; give one of them, e.g. {brief(found[0])}")
     return folder.file(found[0]) if found else None
 
 
 def _open_folder(folder: ModelFolder, allow_quantized: bool) -> Opened:
-    config_path = folder.file("config.json")
+    config_path = folder.file(CONFIG_FILE)
     raw = read_config_json(config_path)
     form = recognise(raw)
     try:
@@ -252,13 +252,13 @@ def _open_gguf(path: Path, allow_quantized: bool) -> Opened:
         published={name: name for name in model.tensors},
         texts=model,
         quantization=model.packings,
-        has_signed_scales=True,  # Q4_0's: they give the largest weight of a block the side with 8 steps
+        has_signed_scales=True,  # Q4_0's sign maps the largest weight of a block to the code -8
         eos_token_ids=eos_token_ids,
     )
 
 
 def recognise(raw: dict[str, Any]) -> str:
-    """The form that a config.json belongs to; "hf" when it says nothing else, and its reader judges then."""
+    """The format that a config.json belongs to. The default is "hf", whose reader then checks it."""
     names, model_type = architecture_names(raw), raw.get("model_type")
     for form, traits in FORMS.items():
         if model_type == traits.model_type or (model_type is None and traits.architecture in names):
@@ -293,14 +293,14 @@ def _stored_names(config: DecoderConfig, packings: Mapping[str, Packing]) -> lis
 def _require_parameters(
     path: Path, config: DecoderConfig, infos: dict[str, TensorInfo], packings: Mapping[str, Packing]
 ) -> None:
-    """Every parameter is there, with its shape, packed or in a float dtype, and nothing else is."""
+    """Raise FormatError unless the stored tensors are exactly the parameters, each with its shape and a valid dtype."""
     shapes = {name: shape for name, shape in config.parameter_shapes().items() if name not in packings}
     of_packed = {name for name in _stored_names(config, packings) if name not in shapes}
     infos = {name: info for name, info in infos.items() if name not in of_packed}
     missing = [name for name in shapes if name not in infos]
     if missing:
         raise FormatError(path, f"{_some(missing)} missing from the weights; download or convert the model again")
-    optional = {llama.HEAD: (config.vocab_size, config.hidden_size)}  # beside a tied head
+    optional = {llama.HEAD: (config.vocab_size, config.hidden_size)}  # some files store a tied head
     for name, info in infos.items():
         if name.endswith(IGNORED_SUFFIXES):
             continue
@@ -324,9 +324,9 @@ def _some(names: list[str]) -> str:
 
 
 def _same_bytes(one: memoryview, other: memoryview) -> bool:
-    """True when two buffers of one size are the same memory, or agree in samples spread over them.
+    """Whether two buffers of equal size are the same memory, or agree in samples spread over them.
 
-    Sampling keeps opening cheap: a head trained apart from the embedding differs everywhere.
+    Sampling keeps opening fast, and is enough: a head that was trained separately differs everywhere.
     """
     first, second = np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)
     if first.ctypes.data == second.ctypes.data:

@@ -1,4 +1,4 @@
-"""An existing model folder, whose files are looked up by plain name."""
+"""An existing model folder, and the lookup of its files by plain name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ModelFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.exists():
-            raise ModelError(f"{path}: no such folder; give the folder of a model, or the name of one to pull")
+            raise ModelError(f"{path}: no such folder; give the folder of a model, or the name of a model to pull")
         if not self.path.is_dir():
             raise ModelError(
                 f"{path}: not a folder; give the folder that holds config.json and the weights, or a GGUF file"
@@ -24,5 +24,5 @@ class ModelFolder:
         return has_entry(self.path, name)
 
     def file(self, name: str) -> Path:
-        """Path of the regular file `name`; FormatError when it is missing, special, or lies outside the folder."""
+        """Path of the regular file `name`. Raises FormatError if it is missing, special, or outside the folder."""
         return file_in(self.path, name)

@@ -1,6 +1,6 @@
-"""generation_config.json: the one fact of it that a model cannot do without, the ids that end a text.
+"""generation_config.json: reads the ids that end a text.
 
-What it advises about sampling is the engine's to judge (engine/advice.py).
+engine/advice.py reads its sampling defaults.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minicpm.files import read_json_object
 GENERATION_FILE = "generation_config.json"
 MAX_FILE_BYTES = 1 << 20
 MAX_EOS_TOKEN_IDS = 256
-# What a GGUF file calls the advice that it has a key for.
+# transformers' names of sampling defaults -> the keys of a GGUF file.
 GGUF_KEYS = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
@@ -24,7 +24,7 @@ GGUF_KEYS = {
 
 
 def read_eos_token_ids(path: Path, vocab_size: int) -> tuple[int, ...]:
-    """eos_token_id of a generation_config.json, () where it says nothing. Raises FormatError for what is no id."""
+    """eos_token_id of a generation_config.json; () if it has none. Raises FormatError for an invalid id."""
     value = read_json_object(path, MAX_FILE_BYTES).get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if len(ids) > MAX_EOS_TOKEN_IDS:

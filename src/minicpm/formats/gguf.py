@@ -1,7 +1,7 @@
 """The GGUF container: a header of typed metadata, a list of tensors, then their bytes, each aligned.
 
-Knows counts, lengths and offsets, and believes none of a stranger's before it is checked; what the keys and tensors
-mean for MiniCPM is gguf_model.py, what a block of a quantized type holds gguf_blocks.py. The package gguf is the
+It knows counts, lengths and offsets, and checks each one of an untrusted file before using it. gguf_model.py gives the
+keys and tensors their meaning for MiniCPM, gguf_blocks.py decodes blocks of quantized types. The package gguf is the
 oracle in the tests.
 """
 
@@ -34,7 +34,7 @@ MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_AXES = 1 << 12, 64, 4  # the last two are ggm
 
 
 class ValueType(IntEnum):
-    """What a metadata value is stored as; the format's numbers."""
+    """The types of metadata values, by the format's numbers."""
 
     UINT8 = 0
     INT8 = 1
@@ -68,7 +68,7 @@ _NUMBERS: dict[ValueType, np.dtype] = {
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """A metadata value of many: texts, or numbers. Where one is expected it equals nothing and prints in one line."""
+    """A metadata array of texts or numbers. It equals no scalar value, and prints in one line."""
 
     items: list[str] | npt.NDArray[np.generic]
 
@@ -81,7 +81,7 @@ Value = int | float | bool | str | Array
 
 @dataclass(frozen=True)
 class Field:
-    """A metadata entry to be written; with `item` the value is a sequence of that type."""
+    """A metadata entry to be written. With `item`, the value is a sequence of that type."""
 
     key: str
     type: ValueType
@@ -91,7 +91,7 @@ class Field:
 
 @dataclass(frozen=True)
 class BlockType:
-    """How a tensor's numbers are stored: `elements` of a row share a block of `nbytes`."""
+    """A storage type of tensors: `elements` numbers of a row share a block of `nbytes`."""
 
     name: str
     id: int
@@ -124,7 +124,7 @@ _OTHER_TYPES = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A stored tensor: its shape in numpy's order (GGUF lists axes the other way round) and its bytes in the file."""
+    """A stored tensor: its shape in numpy's order (GGUF lists the axes in reverse) and its place in the file."""
 
     name: str
     type: BlockType
@@ -137,21 +137,21 @@ class GgufTensor:
 
 
 def is_gguf(path: Path) -> bool:
-    """True for a file with GGUF's name, and for any other that begins as a GGUF file does."""
+    """Whether a file has the suffix .gguf or begins with GGUF's magic bytes."""
     return path.is_file() and (path.suffix == ".gguf" or has_magic(path))
 
 
 def has_magic(path: Path) -> bool:
-    """Whether a regular file begins as a GGUF file does."""
+    """Whether a regular file begins with GGUF's magic bytes."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 class GgufFile:
-    """A GGUF file opened for reading; raises FormatError for every way in which it can be wrong."""
+    """A GGUF file opened for reading. Raises FormatError for any error in it."""
 
     path: Path
-    metadata: dict[str, Value]  # a FLOAT32 as the shortest decimal that it is nearest to
+    metadata: dict[str, Value]  # a FLOAT32 as the shortest decimal that rounds to it
     tensors: dict[str, GgufTensor]
 
     def __init__(self, path: Path):
@@ -166,13 +166,13 @@ class GgufFile:
             raise
 
     def fields(self) -> dict[str, Field]:
-        """The metadata as a writer takes them."""
+        """The metadata in the form that a writer takes."""
         values = {key: value.items if isinstance(value, Array) else value for key, value in self.metadata.items()}
         plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
         return {key: Field(key, kind, plain[key], item) for key, (kind, item) in self._kinds.items()}
 
     def view(self, name: str) -> memoryview:
-        """The tensor's bytes, over the file's pages."""
+        """The tensor's bytes, as a view of the file's pages."""
         tensor = self.tensors[name]
         return self._file.view(tensor.start, tensor.start + tensor.nbytes)
 
@@ -185,7 +185,7 @@ class GgufFile:
 
 
 class GgufWriter(SequentialWriter):
-    """Writes one file tensor by tensor, in the order of `tensors`; `close` makes it durable."""
+    """Writes one file tensor by tensor, in the order of `tensors`; `close` syncs it to disk."""
 
     def __init__(self, path: Path, fields: Sequence[Field], tensors: Sequence[GgufTensor]):
         super().__init__(path, path.open("wb"), header_bytes(fields, tensors), tensors, DEFAULT_ALIGNMENT)
@@ -235,7 +235,7 @@ def _padded(nbytes: int, alignment: int) -> int:
 
 
 class _Header:
-    """The header's bytes and how far they are read; every length is compared with what is left."""
+    """The header's bytes and the read position. Every length is checked against the bytes that are left."""
 
     def __init__(self, path: Path, data: memoryview, file_size: int):
         self.path = path
@@ -249,7 +249,7 @@ class _Header:
         left = len(self._data) - self.at
         if nbytes > left:
             if self._is_whole_file:
-                problem = f"truncated: {brief(nbytes)} bytes of header are to follow byte {self.at}, {left} are there"
+                problem = f"truncated: the header needs {brief(nbytes)} bytes after byte {self.at}, but {left} are left"
             else:
                 problem = f"its header is larger than {MAX_HEADER_BYTES:,} bytes"
             raise FormatError(self.path, f"{problem}; download or convert it again")
@@ -345,7 +345,7 @@ def _parse_tensors(header: _Header, count: int, alignment: int, file_size: int) 
             raise FormatError(path, f"two tensors are called {brief(tensor.name)}")
         if tensor.start != expected:
             problem = f"{brief(tensor.name)} starts at {brief(tensor.start)}, expected {brief(expected)}"
-            raise FormatError(path, f"{problem}: tensors lie one behind the other, each at a multiple of {alignment}")
+            raise FormatError(path, f"{problem}: tensors must be contiguous, each at a multiple of {alignment}")
         relative[tensor.name] = tensor
         expected += _padded(tensor.nbytes, alignment)
         if expected > file_size + alignment:

@@ -1,8 +1,8 @@
-"""A MiniCPM in a GGUF file: llama.cpp's metadata keys and tensor names, and what they are called here.
+"""A MiniCPM in a GGUF file: maps llama.cpp's metadata keys and tensor names to ours.
 
-Two things differ besides names. llama.cpp rotates neighbouring numbers of a head where the published weights rotate its
-halves, so the rows of q and k are stored in another order. And the muP constants are keys; files without them (early
-2024, when the runtime had MiniCPM-2B's built in) are refused, for today's llama.cpp runs them with wrong ones.
+Two things differ besides names. llama.cpp rotates neighbouring channels of a head, the published weights its halves, so
+the rows of q and k are stored in another order. The muP constants are metadata keys. Files without them (early 2024,
+when the runtime had MiniCPM-2B's built in) are refused, because today's llama.cpp runs them with wrong constants.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ARCHITECTURE, LLAMA = "minicpm", "llama"
 FLOAT_TYPES = {"float32": F32, "float16": F16, "bfloat16": BF16}
 FLOAT_DTYPES = {kind.id: dtype for dtype, kind in FLOAT_TYPES.items()}
 SCALE_KEYS = ("embedding_scale", "residual_scale", "logit_scale")
-# Not llama.cpp's: it knows no dynamic NTK, ignores the key, and is right up to the trained length.
+# Our own key: llama.cpp has no dynamic NTK. It ignores the key and is right up to the trained length.
 DYNAMIC_NTK_KEY = "rope.scaling.dynamic_ntk_factor"
 
 _OUTER = {EMBEDDING: "token_embd", "model.norm.weight": "output_norm", HEAD: "output"}
@@ -63,7 +63,7 @@ def stored_name(name: str) -> str:
 
 
 def rows_to_store(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | None:
-    """For q and k, the published row that each stored row is; None for a tensor that is stored as it is."""
+    """For q and k, the published row of each stored row; None for a tensor that is stored unchanged."""
     heads = _rotated_heads(config, name)
     if heads is None:
         return None
@@ -71,7 +71,7 @@ def rows_to_store(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | N
 
 
 def published_rows(config: DecoderConfig, name: str) -> npt.NDArray[np.int64] | None:
-    """For q and k, the stored row that each published row is."""
+    """For q and k, the stored row of each published row; None for a tensor that is stored unchanged."""
     heads = _rotated_heads(config, name)
     if heads is None:
         return None
@@ -85,17 +85,17 @@ def _rotated_heads(config: DecoderConfig, name: str) -> int | None:
 
 
 class GgufModel:
-    """An opened GGUF file as a file of published tensors, a `TensorFile`, and as the `TextSources` of its model.
+    """An opened GGUF file as a `TensorFile` of published tensors, and as the `TextSources` of its model.
 
-    Quantized weights appear as the stored tensors of a compressed-tensors folder, made when read: Q4_0 and Q8_0 are
-    unpacked, the other types widened and rounded to INT8. Embedding and head in Q6_K, which llama.cpp gives them in its
+    Quantized weights appear as the stored tensors of a compressed-tensors folder, which are made when read: Q4_0 and
+    Q8_0 are unpacked, the other types widened and rounded to INT8. Embedding and head in Q6_K, llama.cpp's choice in
     4-bit files, appear as float16.
     """
 
     path: Path
     config: DecoderConfig
     tensors: dict[str, TensorInfo]
-    packings: frozenset[Packing]  # those that occur
+    packings: frozenset[Packing]  # all that occur in the file
 
     def __init__(self, path: Path):
         self.path = path
@@ -113,7 +113,7 @@ class GgufModel:
                 if packing is not None:
                     packings.add(packing)
             self.packings = frozenset(packings)
-            self._rounded: tuple[str, _Int8] | None = None  # the last weight that was rounded, by stored name
+            self._rounded: tuple[str, _Int8] | None = None  # the last rounded weight, with its stored name
         except BaseException:
             self._file.close()
             raise
@@ -137,7 +137,7 @@ class GgufModel:
         return gguf_tokenizer.read_template(self.path, self._file.metadata)
 
     def generation_config(self) -> tuple[Path, dict[str, Any]]:
-        """The file, and what it advises about sampling by the names of a generation_config.json."""
+        """The file, and its sampling defaults by the names of a generation_config.json."""
         metadata = self._file.metadata
         return self.path, {name: metadata[key] for name, key in GGUF_KEYS.items() if key in metadata}
 
@@ -162,27 +162,27 @@ class GgufModel:
         self._file.close()
 
     def _published(self) -> Iterator[tuple[str, GgufTensor]]:
-        """Every tensor of the file and its published name; FormatError for one that no MiniCPM has."""
+        """Every tensor of the file and its published name. Raises FormatError for one that no MiniCPM has."""
         published = {stored_name(name): name for name in self.config.parameter_shapes()}
         for tensor in self._file.tensors.values():
             name = published.get(tensor.name)
             if name is None:
-                raise FormatError(self.path, f"{brief(tensor.name)} is no tensor of a MiniCPM of its metadata")
+                raise FormatError(self.path, f"{brief(tensor.name)} is not a tensor of the MiniCPM in its metadata")
             yield name, tensor
 
     def _infos_of(self, name: str, tensor: GgufTensor) -> tuple[Sequence[TensorInfo], Packing | None]:
-        """What a tensor of the file is here, and how it is packed."""
+        """The stored tensors that represent a tensor of the file, and their packing."""
         if (dtype := FLOAT_DTYPES.get(tensor.type.id)) is not None:
             return [TensorInfo(name, dtype, tensor.shape)], None
         if len(tensor.shape) != 2:
-            raise FormatError(self.path, f"{tensor.name} is {tensor.type.name}, but it is no matrix")
+            raise FormatError(self.path, f"{tensor.name} is {tensor.type.name}, but not a matrix")
         if tensor.type is Q6_K and name in (EMBEDDING, HEAD):
             return [TensorInfo(name, "float16", tensor.shape)], None
         packing = PACKINGS.get(tensor.type.id, INT8_PACKING)
         return packing.stored(name, tensor.shape), packing
 
     def _rows(self, tensor: GgufTensor, info: TensorInfo, name: str) -> npt.NDArray[np.generic]:
-        """(N, ...) numbers of a tensor in the order of the file, converted to what `info` says; a copy."""
+        """A copy of a tensor's numbers (N, ...) in the file's row order, converted to the dtype of `info`."""
         blocks = np.frombuffer(self._file.view(tensor.name), np.uint8).reshape(math.prod(tensor.shape[:-1]), -1)
         if tensor.type.id in FLOAT_DTYPES:
             return blocks
@@ -207,7 +207,7 @@ class GgufModel:
         return made
 
     def _int8(self, tensor: GgufTensor, blocks: npt.NDArray[np.uint8]) -> _Int8:
-        """Codes and scales of a weight of another type; kept, since who reads the ones reads the others next."""
+        """Codes and scales of a weight of another type. Both are kept, because a caller reads one after the other."""
         if self._rounded is None or self._rounded[0] != tensor.name:
             try:
                 self._rounded = tensor.name, int8_of(blocks, tensor.type)
@@ -253,7 +253,7 @@ def model_fields(config: DecoderConfig) -> list[Field]:
 
 
 def read_config(file: GgufFile) -> DecoderConfig:
-    """The configuration that the metadata give; FormatError for an impossible one, ModelError for another family."""
+    """The configuration in the metadata. Raises FormatError for an impossible one, ModelError for another family."""
     architecture = file.metadata.get("general.architecture")
     if architecture not in (ARCHITECTURE, LLAMA):
         raise ModelError(
@@ -332,9 +332,9 @@ def _scaled(keys: _Keys, plain: DecoderConfig) -> DecoderConfig:
     missing = [keys.name(key) for key in SCALE_KEYS if keys.get(key) is None]
     if missing:
         raise ModelError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in files of early 2024; the "
-            "model cannot be computed without, so repair it with minicpm doctor FILE --fix OUT.gguf, or convert it "
-            "again from its folder"
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in files of early 2024, but "
+            "the model needs them; repair it with minicpm doctor FILE --fix OUT.gguf, or convert it again from its "
+            "folder"
         )
     scales = {key: keys.get(key) for key in SCALE_KEYS}
     for key, value in scales.items():

@@ -1,6 +1,6 @@
-"""The Hugging Face folder: config.json beside model.safetensors or pytorch_model.bin, whole or in shards.
+"""The Hugging Face folder: config.json beside model.safetensors or pytorch_model.bin, in one file or in shards.
 
-Finds and checks the files of weights of a folder, and plans new ones. Knows names of files, not of tensors.
+Finds and checks the weight files of a folder, and plans new ones. It knows the names of files, not of tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minicpm.formats.torch_bin import TorchFile
 MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 4096
 DEFAULT_SHARD_BYTES = 5 * 10**9  # huggingface_hub's and transformers' own
 
-# What to open, in the order in which transformers looks.
+# The files to look for, in transformers' order.
 WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -36,7 +36,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
 
 
 def open_weights(folder: ModelFolder) -> dict[str, TensorFile]:
-    """Stored tensor name -> the opened file that holds it; whoever calls closes the files."""
+    """Stored tensor name -> the opened file that holds it. The caller closes the files."""
     for whole, index in zip(WHOLE_FILES, INDEX_FILES):
         if folder.has(whole):
             file = open_weight_file(folder.file(whole))
@@ -47,7 +47,7 @@ def open_weights(folder: ModelFolder) -> dict[str, TensorFile]:
 
 
 def open_weight_file(path: Path) -> TensorFile:
-    """Open one file by the format that its suffix names."""
+    """Open one file in the format of its suffix."""
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
@@ -55,7 +55,7 @@ def _hint(folder: ModelFolder) -> str:
     found = sorted(
         {path.suffix for path in folder.path.iterdir()} & {".gguf", ".pt", ".pth", ".h5", ".msgpack", ".part"}
     )
-    return f" (found {', '.join(found)} files, which this form of a model does not use)" if found else ""
+    return f" (found {', '.join(found)} files, which this format does not use)" if found else ""
 
 
 def _open_shards(folder: ModelFolder, index_path: Path) -> dict[str, TensorFile]:
@@ -108,14 +108,14 @@ def _require_listed(index_path: Path, weight_map: dict[str, str], name: str, fil
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file of weights to be written, and the tensors it will hold in order."""
+    """A weight file to be written, and its tensors in order."""
 
     name: str
     tensors: tuple[TensorInfo, ...]
 
 
 def plan_files(tensors: Sequence[TensorInfo], max_shard_bytes: int, as_bin: bool = False) -> list[PlannedFile]:
-    """Divide tensors into files of at most `max_shard_bytes` (a larger tensor gets a file of its own)."""
+    """Divide tensors into files of at most `max_shard_bytes`. A larger tensor gets a file of its own."""
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be positive, got {max_shard_bytes}")
     shards: list[list[TensorInfo]] = [[]]
@@ -151,7 +151,7 @@ def index_of(files: Sequence[PlannedFile]) -> tuple[str, dict[str, Any]] | None:
 
 
 def require_no_quantization(raw: dict[str, Any]) -> None:
-    """ModelError for weights in a form that this version cannot read."""
+    """Raise ModelError for quantized weights in a format that this version cannot read."""
     quantization = raw.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None

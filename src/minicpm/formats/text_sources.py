@@ -1,7 +1,7 @@
-"""Where a model's text side comes from: tokenizer, chat template, and advice about generation.
+"""The sources of a model's tokenizer, chat template and generation defaults.
 
-`Checkpoint` is handed one of these by whoever opens its form, and asks it. A folder's is here; a GGUF file is its own
-(gguf_model.py).
+The function that opens a format passes a `TextSources` to `Checkpoint`. `FolderTexts` is a folder's; gguf_model.py
+implements a GGUF file's.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minicpm.chat import ChatTemplate, template_for
+from minicpm.chat.templates import TEMPLATE_FILE
 from minicpm.files import file_in, has_entry, read_json_object
 from minicpm.formats.generation import GENERATION_FILE, MAX_FILE_BYTES
 from minicpm.tokenizer import Tokenizer, read_tokenizer_config
+from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE, SENTENCEPIECE_FILE
 
-TEMPLATE_FILE, TOKENIZER_CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    TOKENIZER_CONFIG_FILE,
+    JSON_FILE,
+    SENTENCEPIECE_FILE,
+    CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     TEMPLATE_FILE,
@@ -27,24 +28,24 @@ TOKENIZER_FILES = (
 
 
 class TextSources(Protocol):
-    """What turns text into a model's ids and back, and what its authors advise. Nothing is read before it is asked."""
+    """A model's tokenizer, chat template and generation defaults. Each is read when it is first needed."""
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """The files that the tokenizer and the template are in, those that exist."""
+        """The existing files with the tokenizer and the template."""
 
     @property
     def has_chat_template(self) -> bool:
-        """True if the model brings a template; the prompt format of 2024 is built in for those that don't."""
+        """Whether the model has a template of its own. Otherwise MiniCPM's built-in one is used."""
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer; FormatError where it has none that can be used."""
+        """The model's tokenizer. Raises FormatError if it has no usable one."""
 
     def chat_template(self) -> ChatTemplate:
-        """The model's chat template, MiniCPM's own where it has none."""
+        """The model's chat template, or MiniCPM's own if it has none."""
 
     def generation_config(self) -> tuple[Path, dict[str, Any]]:
-        """The file that advises about generation, and its advice by transformers' names; {} for none."""
+        """The file with generation defaults, and those by transformers' names; {} if there are none."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class FolderTexts:
         names = {file.name for file in self.tokenizer_files}
         if TEMPLATE_FILE in names:
             return True
-        return TOKENIZER_CONFIG_FILE in names and bool(read_tokenizer_config(self.path).get("chat_template"))
+        return CONFIG_FILE in names and bool(read_tokenizer_config(self.path).get("chat_template"))
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_folder(self.path)

@@ -1,7 +1,7 @@
 """The INT4/INT8 specification: codes, scales, packing, presets (docs/numerics.md, section 2).
 
 weight[n, k] = codes[n, k] * scales[n, k // G], with int4 codes -8..7 and int8 codes -127..127. It knows arrays and the
-stored tensors of one weight; which codes are good ones is the business of its neighbours, e.g. rtn.py.
+stored tensors of one weight. Other modules, e.g. rtn.py, choose the codes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 Scales = npt.NDArray[np.float16] | Floats
 
-# Positive and exact in float16 as in bfloat16; a group that needs less is all zeros to every consumer.
+# Positive, and exact in both float16 and bfloat16. A group that needs a smaller scale is all zeros to every reader.
 SMALLEST_SCALE = np.float32(2.0**-24)
 LARGEST_SCALE = np.float32(65280)  # the largest bfloat16 below float16's 65504
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How a whole model is stored: the matrices of the blocks, and embedding and head (None: in 16 bits)."""
+    """The packings of a model: `linear` for the blocks' matrices, `outer` for embedding and head (None: 16 bits)."""
 
     name: str
     linear: Packing
@@ -50,7 +50,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class IntWeight(ABC):
-    """A quantized (N, K) weight as stored; rows of `packed` are whole 32-bit words, so they may hold codes beyond K."""
+    """A quantized (N, K) weight as stored. Rows of `packed` are whole 32-bit words, so they may hold codes beyond K."""
 
     packed: npt.NDArray[np.uint8]  # (N, row bytes)
     scales: Scales  # (N, ceil(K / G))
@@ -91,13 +91,13 @@ class IntWeight(ABC):
         return codes.reshape(N, -(-K // G), G)
 
     def dequantize(self) -> Floats:
-        """(N, K) float32: codes times scales; exact, as a scale has at most 11 significant bits in 16."""
+        """(N, K) float32: codes times scales. Exact, because a 16-bit scale has at most 11 significant bits."""
         values = self.grouped_codes() * self.scales.astype(np.float32)[:, :, None]
         return np.ascontiguousarray(values.reshape(self.out_features, -1)[:, : self.in_features])
 
 
 class Int4Weight(IntWeight):
-    """Two codes a byte, the low nibble first, each plus 8: packed (N, 4 ceil(K / 8)) uint8."""
+    """Two codes per byte, the low nibble first, each plus 8: packed (N, 4 ceil(K / 8)) uint8."""
 
     bits, low, high = 4, -8, 7
 
@@ -115,7 +115,7 @@ class Int4Weight(IntWeight):
 
 
 class Int8Weight(IntWeight):
-    """A code a byte, plus 128: packed (N, 4 ceil(K / 4)) uint8."""
+    """One code per byte, plus 128: packed (N, 4 ceil(K / 4)) uint8."""
 
     bits, low, high = 8, -127, 127
 
@@ -138,7 +138,7 @@ def round_scales(scales: Floats) -> npt.NDArray[np.float16]:
 
 
 class StoredWeights(Protocol):
-    """What `read_weight` needs of an opened model; formats/checkpoint.py has it, and a test may make its own."""
+    """What `read_weight` needs of an opened model. formats/checkpoint.py implements it; tests may, too."""
 
     @property
     def config(self) -> DecoderConfig: ...
@@ -149,19 +149,19 @@ class StoredWeights(Protocol):
 
     @property
     def has_signed_scales(self) -> bool:
-        """True where a scale may be negative."""
+        """Whether scales may be negative."""
 
     def read(self, name: str) -> TensorView:
         """A stored tensor by its name; of a packed weight there are name + _packed, _scale and _shape."""
 
     def damaged(self, problem: str) -> FormatError:
-        """The error that names the model and a problem in it."""
+        """An error that names the model and the problem."""
 
 
 def read_weight(model: StoredWeights, name: str) -> IntWeight | TensorView:
-    """The weight of a published name over the stored bytes: quantized, or a TensorView where it is stored as it is.
+    """The weight of a published name, as a view of the stored bytes: an IntWeight, or a TensorView if not quantized.
 
-    Raises FormatError for what the arithmetic excludes: scales that are negative or not finite, the int8 code -128.
+    Raises FormatError for values that the arithmetic excludes: negative or non-finite scales, the int8 code -128.
     """
     packing = model.packings.get(name)
     if packing is None:

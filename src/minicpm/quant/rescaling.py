@@ -1,8 +1,8 @@
-"""Rescalings that leave what a model computes as it is: a channel grows here and shrinks where it is read.
+"""Rescales channels without changing what a model computes: a channel is multiplied, and its readers are divided.
 
 A decoder block has five places where that is exact: the outputs of its two norms, the pairs of key and query channels
-that are rotated together, the values, and the inside of the MLP behind `up`. By powers of two not even rounding
-changes. `equalize.py` uses it to make weights easier to round, benchmarks/outliers.py to make them harder.
+that are rotated together, the values, and the MLP's inner channels after `up`. With powers of two even the rounding
+stays the same. `equalize.py` makes weights easier to quantize this way, benchmarks/outliers.py harder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
 
 @dataclass(frozen=True)
 class BlockScales:
-    """By what the channels of one decoder block grow, all above 0; whatever reads them is divided by the same."""
+    """Factors of the channels of one decoder block, all above 0. The weights that read a channel are divided by it."""
 
     attention: Floats  # (hidden,): input_layernorm, read by q, k and v
     keys: Floats  # (H_kv, D / 2): rows i and i + D / 2 of a key head, read by the query heads that share it
@@ -29,14 +29,14 @@ class BlockScales:
 
     @classmethod
     def ones(cls, config: DecoderConfig) -> BlockScales:
-        """Nothing changes."""
+        """Factors of 1, which change nothing."""
         hidden, D, H_kv = config.hidden_size, config.head_dim, config.num_key_value_heads
         shapes = ((hidden,), (H_kv, D // 2), (H_kv, D), (hidden,), (config.intermediate_size,))
         return cls(*(np.ones(shape, np.float32) for shape in shapes))
 
     @property
     def num_rescaled(self) -> int:
-        """Channels (pairs of keys counted once) that don't stay as they are."""
+        """The number of channels whose factor is not 1; a pair of keys counts once."""
         parts = (self.attention, self.keys, self.values, self.mlp, self.inner)
         return sum(int(np.count_nonzero(part != 1)) for part in parts)
 
@@ -67,7 +67,7 @@ class BlockScales:
 
 
 def block_of(name: str) -> int | None:
-    """The decoder block that a published name belongs to; None for embedding, last norm and head."""
+    """The index of a published name's decoder block; None for embedding, last norm and head."""
     parts = name.split(".")
     return int(parts[2]) if parts[:2] == ["model", "layers"] else None
 

@@ -1,8 +1,9 @@
-"""Packed batches from a mixture of token stores: the order is fixed by a seed, the place in it is a small JSON object.
+"""Packed batches from a mixture of token stores. A seed fixes the order; a small JSON object holds the position in it.
 
-Rows are filled by best fit from a short look-ahead. A text that does not fit is cut and goes on in a later row, its
-last token repeated as context, so that every token is predicted exactly once; a conversation keeps its beginning.
-Documents of one row do not see each other: they carry segment numbers, and their positions start at 0. No torch here.
+Rows are filled by best fit from a short look-ahead. A text that does not fit is cut and continued in a later row. Its
+last token is repeated there as context, so every token is predicted exactly once. A long conversation loses its end.
+Documents of one row do not attend to each other: they have segment numbers, and their positions start at 0. This module
+does not use torch.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from minicpm.train.store import TokenStore
 
 IGNORED = -100  # torch's and transformers' label of a token that is not trained
 LOOK_AHEAD = 32
-SHORTEST_CUT = 16  # less room than this at a row's end is left empty rather than filled with the start of a text
+SHORTEST_CUT = 16  # less room than this at a row's end is not filled by cutting a text
 
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Share:
-    """A training file and how often it is seen: `times` an epoch, or `percent` of all tokens (exactly one is set)."""
+    """A training file and its share: `times` per epoch, or `percent` of all tokens. Exactly one is set."""
 
     path: Path
     times: float | None = None
@@ -36,7 +37,7 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """FILE, FILE:15 (each document 15 times an epoch) or FILE:40% (two fifths of the tokens)."""
+        """FILE, FILE:15 (each document 15 times per epoch) or FILE:40% (two fifths of the tokens)."""
         match = re.fullmatch(r"(.+):([\d.]+)(%?)", text)
         if match is None:
             return cls(Path(text).expanduser(), times=1.0)
@@ -45,14 +46,14 @@ class Share:
         except ValueError:
             number = 0.0
         if not number > 0:
-            raise ValueError(f"{text!r}: the number behind the file must be above 0, such as :15 or :40%")
+            raise ValueError(f"{text!r}: the number after the file must be above 0, such as :15 or :40%")
         path = Path(match[1]).expanduser()
         return cls(path, percent=number) if match[3] else cls(path, times=number)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of T tokens. targets[b, t] is the token after ids[b, t], or IGNORED where none is trained.
+    """B rows of T tokens. targets[b, t] is the token after ids[b, t], or IGNORED if it is not trained.
 
     A subclass may add arrays (B, ...) that its loss needs.
     """
@@ -75,18 +76,18 @@ class Batch:
 
 
 class Batches(Protocol):
-    """An endless stream of batches that knows where it is."""
+    """An endless stream of batches with a position."""
 
     def next_batch(self) -> Batch:
-        """The next batch; the same one at the same place, always."""
+        """The next batch. The same position always gives the same batch."""
 
     def state(self) -> dict[str, Any]:
-        """The place in the stream, as JSON values."""
+        """The position in the stream, as JSON values."""
 
 
 @dataclass
 class _Place:
-    """How far a source has been read."""
+    """The position in one source."""
 
     epoch: int = 0
     index: int = 0
@@ -94,14 +95,14 @@ class _Place:
 
 
 class Mixture:
-    """An endless stream of batches; `state()` says where it is, `restore(state)` goes there."""
+    """An endless stream of batches. `state()` returns its position, `restore(state)` returns to it."""
 
     def __init__(
         self, stores: Sequence[TokenStore], shares: Sequence[Share], *, rows: int, length: int, seed: int = 0
     ) -> None:
         """Batches of `rows` rows of `length` tokens.
 
-        Raises ValueError for shares that mix times and percent, DataError where no trained token fits into a row.
+        Raises ValueError for shares that mix times and percent, DataError if a file has no trained token within a row.
         """
         if rows < 1 or length < 2:
             raise ValueError(f"a batch needs at least 1 row of 2 tokens, got {rows} of {length}")
@@ -129,12 +130,12 @@ class Mixture:
 
     @property
     def unusable_documents(self) -> int:
-        """Documents whose first trained token lies beyond a row; they are never drawn."""
+        """The number of documents whose first trained token is beyond a row. They are never drawn."""
         return sum(len(store) - len(usable) for store, usable in zip(self._stores, self._usable))
 
     @property
     def cut_documents(self) -> int:
-        """Conversations longer than a row, which lose their end."""
+        """The number of conversations longer than a row, which lose their end."""
         return sum(
             int(((store.lengths > self.length) & ~store.is_text)[usable].sum())
             for store, usable in zip(self._stores, self._usable)
@@ -159,7 +160,7 @@ class Mixture:
         return Batch(ids, targets, positions, segments)
 
     def state(self) -> dict[str, Any]:
-        """The place in the stream, as JSON values."""
+        """The position in the stream, as JSON values."""
         return {
             "sources": [
                 {"digest": store.digest, "epoch": place.epoch, "index": place.index, "tokens": place.tokens}
@@ -169,14 +170,14 @@ class Mixture:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state()` was taken by a mixture of the same files; DataError if they have changed."""
+        """Continue from the `state()` of a mixture of the same files. Raises DataError if they have changed."""
         if [source["digest"] for source in state["sources"]] != [store.digest for store in self._stores]:
             raise DataError("the training files, the tokenizer or the chat template changed since the checkpoint")
         self._places = [_Place(source["epoch"], source["index"], source["tokens"]) for source in state["sources"]]
         self._waiting = [list(piece) for piece in state["waiting"]]
 
     def continue_from(self, state: dict[str, Any]) -> None:
-        """Go on in every file that the other run read too, so that a branch sees new documents first."""
+        """Continue in every file that the other run also read, so that a branch sees new documents first."""
         known = {source["digest"]: source for source in state["sources"]}
         for i, (store, place) in enumerate(zip(self._stores, self._places)):
             if store.digest in known:
@@ -184,7 +185,7 @@ class Mixture:
                 place.index = min(known[store.digest]["index"], len(self._usable[i]))
 
     def _row_pieces(self) -> list[list[int]]:
-        """Pieces for one row: the oldest that waits, then always the longest that fits."""
+        """Pieces for one row: first the oldest waiting one, then always the longest that fits."""
         self._look_ahead()
         chosen: list[list[int]] = []
         room = self.length
@@ -228,7 +229,7 @@ class Mixture:
         return [source, document, 0, length]
 
     def _order(self, source: int, epoch: int) -> Integers:
-        """The documents of an epoch, shuffled by a counter-based generator: no state but the epoch's number."""
+        """The documents of an epoch, shuffled by a counter-based generator whose only state is the epoch's number."""
         if source not in self._orders or self._orders[source][0] != epoch:
             key = np.random.SeedSequence([self.seed, source, epoch])
             order = np.random.Generator(np.random.Philox(key)).permutation(len(self._usable[source]))
@@ -242,5 +243,5 @@ class Mixture:
 
 
 def _has_target(store: TokenStore, length: int) -> npt.NDArray[np.bool_]:
-    """(documents,): whether a row of `length` tokens can train on the document."""
+    """(documents,): whether a row of `length` tokens has a trained token of the document."""
     return (store.first_trained() < length) & (store.lengths > 1)

@@ -1,14 +1,13 @@
-"""Checkpoints of a run: whole or absent, checked by hash, newest first, resumed to the last bit.
+"""Checkpoints of a run: complete or absent, verified by hash, resumed bit for bit.
 
     RUN/checkpoints/step-00000100/   config.json  model.safetensors  optimizer.safetensors  state.json
 
-Written under a hidden name, made durable, renamed. Nothing is pickled. What a checkpoint cannot hold has no influence:
-the learning rate follows from the step, the data order from a seed, and the model uses no other random numbers.
+A checkpoint is written under a hidden name, synced to disk and renamed. Nothing is pickled. No other state influences a
+run: the step determines the learning rate, a seed the data order, and the model uses no other random numbers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -24,9 +23,10 @@ from minicpm.errors import FormatError, MiniCPMError, TrainingError
 from minicpm.export.destination import copy_file, new_folder
 from minicpm.export.hf_folder import plan_floats, write_folder
 from minicpm.files import is_disk_full, json_text, sha256_of, write_text
-from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.formats.config import CONFIG_FILE, DecoderConfig, read_config_json
 from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
+from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorInfo, TensorView
 from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.models import MiniCPMForCausalLM
@@ -34,8 +34,8 @@ from minicpm.models import MiniCPMForCausalLM
 LAYOUT = 1
 KEPT = 2
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
-WEIGHTS, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.json"
-HASHED = (WEIGHTS, OPTIMIZER, CONFIG)  # by STATE, which holds a hash of itself
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+HASHED = (WEIGHTS, OPTIMIZER, CONFIG_FILE)  # STATE holds their hashes and its own
 RNG = "rng."  # names of random-number states inside OPTIMIZER
 
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -43,7 +43,7 @@ Optimizers = Sequence[torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: steps done, tokens seen and trained on, where the data stand."""
+    """The progress of a run: its steps, the tokens seen and trained on, and the position in the data."""
 
     step: int
     tokens: int
@@ -58,7 +58,7 @@ class CheckpointFolder:
         self.path, self._tell = path, tell
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, the newest first."""
+        """Steps of the existing checkpoints, the newest first."""
         if not self.path.is_dir():
             return []
         found = [STEP_FOLDER.fullmatch(entry.name) for entry in self.path.iterdir() if entry.is_dir()]
@@ -68,7 +68,7 @@ class CheckpointFolder:
         return self.path / f"step-{step:08d}"
 
     def save(self, progress: Progress, model: MiniCPMForCausalLM, optimizers: Optimizers) -> bool:
-        """Write a checkpoint and remove all but the newest `KEPT`; False, with a message, when the disk is full."""
+        """Write a checkpoint and remove all but the newest `KEPT`. False, with a message, if the disk is full."""
         try:
             with new_folder(self.folder(progress.step)) as partial:
                 _write(partial, progress, model, optimizers)
@@ -78,8 +78,8 @@ class CheckpointFolder:
             last = next(iter(self.steps()), None)
             kept = "there is no checkpoint yet" if last is None else f"the one of step {last} is intact"
             self._tell(
-                f"the disk is full: no checkpoint was written at step {progress.step}, {kept}; training goes on, "
-                "make room before it ends"
+                f"the disk is full: no checkpoint was written at step {progress.step}, {kept}; training continues, "
+                "so make room before it ends"
             )
             return False
         for step in self.steps()[KEPT:]:
@@ -89,10 +89,10 @@ class CheckpointFolder:
     def load_newest(
         self, model: MiniCPMForCausalLM, optimizers: Optimizers, check: Callable[[Progress], None] = lambda _: None
     ) -> Progress | None:
-        """Bring model and optimizers to the newest whole checkpoint; None when there is none at all.
+        """Load the newest complete checkpoint into model and optimizers; None if there is no checkpoint.
 
-        A damaged one is reported, set aside as `.damaged`, and the one before is taken; TrainingError when all are
-        damaged. `check` may refuse a checkpoint by an exception of its own before anything is changed.
+        A damaged one is reported and renamed to `.damaged`, and the one before it is loaded. Raises TrainingError if
+        all are damaged. `check` may refuse a checkpoint by an exception of its own before anything is changed.
         """
         steps = self.steps()
         for step in steps:
@@ -100,7 +100,7 @@ class CheckpointFolder:
             try:
                 return load(folder, model, optimizers, check)
             except FormatError as error:
-                self._tell(f"the checkpoint of step {step} is damaged and set aside ({error})")
+                self._tell(f"the checkpoint of step {step} is damaged and was renamed ({error})")
                 aside = folder.with_name(f"{folder.name}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
@@ -115,7 +115,7 @@ def load(
     optimizers: Optimizers,
     check: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
-    """Bring model and optimizers to the checkpoint in `folder`; FormatError if a bit of it is not as it was written."""
+    """Load the checkpoint in `folder` into model and optimizers. Raises FormatError if any bit of it has changed."""
     state = read_state(folder)
     weights, moments = _read_tensors(folder / WEIGHTS), _read_tensors(folder / OPTIMIZER)
     progress = Progress(state["step"], state["tokens"], state["trained_tokens"], state["data"])
@@ -138,7 +138,7 @@ def load(
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json after comparing every file with its hash; FormatError when one differs."""
+    """A checkpoint's state.json, after every file is compared with its hash. Raises FormatError if one differs."""
     path = folder / STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -146,7 +146,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         if state["layout"] != LAYOUT or set(files) != set(HASHED):
             raise FormatError(path, f"layout {state['layout']!r}, expected {LAYOUT}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(path, f"no whole state of a checkpoint ({type(error).__name__})") from error
+        raise FormatError(path, f"not a complete checkpoint state ({type(error).__name__})") from error
     if _digest_of(state) != state.get("digest"):
         raise FormatError(path, "differs from what was written")
     for name, digest in files.items():
@@ -156,7 +156,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_of(path: str | Path) -> Path:
-    """The checkpoint that a user names: its own folder, or the newest of a run. TrainingError where there is none."""
+    """The checkpoint at `path`: a checkpoint's folder, or the newest of a run. TrainingError if there is none."""
     path = Path(path).expanduser()
     if (path / STATE).is_file():
         return path
@@ -170,7 +170,7 @@ def checkpoint_of(path: str | Path) -> Path:
 def save_model(model: MiniCPMForCausalLM, destination: Path, dtype: str, small_files: Path) -> None:
     """Write an ordinary Hugging Face folder: weights in `dtype`, config.json, and the tokenizer files of `small_files`.
 
-    It is read back before it stands at `destination`; a model that stood there is replaced.
+    It is read back before it is moved to `destination`; a model there is replaced.
     """
     config = model.config.to_decoder_config().with_dtype(dtype)
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -204,7 +204,7 @@ def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimize
             for key, value in values.items():
                 moments[f"{number}.{names[parameter]}.{key}"] = value
     _write_tensors(folder / OPTIMIZER, moments)
-    write_text(folder / CONFIG, json_text(model.config.to_decoder_config().to_dict()))
+    write_text(folder / CONFIG_FILE, json_text(model.config.to_decoder_config().to_dict()))
     state: dict[str, Any] = {
         "layout": LAYOUT,
         "step": progress.step,
@@ -237,15 +237,9 @@ def _restore_optimizer(
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     infos = write_order([TensorInfo(name, _dtype_name(t), tuple(t.shape)) for name, t in tensors.items()])
-    writer = SafetensorsWriter(path, infos)
-    try:
+    with writing(SafetensorsWriter(path, infos)) as writer:
         for info in infos:
             writer.write(info.name, [_view(info.name, tensors[info.name]).buffer])
-        writer.close()
-    except BaseException:
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-            writer.abandon()
-        raise
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -276,7 +270,7 @@ def _digest_of(state: Mapping[str, Any]) -> str:
 
 
 def read_decoder_config(path: Path) -> DecoderConfig:
-    """The configuration in a config.json file; ModelError for what is no MiniCPM."""
+    """The configuration in a config.json file. Raises ModelError if it is not a MiniCPM."""
     try:
         return DecoderConfig.from_dict(read_config_json(path))
     except FormatError:

@@ -1,6 +1,6 @@
-"""The one training loop: batches in, weights changed, metrics and checkpoints out. Every kind of training uses it.
+"""The training loop of every kind of training: takes batches, updates weights, writes metrics and checkpoints.
 
-The loop sees token ids only; it knows neither texts nor files of data, and what it minimizes is handed in (losses.py).
+The loop sees token ids only, no texts or data files. Its loss is an argument (losses.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minicpm.train.schedules import Schedule
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How the loop steps. `micro_rows` rows are computed at once, their gradients added up to a whole batch."""
+    """Options of the loop. `micro_rows` rows are computed at once; their gradients are accumulated over the batch."""
 
     micro_rows: int = 8
     clip_norm: float = 1.0
@@ -37,12 +37,12 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         if self.micro_rows < 1 or self.save_every < 0 or self.eval_every < 0 or not self.clip_norm > 0:
-            raise ValueError("micro_rows and clip_norm must be above 0, save_every and eval_every not below 0")
+            raise ValueError("micro_rows and clip_norm must be above 0, save_every and eval_every at least 0")
 
 
 @dataclass(frozen=True)
 class Means:
-    """A loss and its metrics over a whole batch, or several."""
+    """The mean loss and metrics of one or several batches."""
 
     loss: float
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -50,11 +50,11 @@ class Means:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step: the loss is the mean over the batch before the step, by default that of its trained tokens."""
+    """One step. `loss` is the mean over the batch before the step, by default over its trained tokens."""
 
     step: int
     loss: float
-    lr: float  # of the base rate; matrices have theirs by muP
+    lr: float  # the base rate; muP scales it for matrices
     grad_norm: float  # before clipping
     tokens: int  # seen since the start of the run
     trained_tokens: int
@@ -62,19 +62,19 @@ class StepRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the loss, over the same batch
 
     def to_dict(self) -> dict[str, float]:
-        """The record as metrics.jsonl has it."""
+        """The record as a line of metrics.jsonl."""
         return {name: value for name, value in asdict(self).items() if name != "metrics"} | dict(self.metrics)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Batches that are never trained on, the same each time."""
+    """Batches that are never trained on; the same ones at every evaluation."""
 
     batches: Sequence[Batch]
 
 
 class Loop:
-    """A model, its optimizers and its data on their way from `progress` to the schedule's last step."""
+    """Trains a model with its optimizers and data up to the schedule's last step."""
 
     def __init__(
         self,
@@ -98,11 +98,11 @@ class Loop:
         self._loss, self._peak_lr, self._watch, self._tell = loss, peak_lr, watch, tell
 
     def start_at(self, progress: Progress) -> None:
-        """Count on from where a checkpoint was made."""
+        """Continue counting from a checkpoint's progress."""
         self.step, self.tokens, self.trained_tokens = progress.step, progress.tokens, progress.trained_tokens
 
     def run(self) -> None:
-        """Train to the schedule's last step, saving and evaluating on the way; TrainingError for NaN and infinity."""
+        """Train to the schedule's last step, with saves and evaluations. Raises TrainingError for NaN or infinity."""
         self.model.train()
         while self.step < self.schedule.last_step:
             record = self._step()
@@ -117,13 +117,13 @@ class Loop:
                 self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of this very step, and the picture of the losses so far."""
+        """Write a checkpoint of this step, and a plot of the losses so far."""
         progress = Progress(self.step, self.tokens, self.trained_tokens, self.mixture.state())
         if self.checkpoints.save(progress, self.model, self.optimizers):
             draw_losses(read_metrics(self.metrics.path), self.metrics.path.with_name("loss.svg"))
 
     def evaluate(self) -> Means:
-        """The means over all of the evaluation's batches, each counting by its weight."""
+        """The means over all evaluation batches, each counted by its weight."""
         assert self.evaluation is not None
         weight = sum(self._loss.weight(batch) for batch in self.evaluation.batches)
         loss, metrics = 0.0, Counter[str]()
@@ -160,9 +160,9 @@ class Loop:
         )
 
     def train_on(self, batch: Batch) -> tuple[Means, float]:
-        """One optimizer step on a batch: its means before the step, and the gradient's norm before clipping.
+        """One optimizer step on a batch. Returns the means before the step, and the gradient's norm before clipping.
 
-        However many parts the batch is computed in, the gradient is that of the mean over the whole batch.
+        The gradient is that of the mean over the whole batch, however many parts the batch is computed in.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -192,19 +192,19 @@ class Loop:
             return self._loss(self.model, part, device)
 
     def _diagnosis(self, batch: Batch, loss: float, norm: float) -> str:
-        """Where a number that is none appeared first: in a weight, in a layer's output, or in a gradient."""
+        """An error message with the place of the first non-finite number: a weight, a layer's output or a gradient."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         where = _broken_weight(self.model) or self._broken_output(batch) or self._broken_gradient(batch)
         kept = next(iter(self.checkpoints.steps()), None)
-        advice = "start again" if kept is None else f"go on from the checkpoint of step {kept} (--resume)"
+        advice = "start again" if kept is None else f"continue from the checkpoint of step {kept} (--resume)"
         return (
             f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}; the first number that is not "
-            f"finite is {where}. {advice[0].upper() + advice[1:]} with a lower learning rate, or look at the data"
+            f"finite is {where}. {advice[0].upper() + advice[1:]} with a lower learning rate, or check the data"
         )
 
     def _broken_output(self, batch: Batch) -> str | None:
-        """The innermost module whose output is the first not to be finite."""
+        """The innermost module with the first output that is not finite."""
         found: list[str] = []
 
         def hook(name: str) -> Callable[[object, object, object], None]:
@@ -229,7 +229,7 @@ class Loop:
     def _broken_gradient(self, batch: Batch) -> str:
         for part in self._parts(batch):
             self._sums(part).loss.backward()
-        # The backward pass runs from the head to the embedding, so the last parameter was reached first.
+        # The backward pass runs from the head to the embedding, so it reached the last parameter first.
         for name, parameter in reversed(list(self.model.named_parameters())):
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 return f"in the gradient of {name}"

@@ -1,7 +1,7 @@
-"""What the loop minimizes: a `Loss` over packed batches, and the cross-entropy of the learned tokens.
+"""Losses that the loop minimizes: the protocol `Loss` over packed batches, and the cross-entropy of the learned tokens.
 
-A loss sums; the loop divides by the weight of the whole batch. So a batch may be computed in parts of some rows, and
-its gradient is that of its mean all the same.
+A loss returns sums, and the loop divides them by the weight of the whole batch. So the gradient is that of the batch's
+mean even if the batch is computed in parts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minicpm.train.batches import IGNORED, Batch
 
 @dataclass(frozen=True)
 class Sums:
-    """What a loss finds in some rows of a batch. All are sums, divided later by the weight of the whole batch."""
+    """A loss and its metrics summed over some rows of a batch. The loop divides them by the whole batch's weight."""
 
     loss: torch.Tensor  # a float32 scalar with a gradient
     metrics: Mapping[str, torch.Tensor] = field(
@@ -28,20 +28,20 @@ class Sums:
 
 
 class Loss(Protocol):
-    """A loss that the loop can minimize and evaluate. It keeps nothing from step to step: no checkpoint holds it.
+    """A loss that the loop can minimize and evaluate. It keeps no state between steps: checkpoints do not save it.
 
-    Distillation: the loss holds a frozen teacher, or a subclass of `Batch` brings the teacher's logits. It sums the
-    divergence over `learned_logits`, and its weight is the number of learned tokens. If only scales are to be learned,
-    the optimizers hold the scales alone and all other parameters have requires_grad off.
+    Distillation: the loss holds a frozen teacher, or a subclass of `Batch` has the teacher's logits. It sums the
+    divergence over `learned_logits`, and its weight is the number of learned tokens. To learn scales only, give the
+    optimizers only the scales and turn requires_grad off for all other parameters.
 
-    DPO: a pair of answers is two documents of one row, segment 2k-1 the chosen and 2k the rejected one; parts are made
-    of whole rows, so a pair is never divided. Only the answers' tokens are learned. The loss adds log-probabilities up
-    by segment; those of the reference come from a frozen model that it holds, or from a subclass of `Batch`. Its
-    weight is the number of pairs, and its metrics count the pairs in which the chosen answer wins.
+    DPO: a pair of answers is two documents of one row, segment 2k-1 the chosen and 2k the rejected one. Parts consist
+    of whole rows, so a pair is never divided. Only the answers' tokens are learned. The loss sums log-probabilities by
+    segment; the reference's come from a frozen model that it holds, or from a subclass of `Batch`. Its weight is the
+    number of pairs, and its metrics count the pairs in which the chosen answer wins.
     """
 
     def weight(self, batch: Batch) -> float:
-        """What the sums are divided by, known before anything is computed; rows of weight 0 are skipped."""
+        """The divisor of the sums, known before the computation. Parts of weight 0 are skipped."""
 
     def __call__(self, model: MiniCPMForCausalLM, batch: Batch, device: torch.device) -> Sums:
         """The sums over the batch's rows."""
@@ -63,9 +63,9 @@ CROSS_ENTROPY = CrossEntropy()
 
 
 def learned_logits(model: MiniCPMForCausalLM, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (learned, vocab) in float32 where a token is learned, row by row, and those tokens (learned,).
+    """Float32 logits (learned, vocab) at the positions of learned tokens, row by row, and those tokens (learned,).
 
-    Logits are computed at no other position: the head of a 2B model costs more memory than all else.
+    Other positions get no logits: those of a 2B model would need more memory than everything else.
     """
     ids, targets, positions, segments = (
         torch.from_numpy(array).to(device) for array in (batch.ids, batch.targets, batch.positions, batch.segments)
@@ -82,9 +82,9 @@ def learned_logits(model: MiniCPMForCausalLM, batch: Batch, device: torch.device
 
 
 def document_mask(segments: torch.Tensor) -> torch.Tensor:
-    """(B, 1, T, T) booleans: who attends to whom. Causal inside a document, nothing across documents.
+    """The attention mask (B, 1, T, T), boolean: causal inside a document, nothing across documents.
 
-    Padding (segment 0) attends to padding, so that no row of the attention is empty and turns to NaN.
+    Padding (segment 0) attends to padding, so that no row of the mask is empty, which would give NaN.
     """
     T = segments.shape[1]
     is_same = segments[:, :, None] == segments[:, None, :]

@@ -1,8 +1,8 @@
-"""A run: a folder with everything that one training needs and leaves behind.
+"""A run: a folder with the inputs and results of one training.
 
     RUN/run.json  model/ (shape and tokenizer)  data/ (token stores)  checkpoints/  metrics.jsonl  loss.svg  final/
 
-`pretrain` starts from random weights or branches off another run; `finetune` starts from a model folder. Both end in
+`pretrain` starts from random weights or branches off another run; `finetune` starts from a model folder. Both write
 `final/`, an ordinary Hugging Face folder.
 """
 
@@ -24,6 +24,7 @@ from minicpm.errors import TrainingError
 from minicpm.export.destination import new_folder
 from minicpm.files import lock, open_folder
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.config import CONFIG_FILE
 from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
 from minicpm.tokenizer import Tokenizer
 from minicpm.train import checkpoint
@@ -37,14 +38,14 @@ from minicpm.train.rendering import Renderer
 from minicpm.train.schedules import Schedule
 from minicpm.train.store import TokenStore, token_store
 
-# What may differ when a run is resumed: it changes neither a step's result nor which steps there are before the end.
+# Options that may differ when a run is resumed, because they change neither the steps nor their results.
 CHANGEABLE = frozenset({"save_every"})
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who hears of a run: of its plan once, of every step, and of anything worth a sentence."""
+    """Callbacks of a run: `started` with its plan, `stepped` after every step, `tell` with messages."""
 
     started: Callable[[int, int], None] = lambda first_step, last_step: None
     stepped: Callable[[StepRecord], None] = lambda record: None
@@ -53,7 +54,7 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run came to."""
+    """The result of a run."""
 
     model: Path
     steps: int
@@ -63,7 +64,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a run begins: a model folder's shape and tokenizer, and how its weights come to be."""
+    """The start of a run: the model's shape, its tokenizer, and the kind of its first weights."""
 
     kind: Literal["scratch", "branch", "model"]
     source: Path  # the shape's config.json, the checkpoint, or the model folder
@@ -80,10 +81,10 @@ def pretrain(
     resume: bool = False,
     watcher: Watcher = Watcher(),
 ) -> Finished:
-    """Train from random weights (`shape`, a config.json, and `tokenizer`, a folder), or on from another run.
+    """Train from random weights (`shape`, a config.json, and `tokenizer`, a folder), or branch off another run.
 
-    `resume` goes on with the run in `out` where its newest whole checkpoint stands. Raises DataError for bad data,
-    TrainingError for a run that cannot start or go on, ModelError and FormatError for shape and tokenizer.
+    `resume` continues the run in `out` from its newest complete checkpoint. Raises DataError for bad data,
+    TrainingError for a run that cannot start or continue, ModelError and FormatError for shape and tokenizer.
     """
     if (branch_from is None) == (shape is None) or (shape is None) != (tokenizer is None):
         raise ValueError("give the model's shape and a tokenizer, or a run to branch from")
@@ -157,7 +158,7 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
         loop.start_at(resumed or begun)
         loop.metrics.cut_after(loop.step)
         if start.kind == "branch" and resumed is None:
-            loop.save()  # from here on the branch does not need the run it came from
+            loop.save()  # from here on the branch does not need its parent run
         watcher.started(loop.step, schedule.last_step)
         loop.run()
         dtype = _final_dtype(start) if options.dtype == "auto" else options.dtype
@@ -174,7 +175,7 @@ def _resumed(checkpoints: CheckpointFolder, loop: Loop, mixture: Mixture, tell: 
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Make the run's folder and hold it for one process; the lock dies with it. A folder left empty goes again."""
+    """Create the run's folder and lock it; the lock ends with the process. An empty folder is removed at the end."""
     out.mkdir(parents=True, exist_ok=True)
     descriptor = open_folder(out)
     try:
@@ -192,18 +193,18 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _agreed_note(out: Path, options: RunOptions, start: _Start, resume: bool) -> dict[str, Any]:
-    """What run.json is to say of this run; TrainingError where it speaks of another one."""
+    """The content of run.json. Raises TrainingError if an existing one is of a run with other options."""
     path = out / "run.json"
     wanted = json.loads(json.dumps({"start": start.kind, "from": str(start.source.resolve()), **asdict(options)}))
     if path.is_file() and not resume:
-        raise TrainingError(f"{out}: there is a run already; pass --resume to go on with it, or choose another folder")
+        raise TrainingError(f"{out}: there is a run already; pass --resume to continue it, or choose another folder")
     if not path.is_file():
         return cast(dict[str, Any], wanted)
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise TrainingError(f"{path}: not valid JSON ({error}); the run cannot be resumed") from error
-    may_differ = {*CHANGEABLE, "from"} if start.kind == "branch" else CHANGEABLE  # the other run may have moved on
+    may_differ = {*CHANGEABLE, "from"} if start.kind == "branch" else CHANGEABLE  # the parent run may have continued
     differing = [key for key in wanted if key not in may_differ and noted.get(key) != wanted[key]]
     if differing:
         key = differing[0]
@@ -215,21 +216,21 @@ def _agreed_note(out: Path, options: RunOptions, start: _Start, resume: bool) ->
 
 
 def _keep_note(out: Path, note: dict[str, Any]) -> None:
-    """Write run.json: from here on there is a run. What failed before, a missing file or a bad record, was none."""
+    """Write run.json, which makes the folder a run. An earlier failure, e.g. of bad data, leaves no run."""
     partial = out / ".run.json.partial"
     partial.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     partial.replace(out / "run.json")
 
 
 def _model(start: _Start, options: RunOptions) -> MiniCPMForCausalLM:
-    """The model in float32, whatever the weights' dtype: they are the master weights."""
+    """The model in float32 whatever the stored dtype: its weights are the master weights."""
     if start.kind == "model":
-        # Parameters may be pages of the file; training must not write through them.
+        # Parameters may be mapped pages of the file, which training must not write to.
         model = load_model(start.source, dtype="float32", attn_implementation="sdpa")
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         return model
-    path = start.source / checkpoint.CONFIG if start.kind == "branch" else start.source
+    path = start.source / CONFIG_FILE if start.kind == "branch" else start.source
     config = MiniCPMConfig.from_decoder_config(read_decoder_config(path).with_dtype("float32"))
     config._attn_implementation = "sdpa"
     model = MiniCPMForCausalLM(config)
@@ -239,7 +240,7 @@ def _model(start: _Start, options: RunOptions) -> MiniCPMForCausalLM:
 
 
 def _keep_model(folder: Path, start: _Start) -> None:
-    """The run's own copy of tokenizer and template, so that it can be resumed when the original is gone."""
+    """Copy tokenizer and template into the run, so that it can be resumed without the original."""
     if not folder.is_dir():
         with new_folder(folder) as partial:
             copy_tokenizer(start.tokenizer, partial)

@@ -1,7 +1,7 @@
-"""A training file as token ids on disk: made once, mapped from then on, so that any size needs no memory.
+"""A training file as token ids on disk: written once, then mapped, so that a file of any size needs no memory.
 
-A store is a folder of four plain little-endian arrays and a note of what they were made from. It is written under a
-hidden name and renamed when it is whole; a store that fits its source is used again.
+A store is a folder of four plain little-endian arrays and a record of their source. It is written under a hidden name
+and renamed when it is complete. A store that matches its source is reused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minicpm.train.records import Problem, read_records, require_no_problems
 from minicpm.train.rendering import Document, Renderer
 
 LAYOUT = 1
-# File -> dtype: all documents' ids, whether each is trained, where each document ends, whether it may be cut.
+# File -> dtype: the ids of all documents; whether each id is trained; each document's end; whether it may be cut.
 ARRAYS = {"ids": np.dtype("<u4"), "trained": np.dtype("?"), "ends": np.dtype("<i8"), "is_text": np.dtype("?")}
 FLUSH_TOKENS = 1 << 20
 
@@ -35,7 +35,7 @@ class TokenStore:
 
     path: Path
     source: Path
-    digest: str  # of source, tokenizer, template and what is trained: equal digest, equal tokens
+    digest: str  # of source, tokenizer, template and train_on; equal digests mean equal tokens
     ids: npt.NDArray[np.uint32]
     trained: npt.NDArray[np.bool_]
     ends: npt.NDArray[np.int64]
@@ -52,7 +52,7 @@ class TokenStore:
         return int(self.ends[document - 1]) if document else 0
 
     def first_trained(self) -> npt.NDArray[np.int64]:
-        """(documents,): place in its document of each one's first trained token."""
+        """(documents,): the index of each document's first trained token."""
         starts = self.ends - self.lengths
         places = np.flatnonzero(self.trained)
         return places[np.searchsorted(places, starts)] - starts
@@ -61,9 +61,9 @@ class TokenStore:
 def token_store(
     source: str | Path, folder: Path, renderer: Renderer, tell: Callable[[str], None] = lambda _: None
 ) -> TokenStore:
-    """The store of a training file, under `folder`; made if it is not there.
+    """The store of a training file under `folder`; it is written if it does not exist.
 
-    Raises DataError naming the lines of bad records (then nothing is kept), or for a file without documents.
+    Raises DataError with the lines of bad records (then nothing is kept), or for a file without documents.
     """
     source = Path(source)
     if not source.is_file():
@@ -78,7 +78,7 @@ def token_store(
 
 
 def _digest(source: Path, renderer: Renderer) -> str:
-    """Of all that decides about the tokens. Token ids of every byte and marker stand for the tokenizer."""
+    """A hash of everything that determines the tokens. The tokenizer's pieces stand for the tokenizer."""
     tokenizer = renderer.tokenizer
     pieces = [tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)]
     about = [LAYOUT, renderer.template.text, renderer.train_on, tokenizer.adds_bos, tokenizer.eos_token_id, pieces]
@@ -145,8 +145,8 @@ def _opened(path: Path, source: Path, digest: str) -> TokenStore:
             for name, dtype in ARRAYS.items()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a whole token store ({error}); remove it and it is made again") from error
+        raise DataError(f"{path}: not a complete token store ({error}); remove it, and it is made again") from error
     if not whole:
-        raise DataError(f"{path}: not a whole token store; remove it and it is made again")
+        raise DataError(f"{path}: not a complete token store; remove it, and it is made again")
     arrays: dict[str, Any] = {name: np.memmap(path / f"{name}.bin", dtype, mode="r") for name, dtype in ARRAYS.items()}
     return TokenStore(path, source, digest, arrays["ids"], arrays["trained"], arrays["ends"], arrays["is_text"])

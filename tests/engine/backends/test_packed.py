@@ -21,7 +21,7 @@ from minicpm.engine.backends.packed import packed_weights
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.hub import packed_files
-from tiny_models import ODD, write_model
+from small_models import ODD, write_model
 
 NBYTES = 10_000
 

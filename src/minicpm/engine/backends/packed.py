@@ -1,9 +1,9 @@
-"""The packed file: weights in the form that the kernels read, made when a model is first loaded and mapped ever after.
+"""The packed file: weights in the kernels' layout. The first load of a model writes it; later loads map it.
 
-Nothing in it is believed. Where its pieces lie follows from the model's own files, not from it; it only has to be as
-long as they are, written by nobody else, and to carry their key: layout, plan, and the name, size and times of every
-file of the model. Any other file is made again, under another name first, so that nobody ever maps a half-written one.
-Which files are kept, and for how long, is minicpm.hub.packed_files.
+Offsets come from the model's own files, never from the packed file. A packed file is used only if no other user can
+write it, its length is right, and its header is the expected key: layout, plan, and the name, size and times of every
+file of the model. Otherwise it is written again, under a temporary name first, so no process maps a half-written file.
+minicpm.hub.packed_files decides which files are kept, and for how long.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from minicpm.hub import packed_files
 
 Bytes = npt.NDArray[np.uint8]
 
-# Raised whenever csrc/packing.cc writes other bytes for the same weights.
+# Increment it whenever csrc/packing.cc writes different bytes for the same weights.
 LAYOUT_VERSION = 1
-# Smaller models are packed faster than a file is opened with care.
+# Packing a smaller model takes less time than opening and checking a file.
 SMALLEST_FILE_BYTES = 64 << 20
 ROOM_STEP_BYTES = 1 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
@@ -40,7 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 def packed_weights(checkpoint: Checkpoint, plan: str, nbytes: int, fill: Callable[[Bytes], None]) -> tuple[Bytes, bool]:
     """`nbytes` of packed weights, and whether they are mapped from a file.
 
-    `fill` writes all of them; `plan` says what they are. Where no file can be kept they lie in memory.
+    `fill` writes all of them; `plan` describes their layout. If no file can be kept, they are held in memory.
     """
     if nbytes >= SMALLEST_FILE_BYTES:
         path, header = _path_of(checkpoint), _header(checkpoint, plan, nbytes)
@@ -63,7 +63,7 @@ def _path_of(checkpoint: Checkpoint) -> Path:
 
 
 def _header(checkpoint: Checkpoint, plan: str, nbytes: int) -> bytes:
-    """What the packed file of exactly these weights begins with."""
+    """The header that the packed file of exactly these weights begins with."""
     return packed_files.header(
         checkpoint.path,
         checkpoint.weight_files,
@@ -75,7 +75,7 @@ def _header(checkpoint: Checkpoint, plan: str, nbytes: int) -> bytes:
 
 
 def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
-    """The file's weights if it is the one that `header` belongs to."""
+    """The file's weights, mapped; None unless the file is trusted and begins with `header`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
     except FileNotFoundError:
@@ -86,10 +86,10 @@ def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
             return None
         if os.read(descriptor, len(header)) != header:
             return None
-        # The mapping keeps a duplicate of the descriptor, and with it the lock: nobody removes a file in use.
+        # The mapping keeps a duplicate of the descriptor, and with it the lock: no process removes a file in use.
         with suppress(OSError):
             lock(descriptor, shared=True)
-        with suppress(OSError):  # the least recently used go first; a folder that cannot be written loses none
+        with suppress(OSError):  # for removal by last use; from a read-only folder nothing is removed
             os.utime(descriptor)
         memory = mmap.mmap(descriptor, len(header) + nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     finally:
@@ -101,7 +101,7 @@ def _mapped(path: Path, header: bytes, nbytes: int) -> Bytes | None:
 
 
 def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None]) -> bool:
-    """Write the file; False if another process is just doing that. Raises OSError where it cannot be written."""
+    """Write the file; False if another process is writing it. Raises OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(packed_files.PARTIAL_SUFFIX)
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o644)
@@ -110,7 +110,7 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
             lock(descriptor)
         except BlockingIOError:
             return False
-        # The one who held the lock may have finished and renamed what we opened: that file is no longer ours to write.
+        # The process that held the lock may have renamed the file we opened: it is finished, so do not write to it.
         if not packed_files.is_at(partial, descriptor):
             return False
         if not packed_files.is_trusted(os.fstat(descriptor)):
@@ -135,7 +135,7 @@ def _make(path: Path, header: bytes, nbytes: int, fill: Callable[[Bytes], None])
 
 
 def _take_room(descriptor: int, nbytes: int) -> None:
-    """A disk that fills up would kill the process when a mapped page is written; here it is an error."""
+    """Allocate disk space first: a full disk raises OSError here, but kills a process that writes a mapped page."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, nbytes)
         return
@@ -145,7 +145,7 @@ def _take_room(descriptor: int, nbytes: int) -> None:
 
 
 def _arena(nbytes: int) -> Bytes:
-    """Zeroed memory, in huge pages where the system has them: the weights are read from end to end for every token."""
+    """Zeroed memory, in huge pages if the system has them: every token reads all of the weights."""
     memory = mmap.mmap(-1, max(nbytes, 1))
     with suppress(OSError, AttributeError):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,10 +1,9 @@
-"""vLLM behind LLM: our prompts and texts, its engine, for graphics cards and for many answers at once.
+"""vLLM as a backend of LLM, for GPUs and for many answers at once.
 
-vLLM takes requests and gives tokens, not logits: it schedules, samples and holds keys and values itself. So it is a
-Runtime (engine/runtime.py) with a scheduler and a scorer of its own, and without steps: requests go in as token ids,
-tokens come out, and what ends an answer, its text and its counts are ours as on every backend. Which folders vLLM reads
-as they are is known here, too; other forms are expanded for the time of loading. docs/vllm.md tells what differs from
-our own backends.
+vLLM takes requests and returns tokens, not logits: it schedules, samples and has its own KV cache. So this is a Runtime
+(engine/runtime.py) with its own scheduler and scorer, and without steps. Token ids go in and tokens come out; stop
+rules, text and counts are ours, as on every backend. This module also decides which folders vLLM reads directly; other
+formats are expanded while vLLM loads them. docs/vllm.md lists the differences from our own backends.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from minicpm.sampling import SampledToken
 
 _LOGGER = logging.getLogger(__name__)
 
-# Head sizes that its attention kernels for the CPU are written for (0.32.0: CPUAttentionBackend).
+# Head sizes that vLLM's attention kernels for the CPU support (0.32.0: CPUAttentionBackend).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Its switches, where the user has not set them: the engine in this process, so that a script needs no main guard; its
-# words on stderr, where talk belongs; on the CPU all cores that numactl or taskset leave.
+# Environment variables of vLLM that are set unless the user has set them: the engine runs in this process, so a script
+# needs no main guard; its log goes to stderr; on the CPU it uses all cores that numactl or taskset allow.
 SWITCHES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -52,33 +51,33 @@ SWITCHES = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 PLUGIN = ("vllm.general_plugins", "minicpm")
-# vLLM's process-wide state carries one engine at a time: the backend that has it.
+# The backend that owns vLLM's process-wide state, which holds one engine at a time.
 _holder: weakref.ref[VllmBackend] | None = None
 
 
 def is_installed() -> bool:
-    """Whether `import vllm` finds a package: a folder of that name, as in the release's clone, has no origin."""
+    """Whether `import vllm` finds a package. A mere folder of that name, as in the release's clone, has no origin."""
     spec = importlib.util.find_spec("vllm")
     return spec is not None and spec.origin is not None
 
 
 def require_vllm() -> None:
-    """MissingExtra, with what to do, where vLLM is not in this environment."""
+    """Raise MissingExtra, which says how to install it, if vLLM is not in this environment."""
     if not is_installed():
         raise MissingExtra("the vllm backend", "vllm")
 
 
 def require_plugin() -> None:
-    """ModelError unless vLLM's own processes find MiniCPM: by the entry point that installing this package makes."""
+    """Raise ModelError unless vLLM's own processes find MiniCPM: they use the entry point of the installed package."""
     group, name = PLUGIN
     if not importlib.metadata.entry_points(group=group, name=name):
         raise ModelError(
-            "vLLM's processes learn of MiniCPM from the installed package, and minicpm is not installed here (only "
-            "importable); run pip install in its folder"
+            "vLLM's processes find MiniCPM through the installed package, but minicpm is only importable here, not "
+            "installed; run pip install in its folder"
         )
 
 
-# --- which folders vLLM reads ------------------------------------------------------------------------------------
+# --- folders that vLLM reads -------------------------------------------------------------------------------------
 
 
 def computed_dtype(checkpoint: Checkpoint, dtype: str) -> str:
@@ -87,7 +86,7 @@ def computed_dtype(checkpoint: Checkpoint, dtype: str) -> str:
 
 
 def why_not_as_it_is(checkpoint: Checkpoint, dtype: str) -> str | None:
-    """Why vLLM cannot read a model's files itself, computing in `dtype`; None where it can."""
+    """The reason why vLLM cannot read a model's files itself and compute in `dtype`; None if it can."""
     if checkpoint.format == "gguf":
         return "it is a GGUF file"
     if checkpoint.format == "vllmcpm":
@@ -108,7 +107,7 @@ def why_not_as_it_is(checkpoint: Checkpoint, dtype: str) -> str | None:
 
 @contextmanager
 def readable_folder(checkpoint: Checkpoint, dtype: str) -> Iterator[Path]:
-    """The model's own folder, or an expanded copy in `dtype` that lives as long as the block; says so once."""
+    """The model's own folder, or an expanded copy in `dtype` that is deleted after the block. A copy is logged."""
     reason = why_not_as_it_is(checkpoint, dtype)
     if reason is None:
         yield checkpoint.path
@@ -126,7 +125,7 @@ def readable_folder(checkpoint: Checkpoint, dtype: str) -> Iterator[Path]:
 
 
 def context_of(config: DecoderConfig, context: int | None) -> int:
-    """Longest sequence under vLLM, which does not stretch dynamic NTK: the trained positions (docs/vllm.md)."""
+    """Longest sequence under vLLM: it does not stretch dynamic NTK beyond the trained positions (docs/vllm.md)."""
     scaling = config.rope_scaling
     longest = config.max_position_embeddings if scaling and scaling.type == "dynamic" else config.context_length
     if context is not None and context > longest:
@@ -137,7 +136,7 @@ def context_of(config: DecoderConfig, context: int | None) -> int:
 def chat_template_text(checkpoint: Checkpoint) -> str:
     """The model's chat template for vLLM's server, with the `<s>` that our tokenizer puts before a rendered prompt.
 
-    vLLM encodes conversations without special tokens, and no template of 2024 writes it.
+    vLLM encodes conversations without special tokens, and no template of 2024 writes `<s>`.
     """
     tokenizer, text = checkpoint.tokenizer(), checkpoint.chat_template().text
     if not tokenizer.adds_bos or tokenizer.bos_token_id is None:
@@ -147,10 +146,10 @@ def chat_template_text(checkpoint: Checkpoint) -> str:
 
 
 def cpu_arguments(checkpoint: Checkpoint, *, dtype: str, context: int, max_batch: int) -> dict[str, Any]:
-    """Engine arguments for a model in vLLM's build for the CPU, none in others.
+    """Engine arguments for a model in vLLM's build for the CPU; none in other builds.
 
-    Keys and values get room for `max_batch` contexts and one more, as far as memory is free beside the weights: left to
-    itself vLLM takes all of it. Raises ModelError for a model that its kernels cannot compute.
+    The KV cache gets room for `max_batch` contexts and one more, as far as memory is free beside the weights. By
+    default vLLM takes all free memory. Raises ModelError for a model that its kernels cannot compute.
     """
     if not _is_cpu_build():
         return {}
@@ -162,7 +161,7 @@ def cpu_arguments(checkpoint: Checkpoint, *, dtype: str, context: int, max_batch
         bytes_per_token = _cache_bytes_per_token(checkpoint.config, dtype)
         wanted = (max_batch + 1) * context * bytes_per_token
         free = free_memory_bytes()
-        # vLLM counts in blocks of 128 tokens on the CPU, and wants one to spare.
+        # vLLM counts in blocks of 128 tokens on the CPU, and needs a spare block.
         least = (math.ceil(context / 128) + 2) * 128 * bytes_per_token
         if free is not None:
             wanted = min(wanted, int(0.8 * (free - expanded_bytes(checkpoint, dtype))))
@@ -180,12 +179,12 @@ def _cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
 class VllmBackend:
     """A model inside vLLM: prompts go in, tokens and the scores of prompts come out.
 
-    vLLM carries one model a process: the next one that is loaded takes the place of the one before, which answers with
-    a GenerationError from then on. Raises ModelError where vLLM cannot load the model, ValueError for options that
-    cannot be.
+    vLLM holds one model per process. Loading another one replaces it; the replaced one then raises GenerationError.
+    Raises ModelError if vLLM cannot load the model, ValueError for invalid options.
     """
 
     name = "vllm"
+    embedding_size = None
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions):
         config, max_batch = checkpoint.config, options.max_batch
@@ -220,29 +219,29 @@ class VllmBackend:
     def _engine(self) -> Any:
         if self._started is None:
             raise GenerationError(
-                "another model was loaded since and took this one's place: vLLM carries one a process; load it again"
+                "another model was loaded since and replaced this one: vLLM holds one per process; load it again"
             )
         return self._started
 
     def end(self) -> None:
-        """Give back all that vLLM holds for the model."""
+        """Release all that vLLM holds for the model."""
         self._started = None
         self._inbox.clear()
 
     def held_tokens(self, planned_tokens: int) -> int:
         return planned_tokens
 
-    # --- what requests need --------------------------------------------------------------------------------------
+    # --- requests ------------------------------------------------------------------------------------------------
 
     def submit(self, prompt_ids: Sequence[int], params: Any) -> str:
-        """Hand a prompt to vLLM; the name under which its outputs come. GenerationError where vLLM refuses it."""
+        """Pass a prompt to vLLM and return the name of its outputs. Raises GenerationError if vLLM refuses it."""
         from vllm.inputs import TokensPrompt
 
         engine = self._engine
         name = f"{id(self):x}-{next(self._names)}"
         try:
             engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt_ids)), params)
-        except Exception as error:  # its own errors have no common base that stays; the text is what counts
+        except Exception as error:  # vLLM's errors have no stable common base class
             raise GenerationError(f"vLLM refuses the request: {one_line(str(error))}") from error
         self._inbox[name] = []
         return name
@@ -254,7 +253,7 @@ class VllmBackend:
             self._engine.abort_request(going_on)
 
     def outputs(self, names: Sequence[str]) -> list[tuple[str, Any]]:
-        """What came for these requests; one step is computed where nothing did yet. Others' outputs are kept."""
+        """New outputs of these requests; computes one step if there are none. Outputs of other requests are kept."""
         engine = self._engine
         if not any(self._inbox[name] for name in names):
             for output in engine.step():
@@ -267,10 +266,10 @@ class VllmBackend:
                 self._inbox.pop(name, None)
         return found
 
-    def prompt_logprobs(self, texts: Sequence[list[int]]) -> list[Any]:
+    def prompt_logprobs(self, texts: Sequence[Sequence[int]]) -> list[Any]:
         """Per text (T ids) and position, vLLM's log-probabilities of its token and the likeliest one, by id.
 
-        vLLM computes every text whole, since it doesn't take a prompt's log-probabilities from its prefix cache.
+        vLLM computes every text in full: it has no log-probabilities of prompts in its prefix cache.
         """
         from vllm import SamplingParams
 
@@ -296,11 +295,11 @@ class VllmBackend:
 
 
 class VllmRuntime:
-    """A model inside vLLM as LLM takes it."""
+    """The Runtime of a model inside vLLM."""
 
     steps = None
     why_no_steps = (
-        "vLLM gives answers and scores, neither logits nor hidden states; use the backend native, torch or numpy"
+        "vLLM returns answers and scores, but no logits or hidden states; use the backend native, torch or numpy"
     )
 
     def __init__(self, backend: VllmBackend):
@@ -317,7 +316,7 @@ class VllmRuntime:
 
 
 class VllmScorer:
-    """Scores continuations by the log-probabilities that vLLM gives of prompts."""
+    """Scores continuations by the log-probabilities that vLLM returns for prompts."""
 
     def __init__(self, backend: VllmBackend):
         self._backend = backend
@@ -334,17 +333,17 @@ def _loglikelihood(text: Continuation, entries: Sequence[Mapping[int, Any]]) -> 
 
 
 class VllmScheduler:
-    """Runs requests like engine/scheduler.py's Scheduler; the order and the sampling are vLLM's."""
+    """Runs requests like the Scheduler of engine/scheduler.py, but vLLM orders and samples them."""
 
     def __init__(self, backend: VllmBackend):
         self._backend = backend
-        self._waiting: list[Request] = []  # not handed to vLLM yet
+        self._waiting: list[Request] = []  # not passed to vLLM yet
         self._running: dict[str, Request] = {}  # by vLLM's name
 
     def add(self, request: Request) -> None:
         if request.is_constrained:
             raise GenerationError(
-                "the vllm backend samples by itself and cannot hold an answer to a form; use the backend native, torch "
+                "the vllm backend samples by itself and cannot constrain an answer; use the backend native, torch "
                 "or numpy, or vLLM's own server (minicpm serve --backend vllm)"
             )
         self._waiting.append(request)
@@ -359,7 +358,7 @@ class VllmScheduler:
         self._drop(list(self._running))
 
     def step(self) -> list[Outcome]:
-        """Let vLLM compute once; what became of the requests that got tokens. An error ends its request."""
+        """Compute one step of vLLM; return the outcomes of the requests that got tokens. An error ends its request."""
         outcomes = self._submit()
         if self._running:
             for name, output in self._backend.outputs(list(self._running)):
@@ -401,11 +400,11 @@ class VllmScheduler:
         self._backend.withdraw(names)
 
 
-# --- vLLM's words ------------------------------------------------------------------------------------------------
+# --- translation to and from vLLM --------------------------------------------------------------------------------
 
 
 def _sampling(request: Request) -> Any:
-    """vLLM's SamplingParams of a request. What ends an answer as text is looked for on our side, as everywhere."""
+    """vLLM's SamplingParams of a request. Stop strings are matched on our side, as on every backend."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -413,7 +412,7 @@ def _sampling(request: Request) -> Any:
     return SamplingParams(
         max_tokens=request.max_new_tokens,
         temperature=params.temperature,
-        top_p=max(params.top_p, 1e-9),  # it wants more than 0, which keeps the likeliest token as ours does
+        top_p=max(params.top_p, 1e-9),  # vLLM needs more than 0; this keeps only the likeliest token, as our 0 does
         top_k=params.top_k,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
@@ -423,7 +422,7 @@ def _sampling(request: Request) -> Any:
         seed=request.seed,
         logprobs=params.logprobs,
         stop_token_ids=sorted(request.final_ids),
-        ignore_eos=True,  # those that count are among stop_token_ids
+        ignore_eos=True,  # stop_token_ids has the ones that count
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
@@ -438,7 +437,7 @@ def _sampled(token_id: int, entries: Mapping[int, Any] | None, count: int | None
 
 
 def _start(folder: str, arguments: dict[str, Any]) -> Any:
-    """vLLM's engine; what it says of a failure in one line of ours."""
+    """vLLM's engine. Its exceptions become one-line errors of this package."""
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
     import minicpm.models  # noqa: F401  (in this process, whether or not the plugin is installed)
@@ -461,14 +460,14 @@ def _take_hold(backend: VllmBackend) -> None:
 
 
 def _make_way() -> None:
-    """End the model that vLLM carries, and clean up what it leaves behind in the process."""
+    """End the model that vLLM holds, and clean up what it leaves in the process."""
     global _holder
     if _holder is None:
         return
     if (backend := _holder()) is not None:
         backend.end()
     _holder = None
-    gc.unfreeze()  # vLLM takes what was there at its start out of the collector's sight
+    gc.unfreeze()  # vLLM freezes the objects that exist at its start, so the collector skips them
     gc.collect()
     from vllm.distributed import cleanup_dist_env_and_memory
 
