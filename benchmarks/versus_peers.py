@@ -172,6 +172,7 @@ class Running:
 
 def main() -> None:
     args = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the stopped programs end, too
     entrants = [chosen(entrant, args) for entrant in ENTRANTS if is_wanted(entrant, args)]
     for entrant in entrants:
         if not entrant.python.exists():
@@ -386,7 +387,7 @@ def read_line(process: subprocess.Popen[str], name: str) -> Any:
 
 def one_window(running: Running, point: str, peaks: Peaks, work: float | None) -> None:
     """A window of an entrant; one above the peak beside it is measured again, and the last try counts."""
-    for _ in range(PEAK_TRIES):
+    for tries in range(1, PEAK_TRIES + 1):
         try:
             window = measured_window(running, point, peaks)
         except Gone as problem:
@@ -399,7 +400,7 @@ def one_window(running: Running, point: str, peaks: Peaks, work: float | None) -
         talk(f"  {point:<13}{running.entrant.name:<34}{window['value']:9.2f}   peak {window['peak'] / 1e9:7.1f}")
         if part <= 1:
             break
-        talk(f"  {percent(part)} of the peak: the peak was disturbed, so the window is measured again")
+        talk(f"  {percent(part)} of the peak, so the peak was disturbed: try {tries} of {PEAK_TRIES}")
     running.windows.setdefault(point, []).append(window)
 
 

@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "isa.h"
 #include "kv_pool.h"
@@ -181,6 +182,96 @@ void require_own_blocks(const std::vector<CheckedTable>& tables) {
   require(!is_shared, "a block that new tokens go to is twice in the batch");
 }
 
+// A step's arrays as Python hands them over, checked against each other here; the model checks them against its shape.
+// What says where numbers are read and written is copied, so that nobody can change it during the step.
+class PythonBatch {
+ public:
+  PythonBatch(const std::vector<PythonPool*>& pools, const std::vector<Integers>& tables,
+              const std::vector<int>& lengths, const std::vector<int>& counts, const Integers& token_ids, Matrix cos,
+              Matrix sin, const Integers& wanted, WritableMatrix out, bool is_hidden, std::optional<Matrix> sink_cos,
+              std::optional<Matrix> sink_sin, std::optional<Matrix> embeddings)
+      : is_hidden_(is_hidden),
+        token_ids_(token_ids.data(), token_ids.data() + token_ids.size()),
+        wanted_(wanted.data(), wanted.data() + wanted.size()),
+        cos_(std::move(cos)),
+        sin_(std::move(sin)),
+        sink_cos_(std::move(sink_cos)),
+        sink_sin_(std::move(sink_sin)),
+        embeddings_(std::move(embeddings)),
+        out_(std::move(out)) {
+    require(pools.size() == counts.size() && tables.size() == counts.size() && lengths.size() == counts.size() &&
+                !counts.empty(),
+            "a batch has one pool, table, length and count per sequence, at least one sequence");
+    tables_.reserve(counts.size());
+    int64_t tokens = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+      require(pools[i] != nullptr, "None is no pool");
+      pools_.push_back(nb::find(*pools[i]));
+      tables_.emplace_back(*pools[i], tables[i], lengths[i], counts[i]);
+      batch_.rows.push_back(
+          {&pools[i]->pool, tables_.back().blocks.data(), lengths[i], static_cast<int>(tokens), counts[i]});
+      tokens += counts[i];
+    }
+    require_own_blocks(tables_);
+    require(tokens < (1 << 20), "a batch has too many tokens");
+    const size_t T = static_cast<size_t>(tokens);
+    require(token_ids_.size() == T, "token_ids are not as many as the counts say");
+    require(cos_.shape(0) == T && have_same_shape(cos_, sin_), "cos and sin are (tokens, head_dim / 2)");
+    require(sink_cos_.has_value() == sink_sin_.has_value() &&
+                (!sink_cos_ || (have_same_shape(*sink_cos_, cos_) && have_same_shape(*sink_sin_, cos_))),
+            "sink_cos and sink_sin come together and are as large as cos and sin");
+    require(wanted_.size() <= T && out_.shape(0) == wanted_.size(),
+            "out is (wanted, vocabulary or hidden), wanted at most as many as tokens");
+    for (const int32_t place : wanted_) require(place >= 0 && place < tokens, "a wanted place is outside the batch");
+    batch_.token_ids = token_ids_.data();
+    batch_.tokens = static_cast<int>(tokens);
+    batch_.cos = cos_.data();
+    batch_.sin = sin_.data();
+    batch_.sink_cos = sink_cos_ ? sink_cos_->data() : nullptr;
+    batch_.sink_sin = sink_sin_ ? sink_sin_->data() : nullptr;
+    batch_.embeddings = embeddings_ ? embeddings_->data() : nullptr;
+    batch_.wanted = wanted_.data();
+    batch_.wanted_count = static_cast<int>(wanted_.size());
+    batch_.logits = is_hidden ? nullptr : out_.data();
+    batch_.hidden = is_hidden ? out_.data() : nullptr;
+  }
+  PythonBatch(const PythonBatch&) = delete;
+  PythonBatch& operator=(const PythonBatch&) = delete;
+
+  // The batch, for a model that it fits.
+  const Batch& checked(const ModelShape& shape, int layers) const {
+    for (const Row& row : batch_.rows) {
+      require(row.pool->fits(layers, shape.kv_heads, shape.head_dim), "a sequence belongs to another model");
+    }
+    require(cos_.shape(1) == static_cast<size_t>(shape.head_dim / 2), "cos and sin are (tokens, head_dim / 2)");
+    require(sink_cos_.has_value() == (shape.window_blocks > 0),
+            "sink_cos and sink_sin are for a model with a sliding window, and it needs them");
+    require(out_.shape(1) == static_cast<size_t>(is_hidden_ ? shape.hidden : shape.vocabulary),
+            "out is (wanted, vocabulary or hidden), wanted at most as many as tokens");
+    require(!embeddings_ || embeddings_->shape(1) == static_cast<size_t>(shape.hidden),
+            "embeddings are (positions, hidden)");
+    const int64_t positions = embeddings_ ? static_cast<int64_t>(embeddings_->shape(0)) : 0;
+    for (const int32_t id : token_ids_) {
+      require(id >= -positions && id < shape.vocabulary, "a token id is no word and no row of the embeddings");
+    }
+    return batch_;
+  }
+
+ private:
+  static bool have_same_shape(const Matrix& one, const Matrix& other) {
+    return one.shape(0) == other.shape(0) && one.shape(1) == other.shape(1);
+  }
+
+  const bool is_hidden_;
+  std::vector<nb::object> pools_;
+  std::vector<CheckedTable> tables_;
+  const std::vector<int32_t> token_ids_, wanted_;
+  const Matrix cos_, sin_;
+  const std::optional<Matrix> sink_cos_, sink_sin_, embeddings_;
+  const WritableMatrix out_;
+  Batch batch_{};
+};
+
 const Kernels& checked_kernels(const std::string& isa) {
   const Kernels* found = find_kernels(isa);
   require(found != nullptr, "this machine cannot run that instruction set");
@@ -233,59 +324,11 @@ class PythonModel {
     has_head_ = true;
   }
 
-  void forward(const std::vector<PythonPool*>& pools, const std::vector<Integers>& tables,
-               const std::vector<int>& lengths, const std::vector<int>& counts, Integers token_ids, Matrix cos,
-               Matrix sin, Integers wanted, WritableMatrix out, bool is_hidden, std::optional<Matrix> sink_cos,
-               std::optional<Matrix> sink_sin) {
+  void forward(const PythonBatch& batch) {
     require(has_embedding_ && has_head_, "the model has no embedding or no head yet");
-    require(pools.size() == counts.size() && tables.size() == counts.size() && lengths.size() == counts.size() &&
-                !counts.empty(),
-            "a batch has one pool, table, length and count per sequence, at least one sequence");
-    Batch batch;
-    std::vector<CheckedTable> checked;
-    checked.reserve(counts.size());
-    int64_t tokens = 0;
-    for (size_t i = 0; i < counts.size(); ++i) {
-      require(pools[i] != nullptr && pools[i]->pool.fits(model_.layers(), shape().kv_heads, shape().head_dim),
-              "a sequence belongs to another model");
-      checked.emplace_back(*pools[i], tables[i], lengths[i], counts[i]);
-      batch.rows.push_back(
-          {&pools[i]->pool, checked.back().blocks.data(), lengths[i], static_cast<int>(tokens), counts[i]});
-      tokens += counts[i];
-    }
-    require_own_blocks(checked);
-    const size_t half = static_cast<size_t>(shape().head_dim / 2), T = static_cast<size_t>(tokens);
-    require(tokens < (1 << 20), "a batch has too many tokens");
-    require(token_ids.size() == T, "token_ids are not as many as the counts say");
-    require(cos.shape(0) == T && cos.shape(1) == half && sin.shape(0) == T && sin.shape(1) == half,
-            "cos and sin are (tokens, head_dim / 2)");
-    const bool has_window = shape().window_blocks > 0;
-    require(sink_cos.has_value() == has_window && sink_sin.has_value() == has_window,
-            "sink_cos and sink_sin are for a model with a sliding window, and it needs them");
-    require(!has_window || (sink_cos->shape(0) == T && sink_cos->shape(1) == half && sink_sin->shape(0) == T &&
-                            sink_sin->shape(1) == half),
-            "sink_cos and sink_sin are (tokens, head_dim / 2)");
-    require(wanted.size() <= T && out.shape(0) == wanted.size() &&
-                out.shape(1) == static_cast<size_t>(is_hidden ? shape().hidden : shape().vocabulary),
-            "out is (wanted, vocabulary or hidden), wanted at most as many as tokens");
-    for (size_t i = 0; i < T; ++i) {
-      require(token_ids.data()[i] >= 0 && token_ids.data()[i] < shape().vocabulary, "a token id is no word");
-    }
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      require(wanted.data()[i] >= 0 && wanted.data()[i] < tokens, "a wanted place is outside the batch");
-    }
-    batch.token_ids = token_ids.data();
-    batch.tokens = static_cast<int>(tokens);
-    batch.cos = cos.data();
-    batch.sin = sin.data();
-    batch.sink_cos = has_window ? sink_cos->data() : nullptr;
-    batch.sink_sin = has_window ? sink_sin->data() : nullptr;
-    batch.wanted = wanted.data();
-    batch.wanted_count = static_cast<int>(wanted.size());
-    batch.logits = is_hidden ? nullptr : out.data();
-    batch.hidden = is_hidden ? out.data() : nullptr;
+    const Batch& checked = batch.checked(shape(), model_.layers());
     nb::gil_scoped_release release;
-    model_.forward(batch);
+    model_.forward(checked);
   }
 
   int threads() const { return model_.threads(); }
@@ -384,6 +427,13 @@ NB_MODULE(_native, m) {
             self.pool.release(blocks);
           },
           "blocks"_a);
+  nb::class_<PythonBatch>(m, "Batch")
+      .def(nb::init<const std::vector<PythonPool*>&, const std::vector<Integers>&, const std::vector<int>&,
+                    const std::vector<int>&, const Integers&, Matrix, Matrix, const Integers&, WritableMatrix, bool,
+                    std::optional<Matrix>, std::optional<Matrix>, std::optional<Matrix>>(),
+           nb::kw_only(), "pools"_a, "tables"_a, "lengths"_a, "counts"_a, "token_ids"_a, "cos"_a, "sin"_a, "wanted"_a,
+           "out"_a, "is_hidden"_a = false, "sink_cos"_a = nb::none(), "sink_sin"_a = nb::none(),
+           "embeddings"_a = nb::none());
   nb::class_<PythonModel>(m, "Model")
       .def(nb::init<const std::string&, int, int, int, int, int, int, double, double, double, double, double, int,
                     int>(),
@@ -394,8 +444,7 @@ NB_MODULE(_native, m) {
       .def("add_layer", &PythonModel::add_layer, "attention_norm"_a, "qkv"_a, "o"_a, "mlp_norm"_a, "gate_up"_a,
            "down"_a)
       .def("set_head", &PythonModel::set_head, "norm"_a, "weights"_a)
-      .def("forward", &PythonModel::forward, "pools"_a, "tables"_a, "lengths"_a, "counts"_a, "token_ids"_a, "cos"_a,
-           "sin"_a, "wanted"_a, "out"_a, "is_hidden"_a = false, "sink_cos"_a = nb::none(), "sink_sin"_a = nb::none())
+      .def("forward", &PythonModel::forward, "batch"_a)
       .def_prop_ro("threads", &PythonModel::threads);
   nb::class_<Machine>(m, "Machine")
       .def(

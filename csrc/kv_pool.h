@@ -1,7 +1,7 @@
 // Keys and values of all texts in blocks of 16 tokens, as one piece of address space that is taken once and never
 // grows. The pool owns the memory and knows nothing of texts: which block holds which tokens of which text, and who
-// shares one, is engine/cache/blocks.py's. Blocks lie [layer][block][head of keys and values], so a layer of a block is one
-// run of bytes.
+// shares one, is engine/cache/blocks.py's. Blocks lie [layer][block][head of keys and values], so a layer of a block is
+// one run of bytes.
 #pragma once
 
 #include <cstddef>

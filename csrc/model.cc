@@ -165,7 +165,13 @@ void Model::compute(const Batch& batch, int thread) {
   const Range own = share(T, thread, pool_.size());
   for (int t = own.first; t < own.last; ++t) {
     float* h = w.h.data() + static_cast<size_t>(t) * w.hidden_stride;
-    kernels_.embed(embedding_, batch.token_ids[t], shape_.embedding_scale, h);
+    const int32_t id = batch.token_ids[t];
+    if (id >= 0) {
+      kernels_.embed(embedding_, id, shape_.embedding_scale, h);
+    } else {
+      const size_t row = static_cast<size_t>(-1 - id);
+      std::memcpy(h, batch.embeddings + row * shape_.hidden, static_cast<size_t>(shape_.hidden) * sizeof(float));
+    }
   }
   pool_.barrier();
   for (int index = 0; index < layers(); ++index) {

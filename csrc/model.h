@@ -50,10 +50,11 @@ struct Row {
 
 struct Batch {
   std::vector<Row> rows;
-  const int32_t* token_ids;          // (T)
+  const int32_t* token_ids;          // (T); -1 - k: row k of `embeddings` in place of a token's embedding
   int tokens;                        // T
   const float *cos, *sin;            // (T, head_dim / 2)
   const float *sink_cos, *sink_sin;  // the same as the sinks of a sliding window see the tokens, or null
+  const float* embeddings;           // (n, hidden), not scaled; or null
   const int32_t* wanted;             // places in the batch whose logits are wanted
   int wanted_count;
   float* logits;  // (wanted_count, vocabulary)

@@ -23,7 +23,7 @@ from minicpm.formats.gguf_model import published_rows, rows_to_store, stored_nam
 from minicpm.hub import embedded
 from minicpm.quant.format import IntWeight, read_weight
 from minicpm.tokenizer import PieceType
-from small_gguf import TINY
+from small_models import ONE_BLOCK
 
 NORM = "model.norm.weight"
 CHATML = (
@@ -47,7 +47,7 @@ Fields = dict[str, Field]
 # Texts whose tokens a repaired tokenizer must give as before.
 TOKENIZED_TEXTS = ("Tell me a story about a mouse.", "<用户>讲个故事<AI>", "  two\n\nlines 12")
 # A small model with the constants of 2024.
-CONFIG = replace(TINY, dim_model_base=256)
+CONFIG = replace(ONE_BLOCK, dim_model_base=256)
 
 
 def names(diagnosis: Diagnosis) -> list[str]:

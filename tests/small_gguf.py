@@ -27,20 +27,8 @@ from minicpm.formats.gguf import (
     ValueType,
 )
 from minicpm.formats.gguf_model import model_fields, stored_name
-from small_models import random_weights
+from small_models import ONE_BLOCK, random_weights
 
-TINY = DecoderConfig(
-    vocab_size=12,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    scale_emb=12,
-    scale_depth=1.4,
-    dim_model_base=16,
-)
 PIECES = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", "a", "b", "c", "ab", "▁a", "▁ab", "abc"]
 TOKENIZER = [
     Field("tokenizer.ggml.model", ValueType.STRING, "llama"),
@@ -71,7 +59,7 @@ def random_blocks(kind: BlockType, seed: int, scales: list[float], rows: int = 6
 class Parts:
     """Metadata by key and tensors by name; `write` puts them together."""
 
-    def __init__(self, config: DecoderConfig = TINY):
+    def __init__(self, config: DecoderConfig = ONE_BLOCK):
         fields = [Field("general.architecture", ValueType.STRING, "minicpm"), *model_fields(config), *TOKENIZER]
         self.fields = {field.key: field for field in fields}
         self.tensors: dict[str, tuple[GgufTensor, np.ndarray]] = {}

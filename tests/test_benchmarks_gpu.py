@@ -17,7 +17,7 @@ import pytest
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
-from tiny_models import EVEN
+from small_models import EVEN
 
 pytest.importorskip("torch")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

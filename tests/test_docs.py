@@ -73,6 +73,7 @@ def test_the_answers_in_the_readme_are_what_the_built_in_model_says():
 def test_shown_help_is_the_real_help():
     text = REFERENCE.read_text(encoding="utf-8")
     assert set(re.findall(r"^## `minicpm (\w+)`", text, re.MULTILINE)) == set(VERBS)
+    assert re.findall(r"^usage: minicpm (\w+)", text, re.MULTILINE) == [match[1] for match in HELP.finditer(text)]
     assert with_real_help(text) == text, "run: python tests/test_docs.py"
 
 

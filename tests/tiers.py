@@ -154,7 +154,7 @@ ENGINE = (
     *package("assets", "chat", "engine", "errors.py", "export", "files.py", "formats", "hub", "models", "quant"),
     *package("sampling", "tokenizer"),
 )
-NATIVE_TESTS = ("tests/engine/backends", "tests/isas.py", "tests/sampling", "tests/tiny_models.py")
+NATIVE_TESTS = ("tests/engine/backends", "tests/isas.py", "tests/sampling", "tests/small_models.py")
 REPLAY = (*NATIVE_TESTS, "cmake", "tests/arm", "tests/generated.py", "tests/isa_matrix.py", "tests/replaying.py")
 PEERS = ("tests/environments.py", "tests/small_models.py")
 

@@ -203,31 +203,96 @@ struct Ahead {
   }
 };
 
-// R queries of one head of keys and values.
+// How far R queries of one head have come, in any form of the cache: a lane is a token of a block.
 template <class V, int R>
-class TokenLanes {
+class Lanes {
  public:
-  // Heads whose blocks are worked on together: from scores to weights is a long chain of dependent operations, which
-  // others fill.
-  static constexpr int kTogether = larger(1, 3 / R);
+  int first() const { return first_[0]; }
+  int blocks() const { return position_[R - 1] / kLanes + 1; }
 
-  TokenLanes(const AttentionJob& job, int first_query)
-      : job_(job), E_(job.cache.blocks), padded_(E_ * kHeadBlock), first_query_(first_query) {
-    Scratch<V> scratch(job.scratch);
-    head_ = scratch.floats(padded_);
-    totals_ = scratch.floats(R * padded_);
-    codes_ = scratch.codes(R * padded_);
-    scales_ = scratch.floats(R * E_);
-    sums_ = scratch.words(R * E_);
-    weights_ = scratch.codes(R * E_ * kLanes);
-    weight_scales_ = scratch.floats(R * E_);
+  void finish() const {
+    for (int r = 0; r < R; ++r) {
+      float* out = output_of(job_, first_query_ + r);
+      for (int k = 0; k < job_.head_dim; ++k) out[k] = totals_[r * padded_ + k] / norm_[r];
+    }
+  }
+
+ protected:
+  using F = typename V::F;
+
+  Lanes(const AttentionJob& job, int first_query, int padded) : job_(job), padded_(padded), first_query_(first_query) {
     for (int r = 0; r < R; ++r) {
       position_[r] = position_of(job, first_query + r);
       first_[r] = first_block(job, position_[r]);
       running_[r] = kMinusInfinity;
       norm_[r] = 0.0f;
     }
+  }
+
+  void begin(float* totals) {
+    totals_ = totals;
     std::memset(totals_, 0, R * padded_ * sizeof(float));
+  }
+
+  // So many tokens of block b, the first ones, query r attends to; 16 or more are all.
+  MINICPM_INLINE int attended(int b, int r) const {
+    return is_out_of_reach(job_, b, first_[r]) ? 0 : larger(0, position_[r] - b * kLanes + 1);
+  }
+
+  // exp of the scores of a block of which query r attends to `count` tokens; and what its totals so far count. Tokens
+  // behind the query and before its window count as -infinity, and exactly 0 below: what lies there may be anything,
+  // even NaN.
+  MINICPM_INLINE F probabilities(int r, int count, F score, float* alpha) {
+    const bool is_whole = count >= kLanes;
+    if (!is_whole) score = V::keep_first(score, count, V::set1(kMinusInfinity));
+    const float largest = V::largest(score);
+    *alpha = 1.0f;
+    if (largest > running_[r]) {  // seldom; exp(0) is 1
+      float lanes[kLanes];
+      V::store(lanes, exponential<V>(V::set1(running_[r] - largest)));
+      *alpha = lanes[0];
+      running_[r] = largest;
+    }
+    F p = exponential<V>(V::sub(score, V::set1(running_[r])));
+    if (!is_whole) p = V::keep_first(p, count, V::zero());
+    norm_[r] = norm_[r] * *alpha + V::fold(p);
+    return p;
+  }
+
+  const AttentionJob job_;
+  const int padded_, first_query_;
+  float* totals_ = nullptr;  // (R, padded)
+
+ private:
+  int position_[R], first_[R];
+  float running_[R], norm_[R];
+};
+
+// R queries of one head of keys and values in int8.
+template <class V, int R>
+class TokenLanes : public Lanes<V, R> {
+  using Base = Lanes<V, R>;
+  using Base::first_query_;
+  using Base::job_;
+  using Base::padded_;
+  using Base::totals_;
+  using typename Base::F;
+
+ public:
+  // Heads whose blocks are worked on together: from scores to weights is a long chain of dependent operations, which
+  // others fill.
+  static constexpr int kTogether = larger(1, 3 / R);
+
+  TokenLanes(const AttentionJob& job, int first_query)
+      : Base(job, first_query, job.cache.blocks * kHeadBlock), E_(job.cache.blocks) {
+    Scratch<V> scratch(job.scratch);
+    head_ = scratch.floats(padded_);
+    this->begin(scratch.floats(R * padded_));
+    codes_ = scratch.codes(R * padded_);
+    scales_ = scratch.floats(R * E_);
+    sums_ = scratch.words(R * E_);
+    weights_ = scratch.codes(R * E_ * kLanes);
+    weight_scales_ = scratch.floats(R * E_);
   }
 
   void load(const float* cos, const float* sin) {
@@ -235,9 +300,6 @@ class TokenLanes {
       quantize_query<V>(job_, first_query_ + r, cos, sin, head_, codes_ + 4 * r, R, scales_ + r, sums_ + r);
     }
   }
-
-  int first() const { return first_[0]; }
-  int blocks() const { return position_[R - 1] / kLanes + 1; }
 
   // Block b of `count` heads from `first` on.
   template <int count>
@@ -259,16 +321,7 @@ class TokenLanes {
     unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA { heads[first + i]->sum_values(block[i], *ahead[i], alpha[i]); });
   }
 
-  void finish() const {
-    for (int r = 0; r < R; ++r) {
-      float* out = output_of(job_, first_query_ + r);
-      for (int k = 0; k < job_.head_dim; ++k) out[k] = totals_[r * padded_ + k] / norm_[r];
-    }
-  }
-
  private:
-  using F = typename V::F;
-
   MINICPM_INLINE void scores(const HeadBlock& block, const Ahead<V>& ahead, F* score) const {
     unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { score[r] = V::zero(); });
     for (int j = 0; j < E_; ++j) {
@@ -291,23 +344,12 @@ class TokenLanes {
 
   // The weights of query r in block b as codes and scales; and what its totals so far count.
   MINICPM_INLINE float weigh(const HeadBlock& block, int b, int r, F score) {
-    // Tokens behind the query and before its window count as -infinity, and exactly 0 below: what lies there may be
-    // anything, even NaN.
-    const int count = is_out_of_reach(job_, b, first_[r]) ? 0 : larger(0, position_[r] - b * kLanes + 1);
-    const bool is_whole = count >= kLanes;
-    if (!is_whole) score = V::keep_first(score, count, V::set1(kMinusInfinity));
-    const float largest = V::largest(score);
-    float alpha = 1.0f;
-    if (largest > running_[r]) {  // seldom; exp(0) is 1
-      alpha = first_lane(exponential<V>(V::set1(running_[r] - largest)));
-      running_[r] = largest;
-    }
-    F p = exponential<V>(V::sub(score, V::set1(running_[r])));
-    if (!is_whole) p = V::keep_first(p, count, V::zero());
-    norm_[r] = norm_[r] * alpha + V::fold(p);
+    const int count = this->attended(b, r);
+    float alpha;
+    const F p = this->probabilities(r, count, score, &alpha);
     for (int j = 0; j < E_; ++j) {
       F weight = V::mul(p, V::load_half(block.value_scales(E_) + j * kLanes));
-      if (!is_whole) weight = V::keep_first(weight, count, V::zero());
+      if (count < kLanes) weight = V::keep_first(weight, count, V::zero());
       const int place = r * E_ + j;
       float factor;
       weight_scales_[place] = scale_of_group(V::largest_int(V::magnitude_bits(weight)), &factor);
@@ -319,12 +361,6 @@ class TokenLanes {
       V::store_as_int8(weights_ + place * kLanes, codes);
     }
     return alpha;
-  }
-
-  static float first_lane(F x) {
-    float lane[kLanes];
-    V::store(lane, x);
-    return lane[0];
   }
 
   // totals = totals * alpha + the sums of the block's values.
@@ -349,17 +385,13 @@ class TokenLanes {
     }
   }
 
-  const AttentionJob job_;
-  const int E_, padded_, first_query_;
+  const int E_;
   float* head_;           // (32 E)
-  float* totals_;         // (R, 32 E)
   int8_t* codes_;         // (8 E, R, 4)
   float* scales_;         // (E, R)
   int32_t* sums_;         // (E, R)
   int8_t* weights_;       // (R, E, 16)
   float* weight_scales_;  // (R, E)
-  int position_[R], first_[R];
-  float running_[R], norm_[R];
 };
 
 // --- many queries: a lane is a query -----------------------------------------------------------------------------
@@ -574,32 +606,29 @@ class QueryLanes {
 
 // R queries of one head: a lane is a token for scores, a number of the head for values.
 template <class V, int R>
-class Bfloat16Lanes {
+class Bfloat16Lanes : public Lanes<V, R> {
+  using Base = Lanes<V, R>;
+  using Base::first_query_;
+  using Base::job_;
+  using Base::padded_;
+  using Base::totals_;
+  using typename Base::F;
+
  public:
   // Sums are long chains of additions: heads that are worked on together fill the time between them.
   static constexpr int kTogether = larger(1, 4 / R);
 
   Bfloat16Lanes(const AttentionJob& job, int first_query)
-      : job_(job), D_(job.head_dim), padded_(round_up(D_, kLanes)), first_query_(first_query) {
+      : Base(job, first_query, round_up(job.head_dim, kLanes)), D_(job.head_dim) {
     Scratch<V> scratch(job.scratch);
     queries_ = scratch.floats(R * D_);
-    totals_ = scratch.floats(R * padded_);
+    this->begin(scratch.floats(R * padded_));
     weights_ = scratch.floats(R * kLanes);
-    for (int r = 0; r < R; ++r) {
-      position_[r] = position_of(job, first_query + r);
-      first_[r] = first_block(job, position_[r]);
-      running_[r] = kMinusInfinity;
-      norm_[r] = 0.0f;
-    }
-    std::memset(totals_, 0, R * padded_ * sizeof(float));
   }
 
   void load(const float* cos, const float* sin) {
     for (int r = 0; r < R; ++r) load_query(job_, first_query_ + r, cos, sin, queries_ + r * D_);
   }
-
-  int first() const { return first_[0]; }
-  int blocks() const { return position_[R - 1] / kLanes + 1; }
 
   // Block b of `count` heads from `first` on.
   template <int count>
@@ -640,30 +669,11 @@ class Bfloat16Lanes {
     }
   }
 
-  void finish() const {
-    for (int r = 0; r < R; ++r) {
-      float* out = output_of(job_, first_query_ + r);
-      for (int k = 0; k < D_; ++k) out[k] = totals_[r * padded_ + k] / norm_[r];
-    }
-  }
-
  private:
-  using F = typename V::F;
-
   // The weights of query r in block b; and what its totals so far count.
   MINICPM_INLINE float weigh(int b, int r, F score) {
-    const int count = is_out_of_reach(job_, b, first_[r]) ? 0 : smaller(kLanes, position_[r] - b * kLanes + 1);
-    score = V::keep_first(score, larger(0, count), V::set1(kMinusInfinity));
-    const float largest = V::largest(score);
-    float lanes[kLanes], alpha = 1.0f;
-    if (largest > running_[r]) {
-      V::store(lanes, exponential<V>(V::set1(running_[r] - largest)));
-      alpha = lanes[0];
-      running_[r] = largest;
-    }
-    const F p = V::keep_first(exponential<V>(V::sub(score, V::set1(running_[r]))), larger(0, count), V::zero());
-    V::store(weights_ + r * kLanes, p);
-    norm_[r] = norm_[r] * alpha + V::fold(p);
+    float alpha;
+    V::store(weights_ + r * kLanes, this->probabilities(r, this->attended(b, r), score, &alpha));
     return alpha;
   }
 
@@ -692,13 +702,9 @@ class Bfloat16Lanes {
     });
   }
 
-  const AttentionJob job_;
-  const int D_, padded_, first_query_;
+  const int D_;
   float* queries_;  // (R, D)
-  float* totals_;   // (R, D rounded up to 16)
   float* weights_;  // (R, 16)
-  int position_[R], first_[R];
-  float running_[R], norm_[R];
 };
 
 // body(the largest of the rising `options` that is at most `count`).

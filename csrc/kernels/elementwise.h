@@ -6,20 +6,15 @@
 #include <cstring>
 
 #include "float16.h"
+#include "kernels/exp.h"
 #include "kernels/kernels.h"
 
 template <class V>
-static typename V::F exponential(typename V::F x) {
+static MINICPM_INLINE typename V::F exponential(typename V::F x) {
   using F = typename V::F;
   const F bounded = V::min(V::set1(88.0f), V::max(V::set1(-87.0f), x));  // a NaN stays, as the second argument
-  const typename V::I whole = V::to_int(V::mul(bounded, V::set1(1.44269504088896341f)));
-  const F n = V::to_float(whole);
-  const F r = V::sub(V::sub(bounded, V::mul(n, V::set1(0.693359375f))), V::mul(n, V::set1(-2.12194440e-4f)));
-  F y = V::set1(1.9875691500e-4f);
-  for (const float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
-    y = V::add(V::mul(y, r), V::set1(coefficient));
-  }
-  y = V::add(V::add(V::mul(y, V::mul(r, r)), r), V::set1(1.0f));
+  typename V::I whole;
+  const F y = exp_series<V>(bounded, &whole);
   return V::zero_below(V::mul(y, V::power_of_two(whole)), x, -87.0f);
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/exp.h"
 #include "kernels/kernels.h"
 
 template <class V>
@@ -32,17 +33,11 @@ static float divide(float* scores, size_t count, float temperature) {
 }
 
 template <class V>
-static typename V::F weights_of(typename V::F scores, typename V::F best) {
+static MINICPM_INLINE typename V::F weights_of(typename V::F scores, typename V::F best) {
   using F = typename V::F;
   const F x = V::max(V::sub(scores, best), V::set1(-30.0f));
-  const typename V::I whole = V::to_int(V::mul(x, V::set1(1.44269504088896341f)));
-  const F n = V::to_float(whole);
-  const F r = V::sub(V::sub(x, V::mul(n, V::set1(0.693359375f))), V::mul(n, V::set1(-2.12194440e-4f)));
-  F y = V::set1(1.9875691500e-4f);
-  for (const float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
-    y = V::add(V::mul(y, r), V::set1(coefficient));
-  }
-  y = V::add(V::add(V::mul(y, V::mul(r, r)), r), V::set1(1.0f));
+  typename V::I whole;
+  const F y = exp_series<V>(x, &whole);
   const F weight = V::mul(y, V::power_of_two(V::add_int(whole, V::set1_int(kWeightShift))));
   // Rounded down: what is beyond 2**23 is a whole number, and its difference to 2**23 is exact.
   const F small = V::min(weight, V::set1(8388608.0f));

@@ -51,6 +51,25 @@ class KvPool:
     def copy(self, source: int, destination: int) -> None: ...
     def release(self, blocks: SequenceOf[int]) -> None: ...
 
+class Batch:
+    def __init__(
+        self,
+        *,
+        pools: list[KvPool],
+        tables: list[Integers],
+        lengths: list[int],
+        counts: list[int],
+        token_ids: Integers,
+        cos: Floats,
+        sin: Floats,
+        wanted: Integers,
+        out: Floats,
+        is_hidden: bool = False,
+        sink_cos: Floats | None = None,
+        sink_sin: Floats | None = None,
+        embeddings: Floats | None = None,
+    ) -> None: ...
+
 class Model:
     def __init__(
         self,
@@ -81,20 +100,6 @@ class Model:
         down: list[Weight],
     ) -> None: ...
     def set_head(self, norm: Floats, weights: list[Weight]) -> None: ...
-    def forward(
-        self,
-        pools: list[KvPool],
-        tables: list[Integers],
-        lengths: list[int],
-        counts: list[int],
-        token_ids: Integers,
-        cos: Floats,
-        sin: Floats,
-        wanted: Integers,
-        out: Floats,
-        is_hidden: bool = False,
-        sink_cos: Floats | None = None,
-        sink_sin: Floats | None = None,
-    ) -> None: ...
+    def forward(self, batch: Batch) -> None: ...
     @property
     def threads(self) -> int: ...

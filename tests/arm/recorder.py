@@ -73,6 +73,14 @@ class RecordedPool:
         return getattr(self.made, name)
 
 
+class RecordedBatch:
+    """The fields of a step; what it computes stands in `out` afterwards."""
+
+    def __init__(self, extension: ModuleType, fields: dict[str, Any]):
+        self.fields = {"is_hidden": False, "sink_cos": None, "sink_sin": None, "embeddings": None, **fields}
+        self.made = extension.Batch(**{**fields, "pools": [pool.made for pool in fields["pools"]]})
+
+
 class RecordedModel:
     def __init__(self, trace: Trace, made: Any, sizes: Sequence[int], scales: Sequence[float]):
         self._made, self._number, self._trace = made, trace.number(MODEL), trace
@@ -91,17 +99,16 @@ class RecordedModel:
         self._made.set_head(norm, [weight.made for weight in weights])
         self._trace.write(HEAD, self._number, norm, [weight.number for weight in weights])
 
-    def forward(self, pools: Sequence[RecordedPool], tables: Sequence[np.ndarray], *batch: Any) -> None:
-        lengths, counts, token_ids, cos, sin, wanted, out, is_hidden = (*batch, False)[:8]
-        sinks = batch[8:] or (None, None)
-        self._made.forward(
-            [pool.made for pool in pools], tables, lengths, counts, token_ids, cos, sin, wanted, out, is_hidden, *sinks
-        )
+    def forward(self, batch: RecordedBatch) -> None:
+        self._made.forward(batch.made)
+        pools, tables, lengths, counts = (batch.fields[name] for name in ("pools", "tables", "lengths", "counts"))
+        # Without a sliding window the sinks' arrays are empty, without spans the embeddings.
+        names = ("token_ids", "cos", "sin", "sink_cos", "sink_sin", "embeddings", "wanted", "out")
+        arrays = [batch.fields[name] for name in names]
+        arrays = [np.zeros(0, np.float32) if array is None else np.asarray(array) for array in (*tables, *arrays)]
         numbers = [pool.number for pool in pools]
-        # Of a model without a sliding window the sinks' arrays are empty.
-        sinks = [np.zeros(0, np.float32) if array is None else array for array in sinks]
-        arrays = (np.asarray(array) for array in (*tables, token_ids, cos, sin, *sinks, wanted, out))
-        self._trace.write(FORWARD, self._number, int(is_hidden), numbers, list(lengths), list(counts), *arrays)
+        is_hidden = int(batch.fields["is_hidden"])
+        self._trace.write(FORWARD, self._number, is_hidden, numbers, list(lengths), list(counts), *arrays)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._made, name)
@@ -125,6 +132,9 @@ class RecordedExtension:
     def KvPool(self, layers: int, kv_heads: int, head_dim: int, blocks: int, dtype: str = "int8") -> RecordedPool:  # noqa: N802
         shape = (layers, kv_heads, head_dim, blocks)
         return RecordedPool(self._trace, self._extension.KvPool(*shape, dtype), shape, dtype)
+
+    def Batch(self, **fields: Any) -> RecordedBatch:  # noqa: N802
+        return RecordedBatch(self._extension, fields)
 
     def Model(self, **arguments: Any) -> RecordedModel:  # noqa: N802
         made = self._extension.Model(**arguments)

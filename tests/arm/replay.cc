@@ -213,6 +213,7 @@ class Replay {
     batch.sink_cos = from_.array<float>(&size);
     batch.sink_sin = from_.array<float>();
     if (size == 0) batch.sink_cos = batch.sink_sin = nullptr;
+    batch.embeddings = from_.array<float>();
     batch.wanted = from_.array<int32_t>(&wanted);
     batch.wanted_count = static_cast<int>(wanted);
     const float* expected = from_.array<float>(&size);

@@ -20,7 +20,7 @@ from minicpm.errors import FormatError, MiniCPMError
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.quant.format import PRESETS
-from tiny_models import EVEN, write_model
+from small_models import EVEN, write_model
 
 DEVICE = Device("A board", "maker,soc", "4x Cortex-A76", 4, 8_000_000_000, "Linux", "aarch64")
 CACHE_BYTES = 1000

@@ -20,7 +20,7 @@ from minicpm.formats.config import DecoderConfig
 from minicpm.quant.equalize import block_scales
 from minicpm.quant.format import PRESETS, IntWeight, read_weight
 from minicpm.quant.rescaling import BlockScales
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 outliers = load("outliers")
 

@@ -243,3 +243,20 @@ def test_the_request_that_came_last_gives_way(llm: LLM):
         speaking = {request for request, _ in scheduler.step()}
     assert speaking == {*requests[:2]}
     scheduler.close()
+
+
+def test_of_two_the_one_that_came_last_gives_way_even_if_it_ran_first(llm: LLM):
+    """Of 20 blocks the first takes 9, so the second, which needs 14, is passed by the third."""
+    crowded = small(llm, 320)
+    scheduler = crowded.new_scheduler()
+    requests = []
+    for index, (length, answer) in enumerate([(100, 30), (150, 100), (16, 150)]):
+        params = SamplingParams(seed=3, ignore_eos=True, max_tokens=answer)
+        requests.append(crowded.new_request(prompts_of(length, seed=index)[0], params, is_chat=False, index=index))
+        scheduler.add(requests[-1])
+    scheduler.step()
+    assert requests[1].sequence is None and requests[2].sequence is not None
+    while not scheduler.work.preemptions:
+        speaking = {request for request, _ in scheduler.step()}
+    assert speaking == {requests[1]}
+    scheduler.close()

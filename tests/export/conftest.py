@@ -1,3 +1,3 @@
 """Fixtures of the rooms that write model folders."""
 
-from tiny_folders import model_folder, tiny  # noqa: F401
+from model_folders import model_folder, tiny  # noqa: F401

@@ -312,7 +312,7 @@ class ToyTexts:
         return Path("toy.advice"), self.advice
 
 
-def test_a_form_that_nobody_knows_hands_in_its_own_texts(golden: Path, tiny: DecoderConfig):
+def test_a_checkpoint_uses_the_text_sources_it_is_handed(golden: Path, tiny: DecoderConfig):
     stored = {f"toy.{name}": TensorInfo(f"toy.{name}", "float16", shape) for name, shape in shapes(tiny).items()}
     file = ToyFile(Path("toy"), stored)
     tokenizer = Tokenizer.from_folder(golden / "minicpm2b_tied")

@@ -18,7 +18,8 @@ from minicpm.formats import gguf_blocks
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.gguf import F32, Q4_0, Q6_K, Q8_0, BlockType, Field, GgufFile, ValueType
 from minicpm.formats.gguf_model import stored_name
-from small_gguf import PIECES, TINY, Parts
+from small_gguf import PIECES, Parts
+from small_models import ONE_BLOCK
 
 Spoil = Callable[[Parts], object]
 GGUF_TYPES = {
@@ -321,7 +322,7 @@ def test_any_damage_is_refused_or_read_in_bounded_memory(tmp_path: Path, data: s
 
 def test_numbers_are_read_as_they_were_meant(parts: Parts, tmp_path: Path):
     with open_checkpoint(parts.write(tmp_path / "model.gguf")) as checkpoint:
-        assert checkpoint.config == TINY
+        assert checkpoint.config == ONE_BLOCK
         assert (checkpoint.format, checkpoint.eos_token_ids) == ("gguf", (2,))
     metadata = GgufFile(tmp_path / "model.gguf").metadata
     assert metadata["minicpm.attention.layer_norm_rms_epsilon"] == 1e-6

@@ -17,8 +17,8 @@ from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.gguf import IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, BlockType
 from minicpm.tokenizer.loading import build_from_sentencepiece
 from minicpm.tokenizer.sentencepiece import read_sentencepiece
-from small_gguf import PIECES, TINY, TOKENIZER, Parts, random_blocks
-from small_models import random_weights, write_model
+from small_gguf import PIECES, TOKENIZER, Parts, random_blocks
+from small_models import ONE_BLOCK, random_weights, write_model
 
 # Of the float, and of the packed ones whose cache is damaged and not their folder.
 GGUFS = ("float32", "float16", "bfloat16", "q8_0", "q4_0")
@@ -52,7 +52,7 @@ BLOCKS: dict[str, tuple[dict[str, BlockType], int, int]] = {
 
 def make_seeds(root: Path) -> dict[str, Path]:
     """Name -> folder or file. Beside `packed` lies `packed-home`, whose cache holds its packed file."""
-    source = write_model(root / "float32", TINY, random_weights(TINY, std=0.1))
+    source = write_model(root / "float32", ONE_BLOCK, random_weights(ONE_BLOCK, std=0.1))
     scores, types = (next(f.value for f in TOKENIZER if f.key.endswith(key)) for key in ("scores", "token_type"))
     (source / "tokenizer.model").write_bytes(sentencepiece_bytes(PIECES, scores, types))
     (source / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
@@ -95,7 +95,7 @@ def _of_blocks(path: Path, kinds: dict[str, BlockType], hidden_size: int, interm
     """Some tensors of other types, filled with any codes; the other matrices are float32."""
     heads = hidden_size // 32
     config = replace(
-        TINY,
+        ONE_BLOCK,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=1,

@@ -18,7 +18,7 @@ from minicpm.hub import embedded
 from minicpm.models import MiniCPMForCausalLM, load_model
 from minicpm.models.quantized import QuantizedEmbedding, QuantizedLinear
 from minicpm.quant.format import PRESETS, Int4Weight, Int8Weight, IntWeight, read_weight
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 SHAPES = {"odd": ODD, "even": EVEN, "untied": replace(EVEN, tie_word_embeddings=False)}
 # int4-hf takes no weights whose rows are not whole groups.

@@ -189,7 +189,7 @@ class InMemory:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_weight_is_read_of_whatever_holds_its_tensors(bits: int):
+def test_a_weight_is_read_from_any_object_that_holds_its_tensors(bits: int):
     codes, scales, weight = random_weight(bits, 32, 64, 32)
     read = read_weight(InMemory(weight), NAME)
     assert isinstance(read, IntWeight)
@@ -197,7 +197,7 @@ def test_a_weight_is_read_of_whatever_holds_its_tensors(bits: int):
     assert isinstance(read_weight(InMemory(weight), "model.norm.weight"), TensorView)
 
 
-def test_a_negative_scale_is_read_only_where_the_form_has_such():
+def test_a_negative_scale_is_read_only_where_scales_are_signed():
     codes, scales, _ = random_weight(4, 32, 64, 32)
     weight = Int4Weight.pack(codes, -scales, 32)
     with pytest.raises(FormatError, match=r"memory: .*_scale holds a scale that is negative or not finite"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -58,3 +59,16 @@ def test_a_page_is_the_servers_own_if_its_origin_is_the_whole_host(origin: str, 
 
 def test_only_addresses_with_colons_get_brackets_in_a_url():
     assert [host_in_url(host) for host in ("::1", "localhost")] == ["[::1]", "localhost"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="on Windows the option means another thing")
+def test_a_port_can_be_bound_again_at_once_after_its_server_hung_up():
+    """The connection that the server closed first waits for a while in the system."""
+    first = bind("127.0.0.1", 0)
+    address = first.getsockname()
+    with socket.create_connection(address) as client:
+        accepted, _ = first.accept()
+        accepted.close()
+        first.close()
+        assert client.recv(1) == b""
+    bind(*address).close()

@@ -30,29 +30,15 @@ from minicpm.export.convert import convert
 from minicpm.export.expand import expand
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
-from minicpm.formats.config import DecoderConfig
 from minicpm.hub import embedded
 from minicpm.sampling import SamplingParams
-from small_models import write_model
+from small_models import HEADS_OF_64, write_model
 
 DOCUMENT = ROOT / "docs" / "vllm.md"
 PYTHON = python_of("vllm")
 
 pytestmark = needing("vllm", "vLLM", mark="vllm", target="vllm")
 
-# vLLM's attention for the CPU has no heads of 16: two of 64 here.
-TINY = DecoderConfig(
-    vocab_size=1000,
-    hidden_size=128,
-    intermediate_size=384,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=512,
-    scale_emb=12,
-    scale_depth=1.4,
-    dim_model_base=64,
-    rms_norm_eps=1e-5,
-)
 PROMPTS = [[1, *range(300, 340)], [1, *range(500, 520)], [1, 7, 7, 7]]
 GREEDY = {"temperature": 0, "repetition_penalty": 1, "max_tokens": 32, "ignore_eos": True, "logprobs": 2}
 QUESTION = "Tell me a story about a mouse."
@@ -75,11 +61,11 @@ def folders(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     base = tmp_path_factory.mktemp("models")
     random = np.random.default_rng(0)
     weights = {}
-    for name, shape in TINY.parameter_shapes().items():
+    for name, shape in HEADS_OF_64.parameter_shapes().items():
         # Embeddings small and the rest large, so that greedy text varies.
         values = random.standard_normal(shape, np.float32) * np.float32(0.06 if "embed" in name else 0.3)
         weights[name] = values if len(shape) == 2 else np.full(shape, 3 if name == "model.norm.weight" else 1, "f4")
-    write_model(base / "hf", TINY, weights)
+    write_model(base / "hf", HEADS_OF_64, weights)
     for file in (golden / "minicpm2b_tied").glob("*tok*"):
         shutil.copy(file, base / "hf" / file.name)
     made = {name: base / name for name in ("hf", "2024", "vllmcpm", "int4-hf", "int4-hf expanded", "nano expanded")}

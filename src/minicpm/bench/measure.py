@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minicpm import native
-from minicpm.engine.backend import KVSequence, Row, StepBackend
+from minicpm.engine.backend import KVSequence, Row, StepBackend, Wanted
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.engine.memory import peak_rss_bytes
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS
@@ -207,11 +207,9 @@ class Work:
             last = now
         return seconds
 
-    def _append(self, sequence: KVSequence, ids: Sequence[int], logits: str) -> None:
-        for start in range(0, len(ids), PREFILL_CHUNK_TOKENS):
-            chunk = ids[start : start + PREFILL_CHUNK_TOKENS]
-            is_last = start + len(chunk) == len(ids)
-            self._backend.forward([Row(sequence, chunk, logits if is_last else "none")])
+    def _append(self, sequence: KVSequence, ids: Sequence[int], logits: Wanted) -> None:
+        for chunk in Row(sequence, ids, logits).chunks(PREFILL_CHUNK_TOKENS):
+            self._backend.forward([chunk])
 
     def _ids(self, count: int) -> list[int]:
         ids: list[int] = self._random.integers(0, self._backend.vocab_size, count).tolist()

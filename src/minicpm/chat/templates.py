@@ -19,7 +19,9 @@ from minicpm.chat.stop import STOP_STRINGS
 from minicpm.errors import FormatError
 from minicpm.files import file_in, has_entry, read_text
 from minicpm.tokenizer import adds_bos, read_tokenizer_config, special_token
+from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 
+TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 
 
@@ -124,10 +126,10 @@ KNOWN_TEMPLATES = (CURRENT_TEMPLATE, FEBRUARY_2024_TEMPLATE, CHATML_TEMPLATE)
 
 def _template_text(folder: Path, config: dict[str, Any]) -> tuple[str, Path] | None:
     """The template of a folder and the file it is in, looked up in transformers' order."""
-    if has_entry(folder, "chat_template.jinja"):
-        path = file_in(folder, "chat_template.jinja")
+    if has_entry(folder, TEMPLATE_FILE):
+        path = file_in(folder, TEMPLATE_FILE)
         return read_text(path, 4 * MAX_TEMPLATE_CHARACTERS), path
-    path = folder / "tokenizer_config.json"
+    path = folder / TOKENIZER_CONFIG_FILE
     text = config.get("chat_template")
     if isinstance(text, list):
         named = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}

@@ -25,13 +25,20 @@ from minicpm.doctor.faults import (
     Examination,
     Fault,
 )
-from minicpm.doctor.folder_tokenizer import TOKENIZER_CONFIG, FolderContent, look_at_tokenizer
+from minicpm.doctor.folder_tokenizer import FolderContent, look_at_tokenizer
 from minicpm.errors import MiniCPMError, ModelError, brief
 from minicpm.export.destination import copy_file, new_folder
 from minicpm.files import json_text, read_json_object, write_text
 from minicpm.formats import granite, hf, llama
 from minicpm.formats.compressed_tensors import PACKED, SCALE
-from minicpm.formats.config import MAX_CONFIG_BYTES, MUP_KEYS, DecoderConfig, architecture_names, read_config_json
+from minicpm.formats.config import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    MUP_KEYS,
+    DecoderConfig,
+    architecture_names,
+    read_config_json,
+)
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.gguf_model import published_rows
@@ -39,9 +46,9 @@ from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.mapped import TensorFile
 from minicpm.formats.safetensors import SafetensorsFile
 from minicpm.tokenizer import read_tokenizer_config
+from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG
 
 CONSTANTS = dict(zip(MUP_KEYS, (SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE)))
-CONFIG = "config.json"
 FAMILY = ("minicpm", "granite", "llama")
 # Files of AutoGPTQ and AutoAWQ (2024) with the settings that config.json must have today, and AutoAWQ's names for them.
 QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quant_config": "awq"}
@@ -54,7 +61,7 @@ class FolderExamination(Examination):
     def __init__(self, path: Path):
         folder = ModelFolder(path)
         self._folder = folder
-        self._config = read_config_json(folder.file(CONFIG))
+        self._config = read_config_json(folder.file(CONFIG_FILE))
         super().__init__(path, _kind(self._config))
         generation = (
             read_json_object(folder.file(GENERATION_FILE), MAX_CONFIG_BYTES) if folder.has(GENERATION_FILE) else {}
@@ -98,7 +105,7 @@ class FolderExamination(Examination):
             raise ValueError(f"{destination}: is the folder itself; a repaired copy needs a name of its own")
         content = self._content
         objects = {
-            CONFIG: self._config,
+            CONFIG_FILE: self._config,
             TOKENIZER_CONFIG: content.tokenizer_config,
             GENERATION_FILE: content.generation_config,
         }
@@ -162,9 +169,9 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "unsaid-quantization",
-                f"weights of {method.upper()}, but only {name} says so, not {CONFIG}",
+                f"weights of {method.upper()}, but only {name} says so, not {CONFIG_FILE}",
                 "transformers treats the weights as missing and initializes them at random: noise",
-                f"a quantization_config in {CONFIG} (running it takes {method.upper()}'s own kernels)",
+                f"a quantization_config in {CONFIG_FILE} (running it takes {method.upper()}'s own kernels)",
             )
         )
 
@@ -176,7 +183,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "remote-code",
-                f"{CONFIG} has an auto_map to the code of 2024",
+                f"{CONFIG_FILE} has an auto_map to the code of 2024",
                 "transformers 5 with trust_remote_code=True: ImportError (is_torch_fx_available and others are gone)",
                 "no auto_map: the classes of `import minicpm.models` (or convert --to granite, which needs none)",
             )
@@ -189,7 +196,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "missing-model-type",
-                f"{CONFIG} has no model_type, as the releases of 2024",
+                f"{CONFIG_FILE} has no model_type, as the releases of 2024",
                 "transformers 5: 'Unrecognized model ... Should have a `model_type` key in its config.json'",
                 "model_type minicpm (transformers then needs `import minicpm.models`)",
             )
@@ -203,7 +210,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "missing-mup",
-                f"{CONFIG} has no {', '.join(missing)}",
+                f"{CONFIG_FILE} has no {', '.join(missing)}",
                 SCALES_SYMPTOM,
                 SCALES_CURE + "needs its own config.json",
             )
@@ -217,7 +224,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "missing-rope-theta",
-                f"{CONFIG} has no rope_theta, as the releases of 2024",
+                f"{CONFIG_FILE} has no rope_theta, as the releases of 2024",
                 "right in transformers, whose default is MiniCPM's; mlx-lm takes 1e6 and answers worse the longer the "
                 "text",
                 ROPE_CURE,
@@ -242,7 +249,7 @@ class FolderExamination(Examination):
         self.faults.append(
             Fault(
                 "wrong-tie",
-                f"{CONFIG} says {'nothing about tie_word_embeddings' if said is None else f'{brief(said)}'}, but "
+                f"{CONFIG_FILE} says {'nothing about tie_word_embeddings' if said is None else f'{brief(said)}'}, but "
                 f"{stored}",
                 "a head of random numbers (noise), or the embedding in its place (garbage); other programs refuse to "
                 "load it"

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from minicpm.chat import CURRENT_TEMPLATE
+from minicpm.chat.templates import TEMPLATE_FILE
 from minicpm.doctor.faults import TEMPLATE_CURE, TEMPLATE_SYMPTOM, Fault, foreign_markers
 from minicpm.errors import FormatError, MiniCPMError
 from minicpm.files import json_text
@@ -23,8 +24,9 @@ from minicpm.tokenizer import (
     read_sentencepiece,
     special_token,
 )
+from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG
+from minicpm.tokenizer.loading import JSON_FILE as TOKENIZER_JSON
 
-TOKENIZER_CONFIG, TOKENIZER_JSON, TEMPLATE_FILE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 BOS, EOS = "<s>", "</s>"
 
 

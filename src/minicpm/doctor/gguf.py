@@ -30,6 +30,7 @@ from minicpm.formats import llama
 from minicpm.formats.gguf import Field, GgufFile, GgufTensor, GgufWriter, ValueType
 from minicpm.formats.gguf_model import ARCHITECTURE, LLAMA, SCALE_KEYS, model_fields, rows_to_store, stored_name
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.sequential import writing
 
 _ALIGNMENT_KEY = "general.alignment"
 
@@ -66,15 +67,12 @@ class GgufExamination(Examination):
         self._fields.pop(_ALIGNMENT_KEY, None)  # the copy has the format's default alignment
         tensors = [replace(t, start=0) for t in self._file.tensors.values() if t.name not in self._dropped]
         require_disk(destination, sum(tensor.nbytes for tensor in tensors))
-        with new_file(destination) as partial:
-            writer = GgufWriter(partial, list(self._fields.values()), tensors)
-            try:
-                for tensor in tensors:
-                    writer.write(tensor.name, self._content(tensor))
-                writer.close()
-            except BaseException:
-                writer.abandon()
-                raise
+        with (
+            new_file(destination) as partial,
+            writing(GgufWriter(partial, list(self._fields.values()), tensors)) as writer,
+        ):
+            for tensor in tensors:
+                writer.write(tensor.name, self._content(tensor))
 
     def _content(self, tensor: GgufTensor) -> Iterator[memoryview]:
         view, step = self._file.view(tensor.name), 1 << 22

@@ -1,27 +1,34 @@
 """What a backend owes the engine: sequences that remember, and one forward pass over a ragged batch.
 
 A row of a batch is a sequence with its new tokens: one token for a running answer, many for a prompt or a part
-of one, any mix in a single call. The engine above sees token ids and logits, never a tensor of a framework.
+of one, any mix in a single call. The engine above sees ids and logits, never a tensor of a framework.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from minicpm.engine.prompt import embeddings_of
 
 BLOCK_TOKENS = 16  # of the cache, as in docs/numerics.md, section 7
 
 
 class KVSequence:
-    """Tokens of one text whose keys and values are held; where these lie is the backend's own class's to know."""
+    """Tokens of one text whose keys and values are held; where these lie is the backend's own class's to know.
 
-    def __init__(self, rope_length: int):
+    `token_ids` are those of the tokens, and content ids (engine/prompt.py) of a span's positions.
+    """
+
+    def __init__(self, rope_length: int, adapter: str | None = None):
         # Length the rotary base was fixed for when the sequence was made (dynamic NTK); never changes.
         self.rope_length = rope_length
+        self.adapter = adapter  # whose weights computed it, None for the model's own; never changes either
         self.token_ids: list[int] = []
 
     @property
@@ -38,13 +45,58 @@ class KVSequence:
         del self.token_ids[length:]
 
 
+Wanted = Literal["last", "all", "none"]
+
+
 @dataclass(frozen=True)
 class Row:
-    """New tokens of one sequence; `logits` tells for which of them the next token's logits are wanted."""
+    """New tokens of one sequence; `logits` tells for which of them the next token's logits are wanted.
+
+    Content ids among `token_ids` bring their embeddings along: these are then MixedIds (engine/prompt.py).
+    """
 
     sequence: KVSequence
     token_ids: Sequence[int]
-    logits: str = "last"  # "last", "all" or "none"
+    logits: Wanted = "last"
+
+    @property
+    def wanted_count(self) -> int:
+        """Tokens whose logits are wanted; they are the row's last ones."""
+        return {"last": 1, "all": len(self.token_ids), "none": 0}[self.logits]
+
+    def chunks(self, most_tokens: int) -> Iterator[Row]:
+        """The same row in parts of at most `most_tokens`, which together want the same logits."""
+        for start in range(0, len(self.token_ids), most_tokens):
+            is_last = start + most_tokens >= len(self.token_ids)
+            wanted: Wanted = "none" if self.logits == "last" and not is_last else self.logits
+            yield replace(self, token_ids=self.token_ids[start : start + most_tokens], logits=wanted)
+
+
+def wanted_places(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Which of all rows' tokens, one row behind the other, logits are wanted of; and how many of each row."""
+    # Plain lists: for one token numpy's functions that do this take longer than a layer of a small model.
+    places: list[int] = []
+    counts: list[int] = []
+    end = 0
+    for row in rows:
+        end += len(row.token_ids)
+        count = row.wanted_count
+        places += range(end - count, end)
+        counts.append(count)
+    return places, counts
+
+
+def flat_ids(rows: Sequence[Row]) -> tuple[list[int], npt.NDArray[np.float32] | None]:
+    """Ids of all rows, one behind the other, and the embeddings (n, hidden) of their content ids, None without any.
+
+    The k-th content id stands as -1 - k.
+    """
+    ids = [i for row in rows for i in row.token_ids]
+    spans = [found for row in rows if (found := embeddings_of(row.token_ids)) is not None]
+    if not spans:
+        return ids, None
+    numbers = count()
+    return [i if i >= 0 else -1 - next(numbers) for i in ids], np.concatenate(spans)
 
 
 @dataclass(frozen=True)
@@ -64,13 +116,19 @@ class KVCache(Protocol):
     tokens: int  # the budget
 
     def open(
-        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        planned_tokens: int,
+        rope_length: int,
+        *,
+        keeps_all: bool = False,
+        adapter: str | None = None,
     ) -> KVSequence | None:
         """A sequence that may reach `planned_tokens`, and already holds what is cached of the prompt.
 
         None while open sequences leave too little of the budget. At least the prompt's last token is left to compute,
-        since its logits are needed. Only texts of the same rotary base share anything. With `keeps_all` it can be cut
-        back to any length; else, of a model with a sliding window, by a few tokens only.
+        since its logits are needed. Only texts of the same rotary base and adapter share anything. With `keeps_all` it
+        can be cut back to any length; else, of a model with a sliding window, by a few tokens only.
         """
 
     def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
@@ -95,6 +153,10 @@ class Backend(Protocol):
     trained_length: int  # positions seen in training; beyond them the rotary base is rescaled
     cache_bytes_per_token: int  # keys and values, all layers
 
+    @property
+    def embedding_size(self) -> int | None:
+        """Numbers of an embedding that may stand for a token id; None where only token ids are taken."""
+
     def held_tokens(self, planned_tokens: int) -> int:
         """Most tokens whose keys and values a text that may reach `planned_tokens` holds at once."""
 
@@ -117,7 +179,7 @@ class StepBackend(Backend, Protocol):
         """Rotary base a sequence of planned `length` gets; sequences of equal keys may share a prefix."""
 
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-        """Append every row's tokens to its sequence; per row (n, vocab) logits, n = 1, len(token_ids) or 0."""
+        """Append every row's tokens to its sequence; per row (row.wanted_count, vocab) logits."""
 
     def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """As `forward`, but per row the hidden states of all its tokens behind the last norm: (len(token_ids), hidden).

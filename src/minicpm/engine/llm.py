@@ -23,6 +23,7 @@ from minicpm.engine.cache.blocks import SHORTEST_ANSWER_TOKENS, beyond_budget, c
 from minicpm.engine.constraint import Constraint, Constraints
 from minicpm.engine.loading import load
 from minicpm.engine.options import EngineOptions, engine_options
+from minicpm.engine.prompt import EmbeddingSpan, Ids, Prompt, checked_ids
 from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.runtime import RequestScheduler, StepRuntime
 from minicpm.engine.scheduler import Scheduler
@@ -113,13 +114,16 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[str | Sequence[int]],
+        prompts: str | Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         constraint: Constraint | None = None,
         **overrides: Any,
     ) -> list[Completion]:
-        """Complete prompts (texts or token ids) as they are, without a chat template; answers in their order."""
+        """Complete prompts as they are, without a chat template; answers in their order.
+
+        A prompt is a text, or a sequence of token ids and EmbeddingSpans (engine/prompt.py).
+        """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if not prompts:
             raise ValueError("there are no prompts; give at least one")
@@ -131,7 +135,7 @@ class LLM:
 
     def stream_batch(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         constraint: Constraint | None = None,
@@ -151,8 +155,8 @@ class LLM:
         room = min(limit or WORTHWHILE_ANSWER_TOKENS, self.context_length // 4)
         return self.prompt_length(messages) + room <= self.context_length
 
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Next-token logits after each of `token_ids`: (T, vocab) float32."""
+    def logits(self, token_ids: Sequence[int | EmbeddingSpan]) -> npt.NDArray[np.float32]:
+        """Next-token logits after each of `token_ids`, and after each position of a span: (T, vocab) float32."""
         steps, ids = self.steps, self._checked_ids(token_ids)
         self._require_room(len(ids))
         return steps.scorer.logits(ids)
@@ -161,7 +165,7 @@ class LLM:
         """Forget what was computed for texts that are finished, and give its memory back to the system."""
         self._runtime.drop_cache()
 
-    def embed(self, texts: str | Sequence[str | Sequence[int]]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: str | Sequence[Prompt]) -> npt.NDArray[np.float32]:
         """One vector per text (or token ids): (n, hidden) float32, the mean of its tokens' last hidden states.
 
         These are the states behind the model's last norm, before the logit scale and the head; `<s>` is one of the
@@ -170,7 +174,7 @@ class LLM:
         return self.steps.scorer.embed(self._ids_of_each(texts))
 
     def embed_in_steps(
-        self, texts: str | Sequence[str | Sequence[int]], most_tokens: Callable[[], int]
+        self, texts: str | Sequence[Prompt], most_tokens: Callable[[], int]
     ) -> Generator[int, None, npt.NDArray[np.float32]]:
         """`embed` for a caller with other work to do in between; each step computes about `most_tokens()`.
 
@@ -180,22 +184,21 @@ class LLM:
         return self.steps.scorer.embed_in_steps(self._ids_of_each(texts), most_tokens)
 
     def prompt_logprobs_in_steps(
-        self, prompts: Sequence[Sequence[int]], top: int, most_tokens: Callable[[], int]
+        self, prompts: Sequence[Sequence[int | EmbeddingSpan]], top: int, most_tokens: Callable[[], int]
     ) -> Generator[int, None, list[list[SampledToken]]]:
         """Per prompt all its tokens, each with its log-probability behind those before it and the `top` likeliest ones.
 
-        The first one has neither. In steps, and refused, like `embed_in_steps`.
+        The first position has neither. A span's positions are no tokens and are left out; what stands behind a span is
+        scored like any token. In steps, and refused, like `embed_in_steps`.
         """
         texts = [self._checked_ids(prompt) for prompt in prompts]
         return self.steps.scorer.prompt_logprobs_in_steps(texts, top, most_tokens)
 
-    def loglikelihood(
-        self, pairs: Iterable[tuple[str | Sequence[int], Sequence[str | Sequence[int]]]]
-    ) -> list[list[Loglikelihood]]:
+    def loglikelihood(self, pairs: Iterable[tuple[Prompt, Sequence[str | Sequence[int]]]]) -> list[list[Loglikelihood]]:
         """Score continuations: per (prefix, continuations) a list; what they share is computed once.
 
         Texts are encoded together, prefix and continuation, as the model would read them; the tokens from the first
-        that differs from the prefix alone are scored. Token ids are taken as they are.
+        that differs from the prefix alone are scored. Token ids are taken as they are, and a prefix may hold spans.
         """
         return [self._score(prefix, continuations) for prefix, continuations in pairs]
 
@@ -216,21 +219,22 @@ class LLM:
             )
         return self._runtime.steps.new_scheduler()
 
-    def _score(self, prefix: str | Sequence[int], continuations: Sequence[str | Sequence[int]]) -> list[Loglikelihood]:
+    def _score(self, prefix: Prompt, continuations: Sequence[str | Sequence[int]]) -> list[Loglikelihood]:
         prefix_ids = self._as_ids(prefix, add_bos=True)
         texts = [self._joined(prefix, prefix_ids, continuation) for continuation in continuations]
         self._require_room(max((len(text.ids) for text in texts), default=0))
         return self._runtime.scorer.loglikelihood(texts)
 
-    def _joined(
-        self, prefix: str | Sequence[int], prefix_ids: list[int], continuation: str | Sequence[int]
-    ) -> Continuation:
+    def _joined(self, prefix: Prompt, prefix_ids: Ids, continuation: str | Sequence[int]) -> Continuation:
         """A prefix and its continuation, encoded together: texts may merge into other tokens than the prefix's."""
         if isinstance(continuation, str) and isinstance(prefix, str):
             ids = self._as_ids(prefix + continuation, add_bos=True)
             border = common_prefix_length(prefix_ids, ids)
         else:
-            ids = prefix_ids + self._as_ids(continuation, add_bos=False)
+            added = self._as_ids(continuation, add_bos=False)
+            if not isinstance(added, list):
+                raise GenerationError("a continuation is token ids alone; embeddings have no probability")
+            ids = prefix_ids + added
             border = len(prefix_ids)
         if border == len(ids):
             raise ValueError(f"the continuation {continuation!r} adds no token to its prefix; score longer ones")
@@ -250,7 +254,7 @@ class LLM:
 
     def _run(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: Sequence[SamplingParams],
         *,
         is_chat: bool,
@@ -265,7 +269,7 @@ class LLM:
 
     def new_request(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         is_chat: bool,
@@ -327,27 +331,21 @@ class LLM:
             length *= 2
         return min(length, self.context_length)
 
-    def _ids_of_each(self, texts: str | Sequence[str | Sequence[int]]) -> list[list[int]]:
+    def _ids_of_each(self, texts: str | Sequence[Prompt]) -> list[Ids]:
         texts = [texts] if isinstance(texts, str) else texts
         if not texts:
             raise ValueError("there are no texts; give at least one")
         return [self._as_ids(text, add_bos=True) for text in texts]
 
-    def _as_ids(self, text: str | Sequence[int], *, add_bos: bool) -> list[int]:
+    def _as_ids(self, text: Prompt, *, add_bos: bool) -> Ids:
         if isinstance(text, str):
             if not text and add_bos:
                 raise GenerationError("the prompt is empty; give at least one character")
             text = self.tokenizer.encode(text, add_bos=add_bos)
         return self._checked_ids(text)
 
-    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(token_id) for token_id in token_ids]
-        if not ids:
-            raise GenerationError("there are no token ids; give at least one")
-        bad = next((i for i in ids if not 0 <= i < self.backend.vocab_size), None)
-        if bad is not None:
-            raise GenerationError(f"token id {bad} is outside the vocabulary of {self.backend.vocab_size}")
-        return ids
+    def _checked_ids(self, token_ids: Sequence[int | EmbeddingSpan]) -> Ids:
+        return checked_ids(token_ids, self.backend.vocab_size, self.backend.embedding_size)
 
     def _require_room(self, token_count: int) -> None:
         if token_count > self.context_length:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 # Tokens that must have stood in the same order before; the longer match is preferred.
 MATCHED_TOKENS = (3, 2)
@@ -25,7 +26,10 @@ TIME_WEIGHT, FADING_PER_STEP = 0.25, 0.999
 
 
 class Guesses:
-    """What one text's own past says about its next tokens, and how often that was right."""
+    """What one text's own past says about its next tokens, and how often that was right.
+
+    Embeddings have no token ids: nothing is looked up that holds one of their content ids, and no guess goes into them.
+    """
 
     def __init__(self) -> None:
         self.chance = FIRST_CHANCE
@@ -47,6 +51,8 @@ class Guesses:
                 if end < count:
                     continue
                 key = tuple(self._ids[-count:])
+                if min(key) < 0:
+                    continue
                 if key in self._newest:
                     self._ends[key] = self._newest[key]
                 self._newest[key] = end
@@ -60,7 +66,7 @@ class Guesses:
                 period = len(self._ids) - start  # a text that repeats itself goes on doing so
                 while len(proposed) < most:
                     proposed.append(proposed[-period])
-                return proposed
+                return list(takewhile(lambda token_id: token_id >= 0, proposed))
         return []
 
     def learn(self, proposed: Sequence[int], actual: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from minicpm.chat import StopMatcher
 from minicpm.engine.backend import BLOCK_TOKENS, KVSequence
 from minicpm.engine.constraint import Matcher
 from minicpm.engine.lookup import MOST_STEP_TOKENS, Chance, Guesses
+from minicpm.engine.prompt import Ids, token_ids_of
 from minicpm.sampling import Draw, SampledToken, Sampler, SamplingParams, sample_together
 from minicpm.tokenizer import Detokenizer, Tokenizer
 
@@ -21,7 +22,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts; `cached_tokens` of the prompt were not computed again.
+    """Token counts; `cached_tokens` of the prompt were not computed again. A span's positions count as tokens.
 
     `drafted_tokens` were guessed by prompt lookup, and `accepted_tokens` of them were right.
     """
@@ -81,7 +82,7 @@ class Request:
     def __init__(
         self,
         index: int,
-        prompt_ids: list[int],
+        prompt_ids: Ids,
         params: SamplingParams,
         tokenizer: Tokenizer,
         *,
@@ -112,7 +113,7 @@ class Request:
         self._draft: list[int] = []  # as much of it as is being verified
         self._drafted_tokens = 0
         self._accepted_tokens = 0
-        self._sampler = Sampler(params, seed, prompt_ids, choice=choice)
+        self._sampler = Sampler(params, seed, token_ids_of(prompt_ids), choice=choice)
         self._matcher = matcher
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._stop_matcher = StopMatcher(stop)
@@ -130,7 +131,7 @@ class Request:
         return len(self.prompt_ids) + len(self.new_ids)
 
     @property
-    def known_ids(self) -> list[int]:
+    def known_ids(self) -> Ids:
         return self.prompt_ids + self.new_ids
 
     @property
@@ -149,7 +150,7 @@ class Request:
         """Whether the answer must have a given form."""
         return self._matcher is not None
 
-    def next_tokens(self, count: int) -> list[int]:
+    def next_tokens(self, count: int) -> Ids:
         """The first `count` of the pending tokens."""
         assert self.sequence is not None
         start = self.sequence.length - len(self.prompt_ids)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from minicpm.engine.backend import KVCache, KVSequence, Row, StepBackend
 from minicpm.engine.cache.blocks import beyond_budget
+from minicpm.engine.prompt import Ids
 from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, no_room
 from minicpm.errors import GenerationError
 from minicpm.sampling import SampledToken, scored_token
@@ -37,9 +38,9 @@ class Loglikelihood:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Token ids of a prefix and its continuation; those from `border` on, at least 1, are scored."""
+    """Ids of a prefix, which may hold spans, and its continuation; those from `border` on, at least 1, are scored."""
 
-    ids: list[int]
+    ids: Ids
     border: int
 
 
@@ -54,7 +55,7 @@ class StepScorer:
         self._cache = cache
         self._context_length = context_length
 
-    def logits(self, ids: list[int]) -> npt.NDArray[np.float32]:
+    def logits(self, ids: Ids) -> npt.NDArray[np.float32]:
         """Next-token logits after each of the ids: (T, vocab)."""
         with self._open([], len(ids)) as sequence:
             return self._forward_in_chunks(sequence, ids, "all")
@@ -76,12 +77,12 @@ class StepScorer:
                 scores.append(_loglikelihood(predictions, text.ids[text.border :]))
         return scores
 
-    def embed(self, texts: list[list[int]]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: list[Ids]) -> npt.NDArray[np.float32]:
         """Mean of the last hidden states of each text: (n, hidden)."""
         return self._at_once(self.embed_in_steps(texts, lambda: PREFILL_CHUNK_TOKENS))
 
     def embed_in_steps(
-        self, texts: list[list[int]], most_tokens: Callable[[], int]
+        self, texts: list[Ids], most_tokens: Callable[[], int]
     ) -> Generator[int, None, npt.NDArray[np.float32]]:
         """`embed`, a step of about `most_tokens()` at a time.
 
@@ -92,27 +93,25 @@ class StepScorer:
         return self._embed(texts, most_tokens)
 
     def prompt_logprobs_in_steps(
-        self, texts: list[list[int]], top: int, most_tokens: Callable[[], int]
+        self, texts: list[Ids], top: int, most_tokens: Callable[[], int]
     ) -> Generator[int, None, list[list[SampledToken]]]:
         """Per text all its tokens, each with its log-probability behind those before it and the `top` likeliest ones.
 
-        The first one has neither. In steps, and refused, like `embed_in_steps`; of the logits (T, vocab) no more than
-        LOGITS_BYTES are held at a time.
+        The first position has neither, and a span's positions are left out. In steps, and refused, like
+        `embed_in_steps`; of the logits (T, vocab) no more than LOGITS_BYTES are held at a time.
         """
         self._require_fitting(texts)
         return self._score_prompts(texts, top, most_tokens)
 
     # --- how texts are computed ----------------------------------------------------------------------------------
 
-    def _embed(
-        self, texts: list[list[int]], most_tokens: Callable[[], int]
-    ) -> Generator[int, None, npt.NDArray[np.float32]]:
+    def _embed(self, texts: list[Ids], most_tokens: Callable[[], int]) -> Generator[int, None, npt.NDArray[np.float32]]:
         means = [_Mean() for _ in texts]
         yield from self._read_in_steps(texts, means, self._backend.hidden_states, most_tokens)
         return np.stack([mean.value for mean in means]).astype(np.float32)
 
     def _score_prompts(
-        self, texts: list[list[int]], top: int, most_tokens: Callable[[], int]
+        self, texts: list[Ids], top: int, most_tokens: Callable[[], int]
     ) -> Generator[int, None, list[list[SampledToken]]]:
         scores = [_Scores(ids, top) for ids in texts]
         at_once = max(1, LOGITS_BYTES // (4 * self._backend.vocab_size))
@@ -121,7 +120,7 @@ class StepScorer:
 
     def _read_in_steps(
         self,
-        texts: list[list[int]],
+        texts: list[Ids],
         readers: Sequence[_Reader],
         compute: Callable[[Sequence[Row]], list[npt.NDArray[np.float32]]],
         most_tokens: Callable[[], int],
@@ -162,18 +161,14 @@ class StepScorer:
                 raise no_room(self._backend, self._cache, missing_tokens)
 
     def _forward_in_chunks(
-        self, sequence: KVSequence, ids: list[int], logits: Literal["last", "all"]
+        self, sequence: KVSequence, ids: Ids, logits: Literal["last", "all"]
     ) -> npt.NDArray[np.float32]:
         """Compute `ids` (T,); logits (T, vocab), or (1, vocab) after the last."""
-        chunks = [ids[i : i + PREFILL_CHUNK_TOKENS] for i in range(0, len(ids), PREFILL_CHUNK_TOKENS)]
-        results = []
-        for number, chunk in enumerate(chunks, start=1):
-            is_wanted = logits == "all" or number == len(chunks)
-            results.append(self._backend.forward([Row(sequence, chunk, logits if is_wanted else "none")])[0])
-        return np.concatenate(results)
+        chunks = Row(sequence, ids, logits).chunks(PREFILL_CHUNK_TOKENS)
+        return np.concatenate([self._backend.forward([chunk])[0] for chunk in chunks])
 
     @contextmanager
-    def _open(self, prompt_ids: list[int], tokens: int) -> Iterator[KVSequence]:
+    def _open(self, prompt_ids: Ids, tokens: int) -> Iterator[KVSequence]:
         """A sequence of the cache that may grow to `tokens`, holding what is known of all but the prompt's last."""
         if tokens > self._cache.tokens:
             raise beyond_budget(self._backend, self._cache.tokens, "the text", tokens)
@@ -185,7 +180,7 @@ class StepScorer:
         finally:
             self._cache.close(sequence)
 
-    def _require_fitting(self, texts: list[list[int]]) -> None:
+    def _require_fitting(self, texts: list[Ids]) -> None:
         for number, ids in enumerate(texts, start=1):
             if len(ids) > self._context_length:
                 raise GenerationError(
@@ -195,7 +190,7 @@ class StepScorer:
                 raise beyond_budget(self._backend, self._cache.tokens, f"text {number}", len(ids))
 
 
-def _first_batch(texts: list[list[int]], most_tokens: int) -> list[list[int]]:
+def _first_batch(texts: list[Ids], most_tokens: int) -> list[Ids]:
     """The first texts, as many as have at most so many tokens together, but one at least."""
     count, tokens = 1, len(texts[0])
     while count < len(texts) and tokens + len(texts[count]) <= most_tokens:
@@ -204,7 +199,7 @@ def _first_batch(texts: list[list[int]], most_tokens: int) -> list[list[int]]:
     return texts[:count]
 
 
-def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: list[int]) -> Loglikelihood:
+def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: Ids) -> Loglikelihood:
     """Score `token_ids` (T,) against the logits (T, vocab) that predict them."""
     wide = logits.astype(np.float64)
     top = wide.max(axis=1)
@@ -223,15 +218,18 @@ class _Reader(Protocol):
 class _Scores:
     """A text's tokens with their log-probabilities, from the logits (T, vocab) of all chunks that are added."""
 
-    def __init__(self, ids: list[int], top: int):
+    def __init__(self, ids: Ids, top: int):
         self._ids = ids
         self._top = top
-        self.tokens = [SampledToken(ids[0])]
+        self._read = 1  # positions that are done with
+        self.tokens = [SampledToken(token_id) for token_id in ids[:1] if token_id >= 0]
 
     def add(self, computed: npt.NDArray[np.float32]) -> None:
-        # The last logits predict a token that is not there.
-        for logits, token_id in zip(computed, self._ids[len(self.tokens) :]):
-            self.tokens.append(scored_token(logits, token_id, self._top))
+        # The last logits predict a token that is not there. A span's positions have content ids, below 0.
+        for logits, token_id in zip(computed, self._ids[self._read :]):
+            if token_id >= 0:
+                self.tokens.append(scored_token(logits, token_id, self._top))
+        self._read += len(computed)
 
 
 class _Mean:

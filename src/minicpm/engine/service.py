@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from minicpm.engine.constraint import Constraint
 from minicpm.engine.llm import LLM
+from minicpm.engine.prompt import Prompt
 from minicpm.engine.request import Piece, Request
 from minicpm.errors import GenerationError, QueueFull
 from minicpm.sampling import SampledToken, SamplingParams
@@ -75,7 +76,7 @@ class Engine(Protocol):
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         on_piece: Callable[[Piece], None],
@@ -84,7 +85,7 @@ class Engine(Protocol):
         choice: int = 0,
         constraint: Constraint | None = None,
     ) -> Ticket:
-        """Queue a rendered prompt (or token ids) and return at once; pieces come on the engine's thread.
+        """Queue a rendered prompt (or token ids and spans) and return at once; pieces come on the engine's thread.
 
         The last piece carries the completion; after an error nothing comes. `choice` tells several answers to one
         prompt and seed apart, and is the pieces' `index`. Callbacks should be quick, since every request waits for
@@ -160,7 +161,7 @@ class Service(Engine):
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         on_piece: Callable[[Piece], None],

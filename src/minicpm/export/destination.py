@@ -16,6 +16,7 @@ from pathlib import Path
 
 from minicpm.errors import ModelError
 from minicpm.files import HAS_LOCKS, NO_FOLLOW, is_disk_full, lock, open_folder, sync_folder
+from minicpm.formats.config import CONFIG_FILE
 from minicpm.formats.folder import ModelFolder
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -90,7 +91,7 @@ def check_destination(destination: Path, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ValueError(f"{destination}: already exists; choose another destination or pass --force to replace it")
-    if not (destination / "config.json").is_file() or any(path.is_dir() for path in content):
+    if not (destination / CONFIG_FILE).is_file() or any(path.is_dir() for path in content):
         raise ValueError(f"{destination}: --force replaces model folders only, and this is not one; remove it yourself")
 
 

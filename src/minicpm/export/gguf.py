@@ -47,6 +47,7 @@ from minicpm.formats.gguf_blocks import BLOCK_TYPES_OF_BITS, GROUP_SIZE, ROWS_EL
 from minicpm.formats.gguf_model import ARCHITECTURE, FLOAT_DTYPES, FLOAT_TYPES, model_fields, rows_to_store, stored_name
 from minicpm.formats.gguf_tokenizer import tokenizer_fields
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorView
 from minicpm.progress import Progress, Silent, task, watched
 from minicpm.quant.format import IntWeight, read_weight
@@ -209,17 +210,14 @@ def _size_label(parameters: int) -> str:
 
 def _write(path: Path, plan: _Plan) -> dict[str, int]:
     """Write the file; returns the CRC-32 of every tensor by stored name."""
-    checksums: dict[str, int] = {}
-    with task(plan.progress, "converting", plan.weight_bytes):
-        writer = GgufWriter(path, plan.fields, plan.tensors)
-        try:
-            for tensor in plan.tensors:
-                checksums[tensor.name] = writer.write(tensor.name, watched(_content(plan, tensor), plan.progress))
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-    return checksums
+    with (
+        task(plan.progress, "converting", plan.weight_bytes),
+        writing(GgufWriter(path, plan.fields, plan.tensors)) as writer,
+    ):
+        return {
+            tensor.name: writer.write(tensor.name, watched(_content(plan, tensor), plan.progress))
+            for tensor in plan.tensors
+        }
 
 
 def _content(plan: _Plan, tensor: GgufTensor) -> Iterator[memoryview]:

@@ -21,18 +21,18 @@ from minicpm.files import json_text, write_text
 from minicpm.formats import hf
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import Packing
-from minicpm.formats.config import DecoderConfig
+from minicpm.formats.config import CONFIG_FILE, DecoderConfig
 from minicpm.formats.derive import stream
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
 from minicpm.formats.safetensors import SafetensorsWriter
+from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorInfo
 from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.formats.torch_bin import TorchWriter
 from minicpm.progress import Progress, Silent, task, watched
 
-CONFIG_FILE = "config.json"
 # "LICENSE.txt", "MiniCPM Model License.md" and "NOTICE" are copied with the weights.
 LICENCE_WORDS = ("license", "licence", "notice")
 MAX_SMALL_FILE_BYTES = 256 << 20
@@ -150,16 +150,9 @@ def released(checkpoint: Checkpoint, name: str, factor: float = 1.0, dtype: str 
 
 def _write_weights(path: Path, planned: PlannedFile, content: Content, progress: Progress) -> dict[str, int]:
     is_safe = path.suffix == ".safetensors"
-    writer = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
-    checksums = {}
-    try:
-        for info in planned.tensors:
-            checksums[info.name] = writer.write(info.name, watched(content(info), progress))
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
-    return checksums
+    opened = SafetensorsWriter(path, planned.tensors) if is_safe else TorchWriter(path, planned.tensors)
+    with writing(opened) as writer:
+        return {info.name: writer.write(info.name, watched(content(info), progress)) for info in planned.tensors}
 
 
 def _check(folder: Path, plan: FolderPlan, checksums: Mapping[str, int], progress: Progress) -> None:

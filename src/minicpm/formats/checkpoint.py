@@ -20,7 +20,7 @@ from minicpm.chat import ChatTemplate
 from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats import compressed_tensors, granite, hf, llama, vllmcpm
 from minicpm.formats.compressed_tensors import Packing
-from minicpm.formats.config import DecoderConfig, architecture_names, read_config_json
+from minicpm.formats.config import CONFIG_FILE, DecoderConfig, architecture_names, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.generation import GENERATION_FILE, read_eos_token_ids
 from minicpm.formats.gguf import is_gguf
@@ -192,14 +192,14 @@ def open_checkpoint(path: str | Path, *, allow_quantized: bool = False) -> Check
 
 def _lone_gguf(folder: ModelFolder) -> Path | None:
     """The only GGUF file of a folder without config.json, such as the download of a GGUF file."""
-    found = [] if folder.has("config.json") else sorted(path.name for path in folder.path.glob("*.gguf"))
+    found = [] if folder.has(CONFIG_FILE) else sorted(path.name for path in folder.path.glob("*.gguf"))
     if len(found) > 1:
         raise ModelError(f"{folder.path}: holds {len(found)} GGUF files; give one of them, e.g. {brief(found[0])}")
     return folder.file(found[0]) if found else None
 
 
 def _open_folder(folder: ModelFolder, allow_quantized: bool) -> Opened:
-    config_path = folder.file("config.json")
+    config_path = folder.file(CONFIG_FILE)
     raw = read_config_json(config_path)
     form = recognise(raw)
     try:

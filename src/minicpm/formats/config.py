@@ -16,6 +16,7 @@ from minicpm.errors import FormatError, ModelError, brief
 from minicpm.files import read_json_object
 from minicpm.formats.tensor import FLOAT_DTYPES
 
+CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
 # Far above any member of the family (2B: 2304 / 5760 / 40 / 122753), far below what exhausts a machine.
 MAX_HIDDEN_SIZE, MAX_LAYERS, MAX_HEADS, MAX_VOCAB_SIZE, MAX_POSITIONS = (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import mmap
 import os
 import stat
@@ -100,10 +99,6 @@ def checked_shape(path: Path, name: str, shape: object) -> tuple[int, ...]:
         if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= MAX_AXIS:
             raise FormatError(path, f"{name}: shape {brief(shape)} has an impossible length {brief(length)}")
     return tuple(shape)
-
-
-def byte_size(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * STORAGE_DTYPES[dtype].itemsize
 
 
 def _mapped_privately(descriptor: int, size: int) -> mmap.mmap:

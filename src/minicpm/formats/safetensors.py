@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError, brief
-from minicpm.formats.mapped import MappedFile, aligned_view, byte_size, checked_shape
+from minicpm.formats.mapped import MappedFile, aligned_view, checked_shape
 from minicpm.formats.sequential import SequentialWriter
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
@@ -149,13 +149,13 @@ def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int,
     ):
         raise FormatError(path, f"{label}: data_offsets must be [begin, end], got {brief(offsets)}")
     begin, end = offsets
-    expected = byte_size(dtype, shape)
-    if end - begin != expected:
+    info = TensorInfo(name, dtype, shape)
+    if end - begin != info.nbytes:
         problem = (
-            f"{label}: {dtype} {list(shape)} takes {brief(expected)} bytes, data_offsets hold {brief(end - begin)}"
+            f"{label}: {dtype} {list(shape)} takes {brief(info.nbytes)} bytes, data_offsets hold {brief(end - begin)}"
         )
         raise FormatError(path, problem)
-    return TensorInfo(name, dtype, shape), (begin, end)
+    return info, (begin, end)
 
 
 def _require_gapless(path: Path, spans: dict[str, tuple[int, int]], data_start: int, size: int) -> None:

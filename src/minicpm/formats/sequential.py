@@ -5,11 +5,12 @@ Knows what was announced and counts what comes; headers and dtypes are those of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 
 class Announced(Protocol):
@@ -20,6 +21,31 @@ class Announced(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+
+class TensorWriter(Protocol):
+    """A file of weights that is being written."""
+
+    def close(self) -> None:
+        """Finish the file and make it durable."""
+
+    def abandon(self) -> None:
+        """Close without a claim that the file is whole."""
+
+
+_Writer = TypeVar("_Writer", bound=TensorWriter)
+
+
+@contextlib.contextmanager
+def writing(writer: _Writer) -> Iterator[_Writer]:
+    """The writer, closed when the block ends well and abandoned otherwise."""
+    try:
+        yield writer
+        writer.close()
+    except BaseException:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            writer.abandon()
+        raise
 
 
 class SequentialWriter:

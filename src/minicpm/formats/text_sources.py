@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minicpm.chat import ChatTemplate, template_for
+from minicpm.chat.templates import TEMPLATE_FILE
 from minicpm.files import file_in, has_entry, read_json_object
 from minicpm.formats.generation import GENERATION_FILE, MAX_FILE_BYTES
 from minicpm.tokenizer import Tokenizer, read_tokenizer_config
+from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE, SENTENCEPIECE_FILE
 
-TEMPLATE_FILE, TOKENIZER_CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    TOKENIZER_CONFIG_FILE,
+    JSON_FILE,
+    SENTENCEPIECE_FILE,
+    CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     TEMPLATE_FILE,
@@ -59,7 +60,7 @@ class FolderTexts:
         names = {file.name for file in self.tokenizer_files}
         if TEMPLATE_FILE in names:
             return True
-        return TOKENIZER_CONFIG_FILE in names and bool(read_tokenizer_config(self.path).get("chat_template"))
+        return CONFIG_FILE in names and bool(read_tokenizer_config(self.path).get("chat_template"))
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_folder(self.path)

@@ -19,6 +19,7 @@ from minicpm.tokenizer.sentencepiece import (
     read_sentencepiece,
 )
 
+JSON_FILE, SENTENCEPIECE_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 # The real file has 6,202,715 bytes, 122,753 pieces and 171,540 merges; these are room for bigger kin, not for bombs.
 MAX_FILE_BYTES = 32 << 20
 MAX_VOCAB_SIZE = 1 << 19
@@ -35,23 +36,23 @@ DEFAULT_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, Path]:
     """The `tokenizers.Tokenizer` of a folder and the file it came from. Raises FormatError naming the file."""
-    if has_entry(folder, "tokenizer.json"):
-        source = file_in(folder, "tokenizer.json")
+    if has_entry(folder, JSON_FILE):
+        source = file_in(folder, JSON_FILE)
         library_tokenizer = _load_json(source)
-    elif has_entry(folder, "tokenizer.model"):
-        source = file_in(folder, "tokenizer.model")
+    elif has_entry(folder, SENTENCEPIECE_FILE):
+        source = file_in(folder, SENTENCEPIECE_FILE)
         library_tokenizer = build_from_sentencepiece(read_sentencepiece(source), prepends_blank(config, folder))
     else:
         raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
-    _add_configured_tokens(library_tokenizer, config, folder / "tokenizer_config.json")
+    _add_configured_tokens(library_tokenizer, config, folder / CONFIG_FILE)
     return library_tokenizer, source
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json as a plain object, {} where there is none. Raises FormatError if it is no JSON object."""
-    if not has_entry(folder, "tokenizer_config.json"):
+    if not has_entry(folder, CONFIG_FILE):
         return {}
-    return read_json_object(file_in(folder, "tokenizer_config.json"), MAX_CONFIG_BYTES)
+    return read_json_object(file_in(folder, CONFIG_FILE), MAX_CONFIG_BYTES)
 
 
 def special_token(config: dict[str, Any], key: str) -> object:
@@ -64,7 +65,7 @@ def adds_bos(config: dict[str, Any], folder: Path) -> bool:
     """Whether `<s>` is put in front of a text. Raises FormatError if the configuration says neither yes nor no."""
     value = config.get("add_bos_token", True)
     if not isinstance(value, bool):
-        raise FormatError(folder / "tokenizer_config.json", f"add_bos_token must be true or false, got {brief(value)}")
+        raise FormatError(folder / CONFIG_FILE, f"add_bos_token must be true or false, got {brief(value)}")
     return value and special_token(config, "bos_token") is not None
 
 
@@ -72,9 +73,7 @@ def prepends_blank(config: dict[str, Any], folder: Path) -> bool:
     """Whether a blank is put in front of a text. Raises FormatError if the configuration says neither yes nor no."""
     value = config.get("add_prefix_space", True)
     if value is not None and not isinstance(value, bool):
-        raise FormatError(
-            folder / "tokenizer_config.json", f"add_prefix_space must be true or false, got {brief(value)}"
-        )
+        raise FormatError(folder / CONFIG_FILE, f"add_prefix_space must be true or false, got {brief(value)}")
     return value is not False
 
 

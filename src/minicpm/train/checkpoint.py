@@ -8,7 +8,6 @@ run: the step determines the learning rate, a seed the data order, and the model
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -24,9 +23,10 @@ from minicpm.errors import FormatError, MiniCPMError, TrainingError
 from minicpm.export.destination import copy_file, new_folder
 from minicpm.export.hf_folder import plan_floats, write_folder
 from minicpm.files import is_disk_full, json_text, sha256_of, write_text
-from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.formats.config import CONFIG_FILE, DecoderConfig, read_config_json
 from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.safetensors import SafetensorsFile, SafetensorsWriter, write_order
+from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorInfo, TensorView
 from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.models import MiniCPMForCausalLM
@@ -34,8 +34,8 @@ from minicpm.models import MiniCPMForCausalLM
 LAYOUT = 1
 KEPT = 2
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
-WEIGHTS, OPTIMIZER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.json"
-HASHED = (WEIGHTS, OPTIMIZER, CONFIG)  # STATE holds their hashes and its own
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+HASHED = (WEIGHTS, OPTIMIZER, CONFIG_FILE)  # STATE holds their hashes and its own
 RNG = "rng."  # names of random-number states inside OPTIMIZER
 
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -204,7 +204,7 @@ def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimize
             for key, value in values.items():
                 moments[f"{number}.{names[parameter]}.{key}"] = value
     _write_tensors(folder / OPTIMIZER, moments)
-    write_text(folder / CONFIG, json_text(model.config.to_decoder_config().to_dict()))
+    write_text(folder / CONFIG_FILE, json_text(model.config.to_decoder_config().to_dict()))
     state: dict[str, Any] = {
         "layout": LAYOUT,
         "step": progress.step,
@@ -237,15 +237,9 @@ def _restore_optimizer(
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     infos = write_order([TensorInfo(name, _dtype_name(t), tuple(t.shape)) for name, t in tensors.items()])
-    writer = SafetensorsWriter(path, infos)
-    try:
+    with writing(SafetensorsWriter(path, infos)) as writer:
         for info in infos:
             writer.write(info.name, [_view(info.name, tensors[info.name]).buffer])
-        writer.close()
-    except BaseException:
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-            writer.abandon()
-        raise
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

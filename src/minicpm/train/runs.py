@@ -24,6 +24,7 @@ from minicpm.errors import TrainingError
 from minicpm.export.destination import new_folder
 from minicpm.files import lock, open_folder
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.config import CONFIG_FILE
 from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
 from minicpm.tokenizer import Tokenizer
 from minicpm.train import checkpoint
@@ -229,7 +230,7 @@ def _model(start: _Start, options: RunOptions) -> MiniCPMForCausalLM:
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         return model
-    path = start.source / checkpoint.CONFIG if start.kind == "branch" else start.source
+    path = start.source / CONFIG_FILE if start.kind == "branch" else start.source
     config = MiniCPMConfig.from_decoder_config(read_decoder_config(path).with_dtype("float32"))
     config._attn_implementation = "sdpa"
     model = MiniCPMForCausalLM(config)

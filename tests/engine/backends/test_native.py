@@ -22,6 +22,7 @@ from minicpm.engine.backend import Row, StepBackend
 from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.cache.blocks import common_prefix_length
 from minicpm.engine.cache.sliding_window import SlidingWindow
+from minicpm.engine.prompt import EmbeddingSpan, MixedIds, checked_ids
 from minicpm.errors import FormatError, ModelError
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
@@ -29,7 +30,7 @@ from minicpm.formats.compressed_tensors import PACKED, SCALE, Packing
 from minicpm.formats.config import DecoderConfig
 from minicpm.hub import embedded
 from minicpm.quant.format import PRESETS, Preset
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}")
 
@@ -444,6 +445,45 @@ def test_stretched_contexts_give_numpys_bits(tmp_path: Path, scaling: dict[str, 
         assert same_bits(backend.forward(rows[:1])[0], reference.forward(rows[1:])[0])
 
 
+def with_spans(ids: list[int], spans: list[tuple[int, int]], embeddings: np.ndarray) -> MixedIds:
+    """Ids of which these ranges are spans of the `embeddings` (T, hidden) of all positions."""
+    parts: list[int | EmbeddingSpan] = []
+    start = 0
+    for first, last in spans:
+        parts += [*ids[start:first], EmbeddingSpan(embeddings[first:last], b"content")]
+        start = last
+    return checked_ids([*parts, *ids[start:]], VOCABULARY, embeddings.shape[1])
+
+
+@pytest.mark.parametrize("isa", EVERY_ISA)
+@pytest.mark.parametrize("name", ["odd-int4", "even-int4-hf"])
+def test_a_span_of_scaled_embedding_rows_gives_the_bits_of_their_tokens(folders, name: str, isa: str):
+    """Whole, in chunks that cut spans anywhere, and position by position."""
+    ids = some_ids(4, 50)
+    reference = load_numpy(folders[name], is_exact=True)
+    mixed = with_spans(ids, [(0, 9), (20, 21), (30, 50)], reference._embed(ids, None))
+    expected = logits(reference, ids)
+    assert same_bits(logits(reference, mixed, [3, 20, 27]), expected)
+    for threads, chunks in ((1, [50]), (2, [3, 20, 1, 1, 16, 9]), (2, [1] * 50)):
+        assert same_bits(logits(load_native(folders[name], isa, threads), mixed, chunks), expected), chunks
+
+
+@pytest.mark.parametrize("isa", EVERY_ISA)
+@pytest.mark.parametrize("window", [None, SlidingWindow(32)], ids=["all", "16+32"])
+def test_any_embeddings_give_numpys_bits(folders, window, isa: str):
+    """In a batch with other texts, and as hidden states."""
+    options = {"kv_dtype": "bfloat16", "window": window}
+    reference, backend = load_numpy(folders["odd-int8"], **options), load_native(folders["odd-int8"], isa, 2, **options)
+    values = np.random.default_rng(5).standard_normal((90, ODD.hidden_size), np.float32)
+    texts = [with_spans(some_ids(1, 90), [(5, 80)], values), some_ids(2, 7), with_spans([], [(0, 12)], values[40:52])]
+    for compute in ("forward", "hidden_states"):
+        found, expected = (
+            getattr(one, compute)([Row(one.new_sequence(90), text, "all") for text in texts])
+            for one in (backend, reference)
+        )
+        assert all(map(same_bits, found, expected))
+
+
 # --- the same bits as itself -------------------------------------------------------------------------------------
 
 
@@ -607,17 +647,18 @@ def test_a_sequence_of_another_model_is_refused(folders):
 def forwarded(backend: StepBackend, tables: list[list[int]], lengths: list[int], counts: list[int], pool: Any) -> None:
     """One step of the extension itself, with tables that no BlockCache made."""
     tokens, half = sum(counts), backend.config.head_dim // 2
-    backend._model.forward(
-        [pool] * len(counts),
-        [np.array(table, np.int32) for table in tables],
-        lengths,
-        counts,
-        np.ones(tokens, np.int32),
-        np.ones((tokens, half), np.float32),
-        np.zeros((tokens, half), np.float32),
-        np.zeros(0, np.int32),
-        np.zeros((0, VOCABULARY), np.float32),
+    batch = native.extension().Batch(
+        pools=[pool] * len(counts),
+        tables=[np.array(table, np.int32) for table in tables],
+        lengths=lengths,
+        counts=counts,
+        token_ids=np.ones(tokens, np.int32),
+        cos=np.ones((tokens, half), np.float32),
+        sin=np.zeros((tokens, half), np.float32),
+        wanted=np.zeros(0, np.int32),
+        out=np.zeros((0, VOCABULARY), np.float32),
     )
+    backend._model.forward(batch)
 
 
 @pytest.mark.parametrize(
@@ -646,6 +687,22 @@ def test_a_wrong_table_is_refused(folders, tables, lengths, counts, message: str
         forwarded(backend, tables, lengths, counts, pool)
     # A refusal leaves no trace, and full blocks may be shared.
     forwarded(backend, [[0, 1], [0, 2]], [16, 16], [1, 1], pool)
+
+
+def test_ids_without_a_row_of_the_embeddings_are_refused(folders):
+    backend = load_native(folders["even-int4"], ISAS[0])
+    span = EmbeddingSpan(np.zeros((2, EVEN.hidden_size), np.float32), b"k")
+    ids = checked_ids([1, span], VOCABULARY, EVEN.hidden_size)
+    ids.embeddings = ids.embeddings[:1]
+    sequence = backend.new_sequence(9)
+    with pytest.raises(ValueError, match="no row of the embeddings"):
+        backend.forward([Row(sequence, ids)])
+    with pytest.raises(ValueError, match="no row of the embeddings"):
+        backend.forward([Row(sequence, [1, -1])])
+    narrow = EmbeddingSpan(np.zeros((2, EVEN.hidden_size - 1), np.float32), b"k")
+    with pytest.raises(ValueError, match=r"embeddings are \(positions, hidden\)"):
+        backend.forward([Row(sequence, checked_ids([narrow], VOCABULARY, EVEN.hidden_size - 1))])
+    assert sequence.length == 0
 
 
 def test_copied_blocks_give_the_same_bits(folders):

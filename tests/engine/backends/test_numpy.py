@@ -28,7 +28,7 @@ from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import PRESETS, WEIGHT_TYPES, IntWeight, read_weight
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, ignore_eos=True)
 INT8 = attention.attention_kind("int8", 64)

@@ -21,7 +21,7 @@ from minicpm.engine.backends.packed import packed_weights
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.hub import packed_files
-from tiny_models import ODD, write_model
+from small_models import ODD, write_model
 
 NBYTES = 10_000
 
@@ -354,3 +354,12 @@ def test_the_key_tells_the_byte_order(checkpoint, monkeypatch):
     fill = Filler(2)
     found, _ = packed_weights(checkpoint, "plan", NBYTES, fill)
     assert fill.calls == 1 and np.array_equal(found, fill.expected)
+
+
+def test_only_the_packed_files_of_models_that_are_gone_are_removed(bounded: Path, tmp_path: Path):
+    gone, kept = keep(tmp_path, bounded, "a", 20), keep(tmp_path, bounded, "b", 10)
+    nbytes = gone.stat().st_size
+    shutil.rmtree(tmp_path / "a")
+    assert packed_files.remove_of(tmp_path / "b") == 0
+    assert packed_files.remove_of(tmp_path) == nbytes
+    assert files(tmp_path) == [kept]

@@ -17,7 +17,7 @@ import pytest
 from minicpm import native
 from minicpm.export.quantize import quantize_folder
 from minicpm.hub import packed_files
-from tiny_models import ODD, write_model
+from small_models import ODD, write_model
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason=f"no native engine: {native.why_missing()}")
 

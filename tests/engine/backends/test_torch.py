@@ -11,13 +11,14 @@ from safetensors.numpy import load_file
 
 from minicpm import LLM, SamplingParams
 from minicpm.engine.backend import Row
+from minicpm.engine.prompt import EmbeddingSpan, MixedIds, checked_ids
 from minicpm.errors import GenerationError, ModelError
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import RopeScaling
 from minicpm.hub import embedded
 from minicpm.quant.format import PRESETS
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 torch = pytest.importorskip("torch")
 from minicpm.engine.backends.torch import TorchBackend  # noqa: E402
@@ -93,6 +94,48 @@ def test_single_tokens_give_the_original_codes_logits(golden: Path):
             found = backend.forward([Row(s, [token]) for s, token in zip(sequences, column.tolist())])
             for logits, expected in zip(found, reference["logits"]):
                 assert np.abs(logits[0] - expected[position]).max() < 1e-4
+
+
+def spanned(backend: TorchBackend, text: list[int], first: int, last: int) -> MixedIds:
+    """The text with what tokens' embeddings are, once scale_emb has multiplied them, in the place of some tokens."""
+    with torch.inference_mode():
+        embeddings = backend._embed(text[first:last], None).float().numpy()
+    return checked_ids(
+        [*text[:first], EmbeddingSpan(embeddings, b"k"), *text[last:]], backend.vocab_size, backend.embedding_size
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_span_of_scaled_token_embeddings_gives_the_tokens_logits(folders: dict[str, Path], dtype: str):
+    backend = load(folders["even"], dtype)
+    text = ids_of(40)
+    expected = backend.forward([Row(backend.new_sequence(40), text, "all")])[0]
+    mixed = spanned(backend, text, 7, 30)
+    assert np.array_equal(backend.forward([Row(backend.new_sequence(40), mixed, "all")])[0], expected)
+    hidden = [backend.hidden_states([Row(backend.new_sequence(40), ids)])[0] for ids in (text, mixed)]
+    assert np.array_equal(*hidden)
+
+
+def test_a_position_of_a_span_never_enters_the_step_of_single_tokens(folders: dict[str, Path]):
+    """On a GPU that is the recorded one, which looks token ids up in the embedding."""
+    backend = load(folders["even"])
+    text = ids_of(12)
+    expected = backend.forward([Row(backend.new_sequence(12), text, "all")])[0]
+    mixed = spanned(backend, text, 3, 6)
+    stepped: list[int] = []
+    whole = backend._decode
+
+    def noted(sequences, token_ids):
+        stepped.extend(token_ids)
+        return whole(sequences, token_ids)
+
+    backend._decode = noted
+    sequence, other = backend.new_sequence(12), backend.new_sequence(12)
+    for i in range(12):
+        # Beside it another text gets a token: a step with a span in any row goes the other way as a whole.
+        found = backend.forward([Row(sequence, mixed[i : i + 1]), Row(other, text[i : i + 1])])
+        assert all(np.abs(logits - expected[i]).max() < CLOSE for logits in found)
+    assert stepped == [token for i, token in enumerate(text) if not 3 <= i < 6 for _ in range(2)]
 
 
 @pytest.mark.parametrize("joins", [False, True])

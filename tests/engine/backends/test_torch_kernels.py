@@ -22,7 +22,7 @@ from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import RopeScaling
 from minicpm.quant.format import Int4Weight, Int8Weight, IntWeight
-from tiny_models import EVEN, write_model
+from small_models import EVEN, write_model
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402

@@ -32,7 +32,7 @@ from minicpm.formats.config import RopeScaling
 from minicpm.hub import embedded
 from minicpm.quant.format import IntWeight, read_weight
 from minicpm.tokenizer import Tokenizer
-from tiny_models import EVEN, ODD, write_model
+from small_models import EVEN, ODD, write_model
 
 
 @pytest.mark.skipif(is_installed(), reason="vLLM is here")

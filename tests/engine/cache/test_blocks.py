@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from itertools import chain
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from minicpm.engine.backend import KVSequence
-from minicpm.engine.cache.blocks import BLOCK_TOKENS, BlockCache, BlockSequence, SequenceCache, blocks_of
+from minicpm.engine.cache.blocks import BLOCK_TOKENS, BlockCache, BlockSequence, Root, SequenceCache, blocks_of
+from minicpm.engine.prompt import EmbeddingSpan
 from minicpm.errors import GenerationError
 
 
@@ -19,7 +23,7 @@ class TokenPool:
 
     def __init__(self, blocks: int):
         self.blocks = blocks
-        self.content: list[list[tuple[float, int, int] | None]] = [[None] * BLOCK_TOKENS for _ in range(blocks)]
+        self.content: list[list[tuple[Root, int, int] | None]] = [[None] * BLOCK_TOKENS for _ in range(blocks)]
         self.released: list[int] = []
 
     def copy(self, source: int, destination: int) -> None:
@@ -36,6 +40,21 @@ def rope_key(length: int) -> float:
     return 1e4 if length <= 200 else 2e4
 
 
+def content_ids(key: bytes, positions: int) -> list[int]:
+    """What stands for the positions of a span."""
+    return EmbeddingSpan(np.zeros((positions, 1), np.float32), key).content_ids
+
+
+def texts(most_parts: int) -> st.SearchStrategy[list[int]]:
+    """Texts of a small alphabet: two tokens, and three spans, two of which are as long as each other."""
+    spans = (content_ids(b"a", 11), content_ids(b"b", 11), content_ids(b"b", 20))
+    part = st.sampled_from(([0], [1], [0], [1], [0], [1], *spans))
+    return st.lists(part, min_size=1, max_size=most_parts).map(lambda parts: [*chain.from_iterable(parts)])
+
+
+adapters = st.sampled_from([None, None, "one", "other"])
+
+
 def compute(sequence: BlockSequence, token_ids: Sequence[int]) -> None:
     """What a forward pass does, with tokens and their places for keys and values."""
     start = sequence.length
@@ -43,7 +62,7 @@ def compute(sequence: BlockSequence, token_ids: Sequence[int]) -> None:
     assert sequence.table.tolist() == sequence.blocks
     for place, token in enumerate(token_ids, start=start):
         block = sequence.pool.content[sequence.table[place // BLOCK_TOKENS]]  # type: ignore[attr-defined]
-        block[place % BLOCK_TOKENS] = (sequence.rope_base, place, token)
+        block[place % BLOCK_TOKENS] = (sequence.root, place, token)
     sequence.extend(token_ids)
 
 
@@ -54,7 +73,7 @@ def held(sequence: BlockSequence) -> list[object]:
 
 
 def expected(sequence: BlockSequence) -> list[object]:
-    return [(sequence.rope_base, place, token) for place, token in enumerate(sequence.token_ids)]
+    return [(sequence.root, place, token) for place, token in enumerate(sequence.token_ids)]
 
 
 class TestBlockCache:
@@ -113,6 +132,26 @@ class TestBlockCache:
         compute(self.opened(cache, text), text)
         other = cache.open(text, 40, 300)
         assert other is not None and other.length == 0
+
+    def test_texts_of_another_adapter_share_nothing(self):
+        cache, text = BlockCache(TokenPool(40), rope_key), [*range(40)]
+        for adapter in (None, "one", "other"):
+            sequence = cache.open(text, 40, 100, adapter=adapter)
+            assert sequence is not None and (sequence.length, sequence.adapter) == (0, adapter)
+            compute(sequence, text)
+            cache.close(sequence)
+        for adapter in (None, "one", "other"):
+            sequence = cache.open(text, 40, 100, adapter=adapter)
+            assert sequence is not None and (sequence.length, sequence.adapter) == (39, adapter)
+            assert held(sequence) == expected(sequence)
+
+    def test_a_span_is_shared_where_its_content_is_the_same(self):
+        cache = BlockCache(TokenPool(40), rope_key)
+        question = [7, *content_ids(b"cat", 30), 8, 9]
+        compute(self.opened(cache, question), question)
+        assert self.opened(cache, [*question[:-1], 5]).length == 32
+        assert self.opened(cache, [7, *content_ids(b"dog", 30), 8, 9]).length == 1
+        assert self.opened(cache, [7, *content_ids(b"cat", 31), 8, 9]).length == 1
 
     def test_the_least_recently_used_text_is_dropped_first_and_its_end_before_its_start(self):
         cache = BlockCache(TokenPool(4), rope_key)
@@ -213,7 +252,7 @@ def check_tree(cache: BlockCache) -> None:
     """Every cached block stands behind a cached one, and is found there."""
     for block, key in cache._keys.items():
         assert key.parent == -1 or key.parent in cache._keys
-        assert cache._children[key.rope_base, key.parent][key.token_ids] == block
+        assert cache._children[key.root, key.parent][key.token_ids] == block
     assert sum(map(len, cache._children.values())) == len(cache._keys)
     assert cache._ordered == {parent: sorted(ids) for parent, ids in cache._children.items()}
 
@@ -240,25 +279,27 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        tail=st.lists(st.integers(0, 1), min_size=1, max_size=40),
+        tail=texts(40),
         rope_length=st.sampled_from([100, 300]),
+        adapter=adapters,
     )
-    def come(self, data: st.DataObject, tail: list[int], rope_length: int) -> None:
+    def come(self, data: st.DataObject, tail: list[int], rope_length: int, adapter: str | None) -> None:
         known = data.draw(st.sampled_from(self.texts))
         prompt = [*known[: data.draw(st.integers(0, len(known)))], *tail]
         plan = len(prompt) + data.draw(st.integers(0, 40))
         if blocks_of(plan) > self.pool.blocks:
             return
-        sequence = self.cache.open(prompt, plan, rope_length)
+        sequence = self.cache.open(prompt, plan, rope_length, adapter=adapter)
         if sequence is None:
             assert self.open, "a plan that fits the pool waits for nobody"
             return
+        assert sequence.root == (rope_key(rope_length), adapter)
         assert sequence.token_ids == prompt[: sequence.length] and sequence.length < len(prompt)
         self.open.append((sequence, plan))
         self.texts.append(prompt)
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40))
+    @rule(data=st.data(), tokens=texts(40))
     def grow(self, data: st.DataObject, tokens: list[int]) -> None:
         """Within its plan a text never fails."""
         sequence, plan = data.draw(st.sampled_from(self.open))
@@ -367,6 +408,17 @@ class TestSequenceCache:
         other = cache.open([*range(40)], 300, 300)
         assert other is not None and other.length == 0
 
+    def test_another_adapter_is_no_match(self):
+        cache, text = self.cache(1000), [*range(30)]
+        first = self.computed(cache, text, 30)
+        cache.close(first)
+        other = cache.open(text, 30, 100, adapter="one")
+        assert other is not None and (other.length, other.adapter) == (0, "one")
+        other.extend(text)
+        cache.close(other)
+        assert cache.open(text, 30, 100) is first
+        assert cache.open(text, 30, 100, adapter="one") is other
+
     @settings(deadline=None)
     @given(st.data())
     def test_plans_and_idle_texts_stay_within_the_budget(self, data: st.DataObject):
@@ -428,5 +480,8 @@ class TestSequenceCache:
     def test_a_sequence_that_holds_nothing_is_not_kept(self):
         cache = self.cache(100)
         empty = cache.open([1, 2], 10, 100)
+        assert empty is not None
         cache.close(empty)
-        assert cache.usage().idle_tokens == 0 and cache.open([1, 2], 10, 100) is not empty
+        gone = weakref.ref(empty)
+        del empty
+        assert gone() is None

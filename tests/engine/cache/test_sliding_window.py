@@ -17,7 +17,7 @@ from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.errors import GenerationError
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.models import MiniCPMForCausalLM
-from tiny_models import EVEN, write_model
+from small_models import EVEN, write_model
 
 WINDOW = SlidingWindow(32, 16)
 TOKENS = 150

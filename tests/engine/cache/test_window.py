@@ -9,7 +9,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.cache.test_blocks import TokenPool, check_counts, check_nothing_stays, check_tree, compute, rope_key
+from engine.cache.test_blocks import (
+    TokenPool,
+    adapters,
+    check_counts,
+    check_nothing_stays,
+    check_tree,
+    compute,
+    rope_key,
+    texts,
+)
 from minicpm.engine.cache.blocks import BLOCK_TOKENS, blocks_of
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.engine.cache.window import WindowCache, WindowSequence
@@ -27,7 +36,7 @@ def needed(sequence: WindowSequence) -> list[int]:
 def is_whole(sequence: WindowSequence) -> bool:
     content = sequence.pool.content  # type: ignore[attr-defined]
     return all(
-        content[sequence.table[i // BLOCK_TOKENS]][i % BLOCK_TOKENS] == (sequence.rope_base, i, sequence.token_ids[i])
+        content[sequence.table[i // BLOCK_TOKENS]][i % BLOCK_TOKENS] == (sequence.root, i, sequence.token_ids[i])
         for i in needed(sequence)
     )
 
@@ -176,26 +185,30 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        tail=st.lists(st.integers(0, 1), min_size=1, max_size=40),
+        tail=texts(40),
         rope_length=st.sampled_from([100, 100, 300]),
         keeps_all=st.sampled_from([False, False, False, True]),
+        adapter=adapters,
     )
-    def come(self, data: st.DataObject, tail: list[int], rope_length: int, keeps_all: bool) -> None:
+    def come(
+        self, data: st.DataObject, tail: list[int], rope_length: int, keeps_all: bool, adapter: str | None
+    ) -> None:
         known = data.draw(st.sampled_from(self.texts))
         prompt = [*known[: data.draw(st.integers(0, len(known)))], *tail]
         plan = len(prompt) + data.draw(st.integers(0, 300))
         if (blocks_of(plan) if keeps_all else min(blocks_of(plan), WINDOW.held_blocks)) > self.pool.blocks:
             return
-        sequence = self.cache.open(prompt, plan, rope_length, keeps_all=keeps_all)
+        sequence = self.cache.open(prompt, plan, rope_length, keeps_all=keeps_all, adapter=adapter)
         if sequence is None:
             assert self.open, "a plan that fits the pool waits for nobody"
             return
+        assert sequence.root == (rope_key(rope_length), adapter)
         assert sequence.token_ids == prompt[: sequence.length] and sequence.length < len(prompt)
         self.open.append((sequence, plan))
         self.texts.append(prompt)
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=8), times=st.integers(1, 20))
+    @rule(data=st.data(), tokens=texts(8), times=st.integers(1, 20))
     def grow(self, data: st.DataObject, tokens: list[int], times: int) -> None:
         """Within its plan a text never fails."""
         sequence, plan = data.draw(st.sampled_from(self.open))
@@ -250,7 +263,8 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def a_cached_block_stands_behind_a_cached_one(self) -> None:
         ghosts = {block for block in self.cache._keys if block >= self.pool.blocks}
-        assert all(any((key, ghost) in self.cache._children for key in (1e4, 2e4)) for ghost in ghosts)
+        behind = {parent for _, parent in self.cache._children}
+        assert ghosts <= behind
         check_tree(self.cache)
 
     def teardown(self) -> None:

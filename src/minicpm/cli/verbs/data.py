@@ -14,7 +14,7 @@ from minicpm.chat import STOP_STRINGS, contains_markers, template_for
 from minicpm.cli.arguments import add_model_argument, count, whole
 from minicpm.cli.models import resolve_model
 from minicpm.cli.output import is_terminal, printable, talk
-from minicpm.formats.config import DecoderConfig, read_config_json
+from minicpm.formats.config import CONFIG_FILE, DecoderConfig, read_config_json
 from minicpm.tokenizer import Tokenizer
 from minicpm.train.options import TRAIN_ON
 from minicpm.train.records import Conversation, Problem, Record, Text, read_records
@@ -81,7 +81,7 @@ def _renderer(args: argparse.Namespace) -> Renderer:
     from minicpm.train.rendering import Renderer
 
     folder = resolve_model(args, args.model)
-    config = DecoderConfig.from_dict(read_config_json(folder / "config.json"))
+    config = DecoderConfig.from_dict(read_config_json(folder / CONFIG_FILE))
     return Renderer(Tokenizer.from_folder(folder), template_for(folder), config.vocab_size, args.train_on)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm import native
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import Row, flat_ids, wanted_places
 from minicpm.engine.backends.numpy_attention import RotaryTables, cache_bytes_per_token
 from minicpm.engine.backends.packed import packed_weights
 from minicpm.engine.cache.blocks import BlockCache, BlockSequence, blocks_of
@@ -195,6 +195,7 @@ class NativeBackend:
         self.config = config = checkpoint.config
         self.isa = native.isa()
         self.vocab_size = config.vocab_size
+        self.embedding_size = config.hidden_size
         self.context_length = config.context_length if window is None else MOST_POSITIONS
         self.trained_length = config.max_position_embeddings
         self.kv_dtype = "int8" if kv_dtype == "auto" else kv_dtype
@@ -277,13 +278,7 @@ class NativeBackend:
 
     def _row_in_steps(self, row: Row, is_hidden: bool) -> Floats:
         """(n, vocab or hidden) of a row alone, cut into steps."""
-        starts = range(0, len(row.token_ids), self._most_row_tokens)
-        parts = []
-        for start in starts:
-            kind = row.logits if row.logits != "last" or start == starts[-1] else "none"
-            part = Row(row.sequence, row.token_ids[start : start + self._most_row_tokens], kind)
-            parts.append(self._step([part], is_hidden)[0])
-        return np.concatenate(parts)
+        return np.concatenate([self._step([part], is_hidden)[0] for part in row.chunks(self._most_row_tokens)])
 
     def _step(self, rows: Sequence[Row], is_hidden: bool) -> list[Floats]:
         sequences = [cast(BlockSequence, row.sequence) for row in rows]
@@ -291,28 +286,28 @@ class NativeBackend:
         lengths = [sequence.length for sequence in sequences]
         for sequence, length, count in zip(sequences, lengths, counts):
             sequence.reserve(length + count)
-        wanted_counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, counts)]
-        # Plain lists: for one token numpy's functions that do this take longer than a layer of a small model.
-        ends = list(accumulate(counts))
-        wanted = [place for end, n in zip(ends, wanted_counts) for place in range(end - n, end)]
+        wanted, wanted_counts = wanted_places(rows)
+        ids, embeddings = flat_ids(rows)
         cos, sin = self._rotary.of(rows)
         sink_cos, sink_sin = self._rotary.of_sinks(rows) or (None, None)
         width = self.config.hidden_size if is_hidden else self.vocab_size
         out = np.empty((len(wanted), width), np.float32)
-        self._model.forward(
-            [sequence.pool for sequence in sequences],
-            [sequence.table for sequence in sequences],
-            lengths,
-            counts,
-            np.array([token for row in rows for token in row.token_ids], np.int32),
-            cos,
-            sin,
-            np.array(wanted, np.int32),
-            out,
-            is_hidden,
-            sink_cos,
-            sink_sin,
+        batch = native.extension().Batch(
+            pools=[sequence.pool for sequence in sequences],
+            tables=[sequence.table for sequence in sequences],
+            lengths=lengths,
+            counts=counts,
+            token_ids=np.array(ids, np.int32),
+            embeddings=embeddings,
+            cos=cos,
+            sin=sin,
+            wanted=np.array(wanted, np.int32),
+            out=out,
+            is_hidden=is_hidden,
+            sink_cos=sink_cos,
+            sink_sin=sink_sin,
         )
+        self._model.forward(batch)
         for sequence, row in zip(sequences, rows):
             sequence.extend(row.token_ids)
         return [out[end - n : end] for end, n in zip(accumulate(wanted_counts), wanted_counts)]

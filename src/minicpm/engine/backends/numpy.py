@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import Row, flat_ids, wanted_places
 from minicpm.engine.backends.arithmetic import (
     BLOCK_ELEMENTS,
     LANES,
@@ -191,6 +191,7 @@ class NumpyBackend:
         self._checkpoint = checkpoint
         self._keeps_expanded = 4 * config.num_parameters() <= MAX_KEPT_BYTES
         self.vocab_size = config.vocab_size
+        self.embedding_size = config.hidden_size
         self.context_length = config.context_length if window is None else MOST_POSITIONS
         self.trained_length = config.max_position_embeddings
         self.kv_dtype = ("int8" if self.is_exact else "float32") if kv_dtype == "auto" else kv_dtype
@@ -253,7 +254,7 @@ class NumpyBackend:
         scale = np.float32(config.residual_scale)
         lengths = [len(row.token_ids) for row in rows]
         rotations = self._rotary.of(rows), self._rotary.of_sinks(rows)
-        h = self._embed(np.array([token for row in rows for token in row.token_ids], np.int64))
+        h = self._embed(*flat_ids(rows))
         for index, layer in enumerate(self._layers):
             x = rms_norm(h, layer.attention_norm, config.rms_norm_eps)
             h = h + layer.o(self._attention(layer.qkv(x), rows, lengths, index, *rotations)) * scale
@@ -264,11 +265,16 @@ class NumpyBackend:
             row.sequence.extend(row.token_ids)
         return h
 
-    def _embed(self, token_ids: npt.NDArray[np.int64]) -> Floats:
-        """(T,) ids -> (T, hidden)."""
-        table = self._embedding
-        rows = table.rows(token_ids).dequantize() if isinstance(table, IntWeight) else _rows(table, token_ids)
-        return rows * np.float32(self.config.scale_emb)
+    def _embed(self, ids: list[int], embeddings: Floats | None) -> Floats:
+        """(T, hidden) of T ids as flat_ids gives them: a token's row, scaled, and given embeddings as they are."""
+        table, wanted = self._embedding, np.array(ids, np.int64)
+        is_content = wanted < 0
+        wanted[is_content] = 0
+        rows = table.rows(wanted).dequantize() if isinstance(table, IntWeight) else _rows(table, wanted)
+        h: Floats = rows * np.float32(self.config.scale_emb)
+        if embeddings is not None:
+            h[is_content] = embeddings
+        return h
 
     def _attention(
         self,
@@ -298,12 +304,10 @@ class NumpyBackend:
 
     def _logits(self, h: Floats, rows: Sequence[Row]) -> list[Floats]:
         """Per row (n, vocab): the head runs over the wanted positions only."""
-        lengths = [len(row.token_ids) for row in rows]
-        counts = [{"last": 1, "all": n, "none": 0}[row.logits] for row, n in zip(rows, lengths)]
-        wanted = [np.arange(end - count, end) for end, count in zip(np.cumsum(lengths), counts)]
+        wanted, counts = wanted_places(rows)
         logits: Floats = np.zeros((0, self.vocab_size), np.float32)
-        if any(counts):
-            x = rms_norm(h[np.concatenate(wanted)], self._norm, self.config.rms_norm_eps)
+        if wanted:
+            x = rms_norm(h[wanted], self._norm, self.config.rms_norm_eps)
             logits = self._head(x * np.float32(self.config.logit_scale))
         return np.split(logits, np.cumsum(counts)[:-1])
 

@@ -184,6 +184,7 @@ class VllmBackend:
     """
 
     name = "vllm"
+    embedding_size = None
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions):
         config, max_batch = checkpoint.config, options.max_batch
@@ -265,7 +266,7 @@ class VllmBackend:
                 self._inbox.pop(name, None)
         return found
 
-    def prompt_logprobs(self, texts: Sequence[list[int]]) -> list[Any]:
+    def prompt_logprobs(self, texts: Sequence[Sequence[int]]) -> list[Any]:
         """Per text (T ids) and position, vLLM's log-probabilities of its token and the likeliest one, by id.
 
         vLLM computes every text in full: it has no log-probabilities of prompts in its prefix cache.

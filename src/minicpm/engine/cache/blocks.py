@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -92,15 +92,22 @@ class BlockPool(Protocol):
         """Give the memory of blocks back to the system; what they held is lost."""
 
 
+class Root(NamedTuple):
+    """What all blocks of a text have in common. Texts of different roots share nothing."""
+
+    rope_base: float  # that keys are rotated by
+    adapter: str | None  # whose weights computed them, None for the model's own
+
+
 @dataclass(frozen=True)
 class _Key:
-    """What a cached block holds: these tokens behind those of its parent, rotated by this base.
+    """What a cached block holds: these tokens behind those of its parent, computed under this root.
 
-    The parent is a cached block itself and stays one as long as this, so its number says all that lies before. Only
-    the last block of a text may hold fewer than 16 tokens.
+    Of embeddings `token_ids` are content ids (engine/prompt.py). The parent is a cached block itself and stays one as
+    long as this, so its number says all that lies before. Only the last block of a text may hold fewer than 16 tokens.
     """
 
-    rope_base: float
+    root: Root
     parent: int
     token_ids: tuple[int, ...]
 
@@ -112,10 +119,10 @@ class BlockSequence(KVSequence):
     sequence's own.
     """
 
-    def __init__(self, cache: BlockCache, rope_length: int, rope_base: float, promised_blocks: int):
-        super().__init__(rope_length)
+    def __init__(self, cache: BlockCache, rope_length: int, root: Root, promised_blocks: int):
+        super().__init__(rope_length, root.adapter)
         self.pool = cache.pool
-        self.rope_base = rope_base
+        self.root = root
         self.blocks: list[int] = []
         self.promised_blocks = promised_blocks  # still to come by plan; nobody else gets them
         self.is_last_cached = False  # the last block was cached, then cut: not to be written as it is
@@ -168,9 +175,9 @@ class BlockCache:
         self._free: list[int] = [*range(pool.blocks - 1, -1, -1)]
         self._users = [0] * pool.blocks
         self._keys: dict[int, _Key] = {}
-        self._children: dict[tuple[float, int], dict[tuple[int, ...], int]] = {}
+        self._children: dict[tuple[Root, int], dict[tuple[int, ...], int]] = {}
         # Their ids in order: what has most in common with a text stands beside the text's own place.
-        self._ordered: dict[tuple[float, int], list[tuple[int, ...]]] = {}
+        self._ordered: dict[tuple[Root, int], list[tuple[int, ...]]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._promised = 0
 
@@ -189,16 +196,22 @@ class BlockCache:
     # --- for the engine ------------------------------------------------------------------------------------------
 
     def open(
-        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        planned_tokens: int,
+        rope_length: int,
+        *,
+        keeps_all: bool = False,
+        adapter: str | None = None,
     ) -> BlockSequence | None:
         with self._lock:
-            base = self._rope_key(rope_length)
-            chain = self._cached_chain(base, prompt_ids[:-1])
+            root = Root(self._rope_key(rope_length), adapter)
+            chain = self._cached_chain(root, prompt_ids[:-1])
             wanted = blocks_of(planned_tokens) - len(chain)
             revived = sum(self._users[block] == 0 for block in chain)
             if self._available - revived < self._promised + wanted:
                 return None
-            sequence = BlockSequence(self, rope_length, base, wanted)
+            sequence = BlockSequence(self, rope_length, root, wanted)
             self._promised += wanted
             for block in chain:
                 self._use(block)
@@ -281,24 +294,24 @@ class BlockCache:
 
     # --- finding -------------------------------------------------------------------------------------------------
 
-    def _cached_chain(self, base: float, token_ids: Sequence[int]) -> list[int]:
+    def _cached_chain(self, root: Root, token_ids: Sequence[int]) -> list[int]:
         """The longest run of cached full blocks from the start of a text on."""
         chain: list[int] = []
         for start in range(0, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
             ids = tuple(token_ids[start : start + BLOCK_TOKENS])
-            block = self._known(_Key(base, chain[-1] if chain else ROOT, ids))
+            block = self._known(_Key(root, chain[-1] if chain else ROOT, ids))
             if block is None:
                 break
             chain.append(block)
         return chain
 
     def _known(self, key: _Key) -> int | None:
-        return self._children.get((key.rope_base, key.parent), {}).get(key.token_ids)
+        return self._children.get((key.root, key.parent), {}).get(key.token_ids)
 
     def _key(self, sequence: BlockSequence, index: int) -> _Key:
         parent = sequence.blocks[index - 1] if index else ROOT
         ids = sequence.token_ids[BLOCK_TOKENS * index : BLOCK_TOKENS * (index + 1)]
-        return _Key(sequence.rope_base, parent, tuple(ids))
+        return _Key(sequence.root, parent, tuple(ids))
 
     def _take_partial(self, sequence: BlockSequence, token_ids: Sequence[int]) -> None:
         """Begin a sequence's first block of its own with what a cached one has in common with the text.
@@ -306,10 +319,10 @@ class BlockCache:
         The end of an earlier text is taken over as it is, nobody else needs it; of a full block a copy is made.
         """
         parent = sequence.blocks[-1] if sequence.blocks else ROOT
-        best_ids, best_length = self._most_similar((sequence.rope_base, parent), tuple(token_ids[:BLOCK_TOKENS]))
+        best_ids, best_length = self._most_similar((sequence.root, parent), tuple(token_ids[:BLOCK_TOKENS]))
         if not best_length:
             return
-        best = self._children[sequence.rope_base, parent][best_ids]
+        best = self._children[sequence.root, parent][best_ids]
         self._use(best)
         if len(self._keys[best].token_ids) < BLOCK_TOKENS:
             self._forget(best)
@@ -325,7 +338,7 @@ class BlockCache:
             return
         sequence.token_ids += token_ids[:best_length]
 
-    def _most_similar(self, parent: tuple[float, int], ids: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    def _most_similar(self, parent: tuple[Root, int], ids: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """Ids of the child that has most in common with these, and how many."""
         ordered = self._ordered.get(parent, [])
         place = bisect_left(ordered, ids)
@@ -345,34 +358,34 @@ class BlockCache:
         sequence.forget_table()
 
     def _keep(self, block: int, key: _Key) -> None:
-        children = self._children.setdefault((key.rope_base, key.parent), {})
+        children = self._children.setdefault((key.root, key.parent), {})
         for length in range(1, len(key.token_ids)):
             # The end of an earlier text that went on like this one: this block holds all of it.
             beginning = children.get(key.token_ids[:length])
             if beginning is not None:
                 self._drop(beginning)
         # Dropping the last child took the dictionary away.
-        self._children.setdefault((key.rope_base, key.parent), {})[key.token_ids] = block
-        insort(self._ordered.setdefault((key.rope_base, key.parent), []), key.token_ids)
+        self._children.setdefault((key.root, key.parent), {})[key.token_ids] = block
+        insort(self._ordered.setdefault((key.root, key.parent), []), key.token_ids)
         self._keys[block] = key
 
     def _keep_partial(self, sequence: BlockSequence) -> None:
         """Cache the block that a text ends in, unless a cached one begins with the same tokens."""
         index = sequence.length // BLOCK_TOKENS
         block, key = sequence.blocks[index], self._key(sequence, index)
-        _, length = self._most_similar((key.rope_base, key.parent), key.token_ids)
+        _, length = self._most_similar((key.root, key.parent), key.token_ids)
         if block not in self._keys and length < len(key.token_ids):
             self._keep(block, key)
 
     def _forget(self, block: int) -> None:
         """A cached block with one user becomes that user's own: whatever stands behind it is idle, and dropped."""
         key = self._keys.pop(block)
-        siblings, ordered = self._children[key.rope_base, key.parent], self._ordered[key.rope_base, key.parent]
+        siblings, ordered = self._children[key.root, key.parent], self._ordered[key.root, key.parent]
         del siblings[key.token_ids]
         del ordered[bisect_left(ordered, key.token_ids)]
         if not siblings:
-            del self._children[key.rope_base, key.parent], self._ordered[key.rope_base, key.parent]
-        for child in [*self._children.get((key.rope_base, block), {}).values()]:
+            del self._children[key.root, key.parent], self._ordered[key.root, key.parent]
+        for child in [*self._children.get((key.root, block), {}).values()]:
             self._drop(child)
 
     def _drop(self, block: int) -> None:
@@ -383,7 +396,7 @@ class BlockCache:
 
     def _drop_oldest(self) -> None:
         block = next(iter(self._idle))
-        assert (self._keys[block].rope_base, block) not in self._children
+        assert (self._keys[block].root, block) not in self._children
         self._drop(block)
 
     def _make_last_writable(self, sequence: BlockSequence) -> None:
@@ -457,12 +470,21 @@ class SequenceCache:
         self._idle: OrderedDict[int, KVSequence] = OrderedDict()
 
     def open(
-        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        planned_tokens: int,
+        rope_length: int,
+        *,
+        keeps_all: bool = False,
+        adapter: str | None = None,
     ) -> KVSequence | None:
         running = sum(self._planned.values()) + planned_tokens
         if running > self.tokens:
             return None
-        sequence = self._take_similar(prompt_ids[:-1], rope_length) or self._new_sequence(rope_length)
+        sequence = self._take_similar(prompt_ids[:-1], rope_length, adapter)
+        if sequence is None:
+            sequence = self._new_sequence(rope_length)
+            sequence.adapter = adapter
         self._planned[id(sequence)] = planned_tokens
         self._drop_beyond_budget()
         return sequence
@@ -492,16 +514,16 @@ class SequenceCache:
         while self._idle and running + sum(idle.length for idle in self._idle.values()) > self.tokens:
             self._idle.popitem(last=False)
 
-    def _take_similar(self, token_ids: Sequence[int], rope_length: int) -> KVSequence | None:
+    def _take_similar(self, token_ids: Sequence[int], rope_length: int, adapter: str | None) -> KVSequence | None:
         """The idle sequence with the longest common prefix, cut to it; None where it is worth more to its own text.
 
         That is where less than half of the sequence and less than half of the new text are the same.
         """
-        base = self._rope_key(rope_length)
+        root = Root(self._rope_key(rope_length), adapter)
         best, best_length = None, 0
         for sequence in self._idle.values():
             length = common_prefix_length(sequence.token_ids, token_ids)
-            if length > best_length and self._rope_key(sequence.rope_length) == base:
+            if length > best_length and Root(self._rope_key(sequence.rope_length), sequence.adapter) == root:
                 best, best_length = sequence, length
         if best is None or 2 * best_length < min(best.length, len(token_ids)):
             return None

@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import count
 
 from minicpm.engine.backend import BLOCK_TOKENS, KVSequence
-from minicpm.engine.cache.blocks import ROOT, BlockCache, BlockPool, BlockSequence, blocks_of
+from minicpm.engine.cache.blocks import ROOT, BlockCache, BlockPool, BlockSequence, Root, blocks_of
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.errors import GenerationError
 
@@ -26,10 +26,8 @@ class WindowSequence(BlockSequence):
     In their places in the table stands the first block, which nobody writes to.
     """
 
-    def __init__(
-        self, cache: WindowCache, rope_length: int, rope_base: float, promised_blocks: int, *, keeps_all: bool
-    ):
-        super().__init__(cache, rope_length, rope_base, promised_blocks)
+    def __init__(self, cache: WindowCache, rope_length: int, root: Root, promised_blocks: int, *, keeps_all: bool):
+        super().__init__(cache, rope_length, root, promised_blocks)
         self.keeps_all = keeps_all
         self.gone_to = cache.window.sink_blocks
         self._window_cache = cache
@@ -56,11 +54,17 @@ class WindowCache(BlockCache):
         self._ghosts = count(pool.blocks)
 
     def open(
-        self, prompt_ids: Sequence[int], planned_tokens: int, rope_length: int, *, keeps_all: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        planned_tokens: int,
+        rope_length: int,
+        *,
+        keeps_all: bool = False,
+        adapter: str | None = None,
     ) -> WindowSequence | None:
         with self._lock:
-            base = self._rope_key(rope_length)
-            chain = self._cached_chain(base, prompt_ids[:-1])
+            root = Root(self._rope_key(rope_length), adapter)
+            chain = self._cached_chain(root, prompt_ids[:-1])
             del chain[self._usable(chain, keeps_all) :]
             sinks = self.window.sink_blocks
             gone_to = sinks if keeps_all else self.window.first_block(BLOCK_TOKENS * len(chain))
@@ -70,7 +74,7 @@ class WindowCache(BlockCache):
             revived = sum(self._users[block] == 0 for block in held)
             if self._available - revived < self._promised + wanted + shared:
                 return None
-            sequence = WindowSequence(self, rope_length, base, wanted, keeps_all=keeps_all)
+            sequence = WindowSequence(self, rope_length, root, wanted, keeps_all=keeps_all)
             self._promised += wanted + shared
             for block in held:
                 self._use(block)
@@ -153,13 +157,13 @@ class WindowCache(BlockCache):
 
     def _take_partial(self, sequence: BlockSequence, token_ids: Sequence[int]) -> None:
         parent = sequence.blocks[-1] if sequence.blocks else ROOT
-        best_ids, best_length = self._most_similar((sequence.rope_base, parent), tuple(token_ids[:BLOCK_TOKENS]))
-        if best_length and self._children[sequence.rope_base, parent][best_ids] < self.pool.blocks:
+        best_ids, best_length = self._most_similar((sequence.root, parent), tuple(token_ids[:BLOCK_TOKENS]))
+        if best_length and self._children[sequence.root, parent][best_ids] < self.pool.blocks:
             super()._take_partial(sequence, token_ids)
 
     def _make_last_writable(self, sequence: BlockSequence) -> None:
         last, index = sequence.blocks[-1], len(sequence.blocks) - 1
-        if self._users[last] == 1 and (sequence.rope_base, last) not in self._children:
+        if self._users[last] == 1 and (sequence.root, last) not in self._children:
             super()._make_last_writable(sequence)
             return
         # Others may be writing behind it, having left it.
@@ -171,7 +175,7 @@ class WindowCache(BlockCache):
 
     def _drop_oldest(self) -> None:
         block = next(iter(self._idle))
-        if (self._keys[block].rope_base, block) in self._children:
+        if (self._keys[block].root, block) in self._children:
             del self._idle[block]
             self._rename(block, next(self._ghosts))
             self._free.append(block)
@@ -181,17 +185,17 @@ class WindowCache(BlockCache):
     def _rename(self, old: int, new: int) -> None:
         """A cached block gets another number: a ghost's, or a ghost gets memory."""
         key = self._keys[new] = self._keys.pop(old)
-        self._children[key.rope_base, key.parent][key.token_ids] = new
-        if (key.rope_base, old) in self._children:
-            children = self._children[key.rope_base, new] = self._children.pop((key.rope_base, old))
-            self._ordered[key.rope_base, new] = self._ordered.pop((key.rope_base, old))
+        self._children[key.root, key.parent][key.token_ids] = new
+        if (key.root, old) in self._children:
+            children = self._children[key.root, new] = self._children.pop((key.root, old))
+            self._ordered[key.root, new] = self._ordered.pop((key.root, old))
             for child in children.values():
                 self._keys[child] = replace(self._keys[child], parent=new)
 
     def _forget(self, block: int) -> None:
-        parent, base = self._keys[block].parent, self._keys[block].rope_base
+        parent, root = self._keys[block].parent, self._keys[block].root
         super()._forget(block)
         # A ghost that leads nowhere is forgotten, and so on.
-        while parent >= self.pool.blocks and (base, parent) not in self._children:
+        while parent >= self.pool.blocks and (root, parent) not in self._children:
             ghost, parent = parent, self._keys[parent].parent
             super()._forget(ghost)

@@ -1,7 +1,8 @@
 """The torch backend: a model on a CPU or GPU, in floating point or with its weights as INT4 or INT8 codes.
 
-Prompts, and any mix with answers, go through transformers' model classes (ragged.py). A step that gives every row one
-token goes through a decoder made for it (decode.py), on an NVIDIA GPU as a recorded graph of a few kernels (graphs.py,
+Prompts, and any mix with answers, go through transformers' model classes (ragged.py), and so does every position that
+has an embedding in place of a token id. A step that gives every row one token id goes through a decoder made for it
+(decode.py), on an NVIDIA GPU as a recorded graph of a few kernels (graphs.py,
 kernels.py). Both read and write the same sequences. Floating point: the same request may differ in the last bits with
 what it shares a batch with; the integer backends are the ones that promise equal bits.
 """
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minicpm.engine.backend import Row
+from minicpm.engine.backend import Row, flat_ids, wanted_places
 from minicpm.engine.backends.torch.decode import Decoder, RowAttention, project
 from minicpm.engine.backends.torch.ragged import ATTENTION, RaggedBatch, TorchSequence
 from minicpm.engine.cache.blocks import SequenceCache
@@ -54,6 +55,7 @@ class TorchBackend:
         is_stored = not checkpoint.packings and str(self._dtype) == f"torch.{checkpoint.config.dtype}"
         self._mapped_bytes = checkpoint.nbytes if is_stored and self._device.type == "cpu" else 0
         self.vocab_size = self.config.vocab_size
+        self.embedding_size = self.config.hidden_size
         self.context_length = self.config.context_length
         self.trained_length = self.config.max_position_embeddings
         kv_values = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
@@ -104,23 +106,32 @@ class TorchBackend:
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _forward(self, rows: Sequence[Row], is_hidden: bool) -> list[npt.NDArray[np.float32]]:
         token_count = sum(len(row.token_ids) for row in rows)
-        wanted, counts = _wanted_positions(rows)
+        wanted, counts = wanted_places(rows)
+        ids, embeddings = flat_ids(rows)
         with _fastest_matmul(token_count, self._dtype, self._device):
-            if token_count == len(rows) and not is_hidden:
-                out = self._decode([row.sequence for row in rows], [row.token_ids[0] for row in rows])
+            if token_count == len(rows) and embeddings is None and not is_hidden:
+                out = self._decode([row.sequence for row in rows], ids)
                 out = out if len(wanted) == len(rows) else out[wanted]
             else:
-                out = self._read(rows, wanted, is_hidden)
+                out = self._read(rows, self._embed(ids, embeddings), wanted, is_hidden)
         for row in rows:
             row.sequence.extend(row.token_ids)
         values = out.float().cpu().numpy()
         return np.split(values, np.cumsum(counts)[:-1])
 
-    def _read(self, rows: Sequence[Row], wanted: list[int], is_hidden: bool) -> torch.Tensor:
-        """(len(wanted), vocab) logits of any rows, or the hidden states of all their tokens."""
+    def _embed(self, ids: list[int], embeddings: npt.NDArray[np.float32] | None) -> torch.Tensor:
+        """(T, hidden) of T ids as flat_ids gives them: a token's row, scaled, and given embeddings as they are."""
+        wanted = torch.tensor(ids, device=self._device)
+        h: torch.Tensor = self._model.model.embed_tokens(wanted.clamp(min=0))
+        if embeddings is not None:
+            h[wanted < 0] = torch.from_numpy(embeddings).to(h)
+        return h
+
+    def _read(self, rows: Sequence[Row], h: torch.Tensor, wanted: list[int], is_hidden: bool) -> torch.Tensor:
+        """(len(wanted), vocab) logits of any rows that layer 0 gets h of, or the hidden states of all their tokens."""
         for row in rows:
             row.sequence.reserve(row.sequence.length + len(row.token_ids))
-        inputs = RaggedBatch(rows, self._device).inputs(rows, self._device)
+        inputs = RaggedBatch(rows, self._device).inputs(h, self._device)
         if is_hidden:
             return self._model.model(**inputs).last_hidden_state[0]
         keep = torch.tensor(wanted, dtype=torch.long, device=self._device)
@@ -166,20 +177,6 @@ def _fastest_matmul(token_count: int, dtype: torch.dtype, device: torch.device) 
         yield
     finally:
         torch.backends.mkldnn.enabled = True
-
-
-def _wanted_positions(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Flat indices whose logits are wanted, and how many of them each row has."""
-    wanted: list[int] = []
-    counts: list[int] = []
-    start = 0
-    for row in rows:
-        end = start + len(row.token_ids)
-        chosen = {"last": range(end - 1, end), "all": range(start, end), "none": range(0)}[row.logits]
-        wanted += chosen
-        counts.append(len(chosen))
-        start = end
-    return wanted, counts
 
 
 def _choose_device(device: str) -> str:

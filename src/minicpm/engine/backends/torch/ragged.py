@@ -86,13 +86,12 @@ class RaggedBatch(Cache):
         self.held: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.masks = [_chunk_mask(s.length, n, device) for s, n in zip(self._sequences, self.lengths)]
 
-    def inputs(self, rows: Sequence[Row], device: torch.device) -> dict[str, Any]:
-        """What the model is called with."""
-        ids = torch.tensor([t for row in rows for t in row.token_ids], device=device)
+    def inputs(self, h: torch.Tensor, device: torch.device) -> dict[str, Any]:
+        """What the model is called with, to compute all rows' tokens from their embeddings h (T, hidden)."""
         spans = list(zip(self._sequences, self.lengths))
         positions = torch.cat([torch.arange(s.length, s.length + n) for s, n in spans])
         return {
-            "input_ids": ids[None],
+            "inputs_embeds": h[None],
             "position_ids": positions[None].to(device),
             "past_key_values": self,
             "rope_length": torch.tensor([[s.rope_length for s, n in spans for _ in range(n)]]),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minicpm.formats import folder as folders
-from minicpm.formats.folder import copy_file, new_file, new_folder
+from minicpm.export import destination as destinations
+from minicpm.export.destination import copy_file, new_file, new_folder
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no fsync of folders")
 
@@ -50,13 +50,13 @@ def test_an_empty_folder_that_appears_meanwhile_is_filled(tmp_path: Path):
 @needs_posix
 def test_a_folder_is_flushed_before_its_rename_and_its_parent_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     events: list[tuple[str, bool]] = []
-    sync = folders.sync_folder
+    sync = destinations.sync_folder
 
     def watched(path: Path) -> None:
         events.append((path.name, (tmp_path / "parent" / "out").exists()))
         sync(path)
 
-    monkeypatch.setattr(folders, "sync_folder", watched)
+    monkeypatch.setattr(destinations, "sync_folder", watched)
     with new_folder(tmp_path / "parent" / "out") as partial:
         (partial / "config.json").write_text("{}")
     assert events == [(".out.partial", False), ("parent", True)]
@@ -66,7 +66,7 @@ def test_a_folder_is_flushed_before_its_rename_and_its_parent_after(tmp_path: Pa
 def test_a_file_is_renamed_before_its_folder_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     events: list[tuple[str, bool]] = []
     monkeypatch.setattr(
-        folders, "sync_folder", lambda path: events.append((path.name, (tmp_path / "parent" / "out").exists()))
+        destinations, "sync_folder", lambda path: events.append((path.name, (tmp_path / "parent" / "out").exists()))
     )
     with new_file(tmp_path / "parent" / "out") as partial:
         partial.write_text("a model in one file")
@@ -130,14 +130,14 @@ def test_a_link_in_the_place_of_the_hidden_folder_is_refused(tmp_path: Path):
 @needs_posix
 def test_a_run_that_waited_for_a_folder_that_was_moved_into_place_begins_a_new_one(tmp_path: Path, monkeypatch):
     """Between opening the hidden folder and locking it, the run that held the lock finishes."""
-    lock, destination, other = folders.lock, tmp_path / "out", tmp_path / "other"
+    lock, destination, other = destinations.lock, tmp_path / "out", tmp_path / "other"
 
     def late(descriptor: int, **options: bool) -> None:
-        monkeypatch.setattr(folders, "lock", lock)
+        monkeypatch.setattr(destinations, "lock", lock)
         (tmp_path / ".out.partial").rename(other)
         lock(descriptor, **options)
 
-    monkeypatch.setattr(folders, "lock", late)
+    monkeypatch.setattr(destinations, "lock", late)
     with new_folder(destination) as partial:
         (partial / "config.json").write_text("{}")
     assert names(destination) == ["config.json"] and names(other) == []
