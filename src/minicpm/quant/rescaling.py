@@ -15,7 +15,6 @@ from minicpm.formats.config import DecoderConfig
 from minicpm.quant.format import Floats
 
 
-
 @dataclass(frozen=True)
 class BlockScales:
     """Factors of the channels of one decoder block, all above 0. The weights that read a channel are divided by it."""
