@@ -71,9 +71,9 @@ def test_packed_weights_are_not_kept_and_a_warning_says_why(tmp_path: Path):
     small = "from minicpm.engine.backends import packed\npacked.SMALLEST_FILE_BYTES = 1\n"
     done = ran(small + MINICPM, "run", "--backend", "native", *QUESTION, MINICPM_HOME=tmp_path)
     assert "Tokyo" in done.stdout
-    assert "cannot be kept (this system has no locks that die with a process)" in done.stderr
+    assert "cannot be kept (this system has no locks that end with a process)" in done.stderr
 
 
 def test_a_strangers_template_is_refused(tmp_path: Path):
     done = ran(TEMPLATE)
-    assert done.returncode == 1 and "needs limits of a process, which Windows lacks" in done.stderr
+    assert done.returncode == 1 and "needs process limits, which Windows lacks" in done.stderr

@@ -1,6 +1,6 @@
-"""MiniCPM on end-side devices: run, serve, shrink, tune, measure and ship.
+"""MiniCPM on end-side devices: run, serve, quantize, train and measure models.
 
-Importing this loads neither torch nor transformers; the names below are fetched when they are first used.
+Importing this loads neither torch nor transformers; the names below are imported on first use.
 """
 
 from __future__ import annotations

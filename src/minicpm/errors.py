@@ -1,7 +1,7 @@
-"""Every error a user of the package may want to catch.
+"""The errors that a user of the package may want to catch.
 
-A message says what was wrong, what was expected and what to do next. The command line prints it and
-exits with 1. A bad argument of a Python call is a plain ValueError; of a command it exits with 2.
+A message says what was wrong, what was expected and what to do next. The command line prints it and exits with code 1.
+A bad argument raises a plain ValueError, for which the command line exits with code 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ModelError(MiniCPMError):
 
 
 class FormatError(MiniCPMError):
-    """A file is damaged, hostile or not what its name says. `path` names the file."""
+    """A file is damaged, hostile or not of the type that its name claims. `path` is the file."""
 
     def __init__(self, path: str | Path, problem: str):
         self.path = Path(path)
@@ -32,7 +32,7 @@ class GenerationError(MiniCPMError):
 
 
 class QueueFull(GenerationError):
-    """So many requests wait already that another one is refused; trying again is worth it after `retry_after_s`."""
+    """The queue is full, so the request is refused. Try again after `retry_after_s`."""
 
     def __init__(self, waiting: int, retry_after_s: float):
         self.retry_after_s = retry_after_s
@@ -40,11 +40,11 @@ class QueueFull(GenerationError):
 
 
 class DataError(MiniCPMError):
-    """Training data that cannot be trained on; the message names file and line."""
+    """Training data is invalid; the message has file and line."""
 
 
 class TrainingError(MiniCPMError):
-    """A training run cannot start, go on or be resumed."""
+    """A training run cannot start, continue or be resumed."""
 
 
 class HubError(MiniCPMError):
@@ -60,7 +60,7 @@ class MissingExtra(MiniCPMError):
 
 @contextmanager
 def missing_extra(what: str, extra: str) -> Iterator[None]:
-    """MissingExtra in place of the ImportError of a library; one of our own modules that is missing is a bug."""
+    """Raise MissingExtra in place of a library's ImportError. A missing module of our own is a bug and not changed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -70,14 +70,14 @@ def missing_extra(what: str, extra: str) -> Iterator[None]:
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """A stranger's sentence inside one of ours: one line of `limit` characters, none that a terminal obeys."""
+    """Untrusted text for a message: one line of at most `limit` characters, without control characters."""
     text = " ".join(text[: 8 * limit].split())
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def brief(value: object, limit: int = 80) -> str:
-    """An untrusted value for an error message: `limit` characters of a line at most, and none that a terminal obeys."""
+    """An untrusted value for a message: one line of at most `limit` characters, without control characters."""
     text = (
         ascii(value) if not isinstance(value, int) or abs(value) < 1 << 64 else f"a number of {value.bit_length()} bits"
     )

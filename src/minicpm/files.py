@@ -1,7 +1,7 @@
-"""Small files: those of strangers, looked up and read with distrust; and our own, written so that none is half there.
+"""Small files: untrusted ones are looked up and read with checks; our own are written completely or not at all.
 
 Nothing outside a model folder is read, except through the symbolic links of a Hugging Face cache, whose snapshots
-point into the `blobs` folder of the same model. Weights are not small: minicpm.formats maps those.
+point into the `blobs` folder of the same model. minicpm.formats maps the large files of weights.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# A parsed value takes up to a hundred bytes, a comma one: a file of commas would fill the memory.
+# A comma takes one byte, but a parsed value up to a hundred: a file of commas would fill the memory.
 MAX_JSON_ITEMS = 3_000_000
 
 HAS_LOCKS = fcntl is not None
-# For os.open. Windows has neither, nor named pipes in folders, which would be waited for.
+# For os.open. Windows has neither flag, but also no named pipes in folders that an open would wait for.
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
@@ -37,7 +37,7 @@ NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
 def is_plain_name(name: object) -> bool:
-    """True for a name that cannot leave its folder, on any platform."""
+    """Whether a name is a plain file name on every platform, so that it cannot leave its folder."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= 255
@@ -48,12 +48,12 @@ def is_plain_name(name: object) -> bool:
 
 
 def has_entry(folder: Path, name: str) -> bool:
-    """Whether anything of that name is there, be it a link to nothing: `file_in` says then what is wrong with it."""
+    """Whether an entry of that name exists, even a broken link, for which `file_in` raises an error."""
     return os.path.lexists(folder / name)
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """Path of the regular file `name`; FormatError when it is missing, special, or lies outside the folder."""
+    """Path of the regular file `name`. Raises FormatError if it is missing, special, or outside the folder."""
     if not is_plain_name(name):
         raise FormatError(folder, f"{ascii(name)[:80]} is not a plain file name inside the model folder")
     path = folder / name
@@ -62,7 +62,7 @@ def file_in(folder: Path, name: str) -> Path:
     except FileNotFoundError:
         dangling = " (a symbolic link to nothing)" if path.is_symlink() else ""
         raise FormatError(path, f"no such file{dangling}; the model folder is incomplete") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: Python 3.11's word for a loop of links.
+    except (OSError, RuntimeError) as error:  # Python 3.11 raises RuntimeError for a loop of links.
         raise FormatError(path, "cannot be resolved; it is a loop of symbolic links") from error
     if not any(target.is_relative_to(root) for root in _readable_roots(folder.resolve())):
         raise FormatError(path, f"is a symbolic link out of the model folder, to {target}; copy the file instead")
@@ -86,12 +86,12 @@ def _readable_roots(folder: Path) -> Iterator[Path]:
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """The whole file; FormatError, before anything is read, if it is larger than `max_bytes`."""
+    """The whole file. Raises FormatError, before anything is read, if it is larger than `max_bytes`."""
     size = path.stat().st_size
     if size > max_bytes:
         raise FormatError(path, f"{size:,} bytes, expected at most {max_bytes:,}")
     with path.open("rb") as file:
-        data = file.read(max_bytes + 1)  # some files, those of /proc, do not know their size
+        data = file.read(max_bytes + 1)  # some files, such as those of /proc, report no size
     if len(data) > max_bytes:
         raise FormatError(path, f"more than {max_bytes:,} bytes")
     return data
@@ -115,7 +115,7 @@ def sha256_of(paths: Sequence[Path], progress: Progress | None = None) -> list[s
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """A UTF-8 text, its line ends as Python reads them. Raises FormatError if it is too large or no text."""
+    """A UTF-8 text with universal newlines. Raises FormatError if it is too large or not UTF-8."""
     try:
         return io.TextIOWrapper(io.BytesIO(read_bytes(path, max_bytes)), encoding="utf-8").read()
     except UnicodeDecodeError as error:
@@ -123,12 +123,12 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_json_object(path: Path, max_bytes: int, *, unique_keys: bool = False) -> dict[str, Any]:
-    """A JSON object; FormatError if it is too large, damaged, something else, or repeats a key that must be unique."""
+    """A JSON object. Raises FormatError if it is too large, damaged, not an object, or repeats a unique key."""
     return parse_json_object(path, read_bytes(path, max_bytes), unique_keys=unique_keys)
 
 
 def parse_json_object(path: Path, data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:
-    """The object in the bytes of `path`; as `read_json_object`."""
+    """Like `read_json_object`, for the content `data` of `path`."""
     items = data.count(b",")
     if items > MAX_JSON_ITEMS:
         raise FormatError(path, f"about {items:,} JSON items, expected at most {MAX_JSON_ITEMS:,}")
@@ -152,12 +152,12 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_text(raw: Mapping[str, object]) -> str:
-    """A JSON file as transformers writes it: two spaces deep, in UTF-8, ended by a newline."""
+    """JSON text as transformers writes it: indented by two spaces, not limited to ASCII, with a final newline."""
     return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Write a UTF-8 text durably: whoever opens `path` finds the old content or the new one, never a part.
+    """Write a UTF-8 text and sync it to disk. `path` has the old content or the new one, never a part of it.
 
     `mode` is the file's permissions before the umask.
     """
@@ -176,7 +176,7 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries, a rename for one, last through a power cut; Windows sees to that itself."""
+    """Sync a folder's entries, such as a rename, to disk. Windows does that itself."""
     descriptor = open_folder(folder)
     if descriptor is None:
         return
@@ -187,24 +187,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """True where a write failed since the disk, or the user's share of it, is full."""
+    """Whether a write failed because the disk, or the user's quota, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-# --- Holding ---------------------------------------------------------------------------------------------------
+# --- Locking ---------------------------------------------------------------------------------------------------
 
 
 def open_folder(folder: Path, flags: int = 0) -> int | None:
-    """A descriptor of the folder, to flush or lock it; None on Windows, where a folder cannot be opened."""
+    """A descriptor of the folder, to sync or lock it; None on Windows, which cannot open a folder."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | flags) if hasattr(os, "O_DIRECTORY") else None
 
 
 def lock(descriptor: int, *, shared: bool = False) -> None:
-    """Lock what is open until it is closed or the process dies.
+    """Lock an open file or folder until it is closed or the process ends.
 
-    BlockingIOError where another process holds it, another OSError where it cannot be locked: some network file
-    systems and Windows have no such locks.
+    Raises BlockingIOError if another process holds the lock, another OSError if locking is impossible: some network
+    file systems and Windows have no such locks.
     """
     if not HAS_LOCKS:
-        raise OSError(errno.ENOTSUP, "this system has no locks that die with a process")
+        raise OSError(errno.ENOTSUP, "this system has no locks that end with a process")
     fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""How long work tells what it is doing: a protocol that hub and formats speak and the command line draws."""
+"""The progress of long work: a protocol that lower rooms report to and the command line displays."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ class Progress(Protocol):
     """One task at a time, measured in bytes."""
 
     def begin(self, label: str, total_bytes: int, done_bytes: int = 0) -> None:
-        """Start a task; `done_bytes` were there already, e.g. from an interrupted download."""
+        """Start a task of which `done_bytes` are done already, e.g. by an interrupted download."""
 
     def advance(self, nbytes: int) -> None:
-        """`nbytes` more are done."""
+        """Count `nbytes` more as done."""
 
     def end(self) -> None:
-        """The task is over, finished or not."""
+        """End the task, whether finished or not."""
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """A `Progress` that shows nothing."""
 
     def begin(self, label: str, total_bytes: int, done_bytes: int = 0) -> None:
         pass
@@ -35,7 +35,7 @@ class Silent:
 
 @contextlib.contextmanager
 def task(progress: Progress, label: str, total_bytes: int) -> Iterator[None]:
-    """A task that is over when the block is left, finished or not."""
+    """A task that lasts as long as the block."""
     progress.begin(label, total_bytes)
     try:
         yield
@@ -44,7 +44,7 @@ def task(progress: Progress, label: str, total_bytes: int) -> Iterator[None]:
 
 
 def watched(chunks: Iterable[memoryview], progress: Progress) -> Iterator[memoryview]:
-    """The chunks; each is done when the next one is asked for."""
+    """Yield the chunks and count each as done when the next one is requested."""
     for chunk in chunks:
         yield chunk
         progress.advance(chunk.nbytes)

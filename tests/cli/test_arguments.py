@@ -19,5 +19,5 @@ def test_sizes_are_read_in_decimal_and_binary_units(text: str, nbytes: int):
 
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "0.1", "1e9", "5iB", "1 GB 2"])
 def test_what_is_no_size_is_refused(text: str):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no size"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
         size(text)

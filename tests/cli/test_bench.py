@@ -78,7 +78,7 @@ def test_bench_of_nothing_and_of_too_much_is_one_sentence(minicpm):
 def test_a_list_that_is_none_is_wrong_usage(minicpm):
     done = minicpm("bench", "--prefill", "12 and 40")
     assert done.code == 2
-    assert "no list of whole numbers" in done.err
+    assert "not a list of whole numbers" in done.err
 
 
 # --- a report to be shown ----------------------------------------------------------------------------------------
@@ -125,11 +125,11 @@ def test_a_report_never_replaces_a_file_unasked(minicpm, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--device-name", "box"), "are for --report"),
-        (("--force",), "are for --report"),
+        (("--device-name", "box"), "need --report"),
+        (("--force",), "need --report"),
         (("--report", "--device-name", "a|b"), "without |"),
         (("--report", "--sliding-window", "32"), "leave --sliding-window out"),
-        (("--report", "--decode", ""), "one depth at least"),
+        (("--report", "--decode", ""), "at least one depth"),
     ],
 )
 def test_a_report_that_cannot_be_is_wrong_usage(minicpm, arguments: tuple[str, ...], words: str):

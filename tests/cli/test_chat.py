@@ -69,7 +69,7 @@ def test_commands_work_through_a_pipe_when_asked_for(minicpm, toy, tmp_path):
     messages = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
     assert messages[0]["content"] == "Be brief."
-    assert "Taken back: Which?" in outcome.err
+    assert "Removed: Which?" in outcome.err
     assert "temperature = 0.5" in outcome.err
     assert "never" not in outcome.err
 
@@ -123,7 +123,7 @@ def test_save_does_not_overwrite_what_is_no_conversation(minicpm, toy, tmp_path)
     precious.write_text("mine", encoding="utf-8")
     outcome = minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin=f"hello\n/save {precious}\n")
     assert outcome.code == 1
-    assert "exists and is no conversation" in outcome.err
+    assert "exists and is not a conversation" in outcome.err
     assert precious.read_text(encoding="utf-8") == "mine"
 
 
@@ -199,9 +199,9 @@ def test_no_history_writes_nothing(minicpm, toy, tmp_path):
 @pytest.mark.parametrize(
     ("stdin", "expected"),
     [
-        ("/dance\n", "/dance is no command"),
+        ("/dance\n", "/dance is not a command"),
         ("/image cat.png\n", "reads text only"),
-        ("/set temprature 1\n", "temprature is no sampling option"),
+        ("/set temprature 1\n", "temprature is not a sampling option"),
         ("/set temperature -3\n", "temperature"),
         ("/save\n", "/save needs a file name"),
         ("/load nowhere.jsonl\n", "nowhere.jsonl: No such file"),
@@ -314,7 +314,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, tmp_path):
 def test_a_wrong_command_in_a_terminal_is_said_and_survived(terminal):
     terminal.wait_for(">>>")
     terminal.type("/dance\r")
-    terminal.wait_for("/dance is no command")
+    terminal.wait_for("/dance is not a command")
     terminal.wait_for(">>>")
     time.sleep(0.5)  # until the line editor has taken over the terminal: before that Ctrl-D is the terminal's own
     terminal.type("\x04")

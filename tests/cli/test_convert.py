@@ -83,7 +83,7 @@ def test_convert_replaces_a_model_only_when_forced(minicpm, toy: Path, tmp_path:
     [
         (["SRC", "-", "--to", "hf"], "convert reads and writes folders"),
         (["-", "DST", "--to", "hf"], "convert reads and writes folders"),
-        (["SRC", "", "--to", "hf"], "is no folder"),
+        (["SRC", "", "--to", "hf"], "is not a folder"),
         (["SRC", "DST"], "--to"),
         (["SRC", "DST", "--to", "mlx"], "invalid choice"),
         (["SRC", "DST", "--to", "hf", "--dtype", "int4"], "float32, float16, bfloat16"),

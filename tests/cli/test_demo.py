@@ -21,7 +21,10 @@ def test_a_taken_port_is_said_before_a_model_is_loaded(minicpm):
         port = other.getsockname()[1]
         done = minicpm("demo", "--port", str(port), "-m", "there-is-no-such-model")
     assert (done.code, done.out) == (1, "")
-    assert done.err == f"minicpm: port {port} of 127.0.0.1 is taken; stop what listens there, or give another --port\n"
+    assert (
+        done.err
+        == f"minicpm: port {port} of 127.0.0.1 is taken; stop the program that listens there, or give another --port\n"
+    )
 
 
 def test_a_server_that_does_not_answer_is_said(minicpm):

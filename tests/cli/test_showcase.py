@@ -86,7 +86,7 @@ def test_a_wrong_case_is_named_by_its_line(minicpm, toy, tmp_path, case, expecte
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (("--showcase", "a.jsonl", "-f", "b.txt"), 2, "not in two of these ways"),
+        (("--showcase", "a.jsonl", "-f", "b.txt"), 2, "in only one way"),
         (("--showcase", "nowhere.jsonl"), 1, "nowhere.jsonl"),
         (("--showcase", "."), 1, ". holds no .jsonl file"),
         (("--showcase",), 1, "there is no examples/showcases here"),

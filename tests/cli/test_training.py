@@ -56,7 +56,7 @@ def test_data_check_lists_bad_records_by_line(minicpm: Command, questions: Path)
         f"{questions}: line 31: messages is empty; give at least one with the role 'user'",
         f"{questions}: line 32: not valid JSON (Expecting ':' delimiter at character 8)",
     ]
-    assert "2 bad records; nothing is trained" in done.err
+    assert "2 bad records; training refuses" in done.err
 
 
 def test_data_check_notes_what_is_seldom_meant(minicpm: Command, toy: Path, questions: Path):
@@ -64,7 +64,7 @@ def test_data_check_notes_what_is_seldom_meant(minicpm: Command, toy: Path, ques
     write_lines(questions, [question(1, 3), *more])
     done = minicpm("data", "check", questions, "-m", toy, "--length", "40")
     assert done.code == 0
-    assert "1 records that spell the end token" in done.err and "1 records with a turn marker" in done.err
+    assert "1 records with the end token in their text" in done.err and "1 records with a turn marker" in done.err
     assert "1 conversations that end with a question" in done.err and "1 conversations longer than 40" in done.err
 
 

@@ -110,7 +110,7 @@ def test_the_key_and_the_model_are_checked_at_the_start(server):
 
 
 def test_what_is_no_server_is_a_sentence(server):
-    with pytest.raises(SourceError, match="no list of models"):
+    with pytest.raises(SourceError, match="not a list of models"):
         RemoteSource(server.url + "?")
     with pytest.raises(SourceError, match="says: there is no such file"):
         RemoteSource(server.url)

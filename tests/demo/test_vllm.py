@@ -110,7 +110,7 @@ def test_an_environment_without_this_package_is_told_what_it_needs(bin_folder, g
     else:
         (bin_folder / "python").unlink()
     with (
-        pytest.raises(ModelError, match=r"python has no minicpm, which starts vLLM .*python -m pip install \.'"),
+        pytest.raises(ModelError, match=r"python has no minicpm, which must start vLLM .*python -m pip install \.'"),
         running_vllm(golden / "minicpm2b_tied", "toy", EngineOptions()),
     ):
         pass

@@ -171,7 +171,7 @@ def test_everybody_being_let_in_is_a_warning(serve: Callable[..., Command]):
     assert "warning" not in "".join(serve().lines)
     open_to_all = serve("--host", "0.0.0.0")
     open_to_all.process.send_signal(signal.SIGTERM)
-    assert "everybody who reaches 0.0.0.0 may ask" in open_to_all.wait()
+    assert "everyone who can reach 0.0.0.0 can use the model" in open_to_all.wait()
 
 
 def test_names_are_those_given(serve: Callable[..., Command]):
@@ -195,7 +195,7 @@ def test_a_missing_library_is_said_with_what_installs_it():
 
 @pytest.mark.parametrize(
     "arguments, said",
-    [(["--kv-cache-size", "much"], "no size"), (["--port", "70000"], "port"), (["--api-key", "a b"], "API key"),
+    [(["--kv-cache-size", "much"], "not a size"), (["--port", "70000"], "port"), (["--api-key", "a b"], "API key"),
      (["--cors-origin", "chat.example"], "https://chat.example"), (["--host", "256.1.1.1"], "256.1.1.1")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_sentence(arguments: list[str], said: str):

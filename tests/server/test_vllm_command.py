@@ -105,10 +105,13 @@ def test_a_server_ends_with_the_signal_that_its_parent_gets():
     ("arguments", "expected"),
     [
         (("--", "--enforce-eager"), "'--enforce-eager' is an argument of vLLM's server; give --backend vllm, too"),
-        (("--tensor-parallel-size", "2"), "--tensor-parallel-size is for --backend vllm"),
-        (("--backend", "vllm", "--grace", "3"), "--grace is for our own server"),
-        (("--backend", "vllm", "--threads", "3"), "--threads is for our own server"),
-        (("--backend", "vllm", "--threads", "256"), "--threads is for our own server"),  # another option's default
+        (("--tensor-parallel-size", "2"), "--tensor-parallel-size needs --backend vllm"),
+        (("--backend", "vllm", "--grace", "3"), "--grace is for minicpm's own server"),
+        (("--backend", "vllm", "--threads", "3"), "--threads is for minicpm's own server"),
+        (
+            ("--backend", "vllm", "--threads", "256"),
+            "--threads is for minicpm's own server",
+        ),  # another option's default
     ],
 )
 def test_options_of_the_other_server_are_refused(capsys: pytest.CaptureFixture[str], arguments, expected):

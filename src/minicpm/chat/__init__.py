@@ -1,4 +1,4 @@
-"""Messages <-> prompt text: templates, roles, the markers where an answer ends. Text only; no ids, no model."""
+"""From messages to prompt text: templates, roles and stop strings. Text only: no ids, no model."""
 
 from __future__ import annotations
 

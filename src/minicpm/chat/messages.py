@@ -1,4 +1,4 @@
-"""What a conversation is made of: roles, turn markers, messages and their checks."""
+"""The parts of a conversation: roles, turn markers, messages and their checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Message(TypedDict):
 
 
 def validate_messages(messages: Sequence[Message]) -> None:
-    """Raise ValueError, naming message and field, for anything that is no conversation."""
+    """Raise ValueError, with message and field, for anything that is not a conversation."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ValueError(f"messages must be a list of role and content, got {type(messages).__name__}")
     if not messages:
@@ -32,7 +32,7 @@ def validate_messages(messages: Sequence[Message]) -> None:
 
 
 def contains_markers(text: str) -> bool:
-    """Whether `text` spells a turn marker: the model will read it as one, since upstream never escapes it."""
+    """Whether `text` contains a turn marker. The model reads it as one, because upstream never escapes it."""
     return any(marker in text for marker in (USER_MARKER, ASSISTANT_MARKER))
 
 
@@ -54,5 +54,5 @@ def _validate_message(where: str, message: object) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{where}.content holds half of a surrogate pair ({content[error.start]!r} at character {error.start}), "
-            "which is no Unicode character; decode the input as UTF-8 first"
+            "which is not a Unicode character; decode the input as UTF-8 first"
         ) from None

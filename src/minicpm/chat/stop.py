@@ -1,4 +1,4 @@
-"""Where an answer in a model's text ends: the turn markers, and a matcher of stop strings in a stream."""
+"""Finds the end of an answer in a model's text: the turn markers, and a matcher of stop strings in a stream."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from minicpm.chat.messages import ASSISTANT_MARKER, USER_MARKER
 
-# MiniCPM ends an answer with </s>, but one that runs on starts a turn by itself: ordinary text, so cut as text.
+# MiniCPM ends an answer with </s>. If it does not, it writes the next turn's marker as ordinary text.
 STOP_STRINGS = (USER_MARKER, ASSISTANT_MARKER)
 
 
 def extract_response(text: str) -> str:
-    """The answer in what a model wrote: all before the first turn marker."""
+    """The answer in a model's text: everything before the first turn marker."""
     return text[: min((at for marker in STOP_STRINGS if (at := text.find(marker)) >= 0), default=len(text))]
 
 
 class StopMatcher:
-    """Finds stop strings in a stream, holding back only text that could still become one.
+    """Finds stop strings in a stream. It holds back only text that may still become a stop string.
 
-    The string that is complete first ends the text, wherever the pieces were cut; of two complete at once, the
-    one that began first.
+    The first complete stop string ends the text, however the stream is divided into pieces. If two are complete at
+    once, the one that began first counts.
     """
 
     def __init__(self, stop_strings: Sequence[str]):
@@ -30,7 +30,7 @@ class StopMatcher:
         self.is_stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take the next text; return what may be shown, and whether a stop string ended it (then all else is cut)."""
+        """Take the next text. Return the text to show, and whether a stop string ended it; the rest is cut."""
         if self.is_stopped:
             return "", True
         seen = self._held + text
@@ -43,13 +43,13 @@ class StopMatcher:
         return seen[:hold_from], False
 
     def flush(self) -> str:
-        """What was held back, now that no more text comes."""
+        """The text that is held back, at the end of the stream."""
         held, self._held = self._held, ""
         return held
 
     @staticmethod
     def _possible_start(seen: str, stop: str) -> int:
-        """Where the longest end of `seen` starts that `stop` could continue; its length if there is none."""
+        """The start of the longest suffix of `seen` that is a prefix of `stop`; len(seen) if there is none."""
         at = seen.find(stop[0], max(0, len(seen) - len(stop) + 1))
         while at >= 0 and not stop.startswith(seen[at:]):
             at = seen.find(stop[0], at + 1)

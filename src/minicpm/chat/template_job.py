@@ -1,7 +1,7 @@
-"""A job of the sandbox: render a stranger's chat template. It runs in a child without this package (sandbox/child.py).
+"""A sandbox job: render an untrusted chat template. It runs in a child without this package (sandbox/child.py).
 
-jinja2's own sandbox keeps a template away from Python, but not from `'a' * 2000000000` or nested loops; the child's
-limits end those.
+jinja2's own sandbox denies a template access to Python, but allows `'a' * 2000000000` and nested loops; the child's
+limits stop those.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ environment: Any = None
 
 
 def prepare() -> None:
-    """Make the environment that transformers gives chat templates, as far as a prompt needs it."""
+    """Create the part of transformers' environment for chat templates that a prompt needs."""
     global environment
-    # All that jinja2 imports when it is used must be here already: no file can be opened later.
+    # Import now what jinja2 imports lazily: no file can be opened later.
     import datetime
 
     import jinja2.constants

@@ -1,7 +1,7 @@
-"""Chat templates: MiniCPM's own in Python, ChatML, and anybody else's through the sandbox.
+"""Chat templates: MiniCPM's own and ChatML in Python, all others in the sandbox.
 
-The two templates MiniCPM-2B was published with and the ChatML of its 128k sibling are plain functions here, used when a
-folder's template is one of them to the letter or in structure. Any other is a stranger's program: see foreign.py.
+MiniCPM-2B's two published templates and the ChatML of the 128k model are plain functions here. They are used if a
+folder's template equals one of them in text or in structure. Any other is an untrusted program: see foreign.py.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_TEMPLATE_CHARACTERS = 1 << 16
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a model wants its conversations written; make one with `template_for`.
+    """The prompt format of a model's conversations; make one with `template_for`.
 
-    `text` is the jinja2 source that other formats store; `stop_strings` end an answer besides the model's own end
-    token; `origin` tells the user where the template came from.
+    `text` is the jinja2 source that other formats store. `stop_strings` end an answer, as the model's end token does.
+    `origin` is the template's source, for the user.
     """
 
     name: str
@@ -42,10 +42,10 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt text, without the beginning-of-sequence token if the folder's tokenizer puts it in front.
 
-        `tokenizer.encode(template.render(messages))` has it once where either of the two writes it.
+        `tokenizer.encode(template.render(messages))` therefore has that token only once.
 
-        MiniCPM's own templates end each user turn with `<AI>`, so `add_generation_prompt` changes nothing there.
-        Raises ValueError for what is no conversation, FormatError if a foreign template fails.
+        MiniCPM's own templates end each user turn with `<AI>`, so `add_generation_prompt` has no effect on them.
+        Raises ValueError for invalid messages, FormatError if a foreign template fails.
         """
         validate_messages(messages)
         return self._render(messages, add_generation_prompt)
@@ -54,7 +54,7 @@ class ChatTemplate:
 def template_for(folder: str | Path) -> ChatTemplate:
     """The chat template of a model folder: chat_template.jinja, else tokenizer_config.json's, else MiniCPM's own.
 
-    That none was found is logged once per folder. Raises FormatError for a template that is no text.
+    A missing template is logged once per folder. Raises FormatError for a template that is not text.
     """
     folder = Path(folder)
     config = read_tokenizer_config(folder)
@@ -67,7 +67,7 @@ def template_for(folder: str | Path) -> ChatTemplate:
 
 
 def template_from(text: str, path: Path, config: dict[str, Any]) -> ChatTemplate:
-    """The chat template of a jinja2 source that stands in the file `path`; `config` is a tokenizer_config.json."""
+    """The chat template of a jinja2 source from the file `path`; `config` is a tokenizer_config.json."""
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         raise FormatError(
             path, f"the chat template has {len(text):,} characters, expected at most {MAX_TEMPLATE_CHARACTERS:,}"
@@ -125,7 +125,7 @@ KNOWN_TEMPLATES = (CURRENT_TEMPLATE, FEBRUARY_2024_TEMPLATE, CHATML_TEMPLATE)
 
 
 def _template_text(folder: Path, config: dict[str, Any]) -> tuple[str, Path] | None:
-    """The template of a folder and the file it is in, looked up in transformers' order."""
+    """The template of a folder and its file, looked up in transformers' order."""
     if has_entry(folder, TEMPLATE_FILE):
         path = file_in(folder, TEMPLATE_FILE)
         return read_text(path, 4 * MAX_TEMPLATE_CHARACTERS), path
@@ -156,9 +156,9 @@ def _known_template(text: str, origin: str) -> ChatTemplate | None:
 
 
 def _structure(text: str) -> object:
-    """What a template does, however it is spelled: quotes, blanks, `m.role` or `m['role']`; None if it cannot be read.
+    """The structure of a template, whatever its quotes and blanks, and with `m.role` equal to `m['role']`.
 
-    Parsing runs nothing of the template.
+    None if it cannot be parsed. Parsing does not run the template.
     """
     import jinja2
 
@@ -189,7 +189,7 @@ def _simplified(node: Any) -> object:
 
 
 def _merged_outputs(items: list[Any]) -> list[Any]:
-    """Neighbouring outputs as one: `{{ a }}{{ b }}` says the same as `{{ a + b }}`."""
+    """Merge neighbouring outputs: `{{ a }}{{ b }}` is the same as `{{ a + b }}`."""
     from jinja2 import nodes
 
     merged: list[Any] = []
@@ -228,7 +228,7 @@ def _joined(parts: list[object]) -> list[object]:
 def _foreign_template(text: str, path: Path, config: dict[str, Any]) -> ChatTemplate:
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     tokens = {name: token if isinstance(token := special_token(config, name), str) else "" for name in names}
-    # Templates of other families write the first token themselves; it must not come from the tokenizer once more.
+    # Templates of other families write the first token themselves; the tokenizer must not add it again.
     written_twice = tokens["bos_token"] if adds_bos(config, path.parent) else ""
     render = partial(_render_in_sandbox, text, path, tokens, written_twice)
     stops = tuple(marker for marker in ("<|im_end|>", *STOP_STRINGS) if marker in text)

@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and what they mean: the model, its backend, the sampling."""
+"""Arguments that several verbs share: the model, the engine, the sampling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = "the built-in minicpm-nano"
 
-# Engine options that are fields of EngineOptions; what is not given is left to that.
+# Engine options that are fields of EngineOptions, which has the defaults.
 _ENGINE_FIELDS = (
     "backend",
     "dtype",
@@ -27,20 +27,20 @@ _ENGINE_FIELDS = (
     "kv_cache_dtype",
     "threads",
 )
-# Engine options that mean nothing to an engine in another process.
+# Engine options that have no meaning for an engine in another process.
 IN_PROCESS_OPTIONS = ("device", "threads", "no_lookup", "sliding_window", "attention_sinks", "kv_cache_dtype")
 
 # Option -> type and help; defaults are SamplingParams' own.
 _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
-    "max_tokens": (int, "longest answer in tokens (default: what the context leaves)"),
-    "temperature": (float, "0 leaves nothing to chance; higher is more varied"),
+    "max_tokens": (int, "longest answer in tokens (default: the rest of the context)"),
+    "temperature": (float, "0 always takes the likeliest token; higher values vary more"),
     "top_p": (float, "keep the likeliest tokens that add up to this probability"),
     "top_k": (int, "keep only this many likeliest tokens; 0 keeps all"),
     "min_p": (float, "drop tokens below this fraction of the likeliest one's probability"),
-    "repetition_penalty": (float, "above 1 discourages tokens that were there before"),
-    "presence_penalty": (float, "subtracted from every token the answer already holds"),
-    "frequency_penalty": (float, "the same, times how often it holds it"),
-    "seed": (int, "same seed, same answer; random when left out"),
+    "repetition_penalty": (float, "above 1 discourages tokens of the prompt and the answer"),
+    "presence_penalty": (float, "subtracted from the logit of every token in the answer"),
+    "frequency_penalty": (float, "the same, times the token's count in the answer"),
+    "seed": (int, "the same seed gives the same answer (default: random)"),
 }
 
 
@@ -70,12 +70,12 @@ def size(text: str) -> int:
     number, unit, is_binary = match.groups() if match else ("0", None, None)
     nbytes = int(float(number) * (1024 if is_binary else 1000) ** " kmgt".index(unit or " "))
     if nbytes < 1:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; a size is a number such as 500MB or 2GiB")
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a size; a size is a number such as 500MB or 2GiB")
     return nbytes
 
 
 def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") -> None:
-    """-m and --offline; `default` tells what is taken without them."""
+    """-m and --offline; `default` describes the model that is used without -m."""
     explanation = "a model's folder or .gguf file, or its name (see 'minicpm list' and 'minicpm pull')"
     parser.add_argument("-m", "--model", help=explanation + (f"; default: {default}" if default else ""))
     add_offline_argument(parser)
@@ -87,42 +87,38 @@ def add_offline_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model and how it is run."""
+    """-m, --offline and the engine options."""
     add_model_argument(parser, default=BUILT_IN)
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", help="what computes: auto, native, torch, numpy or vllm (default: auto)")
+    group.add_argument("--backend", help="auto, native, torch, numpy or vllm (default: auto)")
     group.add_argument("--dtype", help="auto (the model's own), float32, bfloat16 or float16")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument(
-        "--context", type=count, metavar="TOKENS", help="longest conversation (default: the model's own)"
+        "--context", type=count, metavar="TOKENS", help="longest conversation (default: the model's own limit)"
     )
     group.add_argument(
         "--sliding-window",
         type=count,
         metavar="TOKENS",
-        help="attend to so many tokens back and to the first ones only, in bounded memory, with --context as long as "
-        "you like; a multiple of 16 (native, numpy)",
+        help="attend only to this many tokens back and to the first ones, in bounded memory, with a --context of any "
+        "length; a multiple of 16 (native, numpy)",
     )
     group.add_argument(
-        "--attention-sinks", type=count, metavar="TOKENS", help="how many first ones those are (default: 16)"
+        "--attention-sinks", type=count, metavar="TOKENS", help="first tokens to attend to as well (default: 16)"
     )
-    group.add_argument("--kv-cache-dtype", help="how keys and values are kept: auto, int8 or bfloat16 (native, numpy)")
+    group.add_argument("--kv-cache-dtype", help="dtype of keys and values: auto, int8 or bfloat16 (native, numpy)")
     group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: one per physical core)")
     group.add_argument(
-        "--tensor-parallel-size", type=count, metavar="N", help="graphics cards to divide the model among (vllm)"
+        "--tensor-parallel-size", type=count, metavar="N", help="number of GPUs to divide the model among (vllm)"
     )
-    group.add_argument(
-        "--no-lookup", action="store_true", default=None, help="never guess tokens ahead from the text so far"
-    )
+    group.add_argument("--no-lookup", action="store_true", default=None, help="draft no tokens from the text so far")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     from minicpm.sampling import SamplingParams
 
     defaults = SamplingParams()
-    group = parser.add_argument_group(
-        "sampling", "What the model's generation_config.json says goes before these defaults."
-    )
+    group = parser.add_argument_group("sampling", "The model's generation_config.json overrides these defaults.")
     for name, (kind, explanation) in _SAMPLING_OPTIONS.items():
         default = getattr(defaults, name)
         shown = "" if default is None else f" (default: {default:g})"
@@ -132,7 +128,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The SamplingParams fields that flags give; ValueError when a value is out of range."""
+    """The SamplingParams fields that flags give. Raises ValueError if a value is out of range."""
     from minicpm.sampling import SamplingParams
 
     given: dict[str, Any] = {name: getattr(args, name) for name in _SAMPLING_OPTIONS if getattr(args, name) is not None}
@@ -143,7 +139,7 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def first_wish(args: argparse.Namespace, names: Iterable[str]) -> str | None:
-    """Which of these options was given and asks for something, as it should be written; 'auto' asks for nothing."""
+    """The first of these options that was given a value other than 'auto', as a flag; None if there is none."""
     wish = next((name for name in names if getattr(args, name) not in (None, "auto")), None)
     return None if wish is None else f"--{wish.replace('_', '-')}"
 
@@ -151,13 +147,13 @@ def first_wish(args: argparse.Namespace, names: Iterable[str]) -> str | None:
 def engine_options(
     args: argparse.Namespace, *, max_batch: int | None = None, kv_cache_bytes: int | None = None
 ) -> EngineOptions:
-    """What the arguments say of the engine; None for `max_batch` is EngineOptions' own default."""
+    """The EngineOptions that the arguments describe; `max_batch` None is EngineOptions' own default."""
     from minicpm.engine.options import EngineOptions
 
     if args.tensor_parallel_size is not None and args.backend != "vllm":
-        raise ValueError("--tensor-parallel-size is for --backend vllm")
+        raise ValueError("--tensor-parallel-size needs --backend vllm")
     if args.attention_sinks is not None and args.sliding_window is None:
-        raise ValueError("--attention-sinks is for --sliding-window; give that, too")
+        raise ValueError("--attention-sinks needs --sliding-window")
     given: dict[str, Any] = {name: getattr(args, name) for name in _ENGINE_FIELDS}
     given |= {"max_batch": max_batch, "kv_cache_bytes": kv_cache_bytes}
     if args.no_lookup:
@@ -168,7 +164,7 @@ def engine_options(
 
 
 def load_llm(args: argparse.Namespace, *, max_batch: int | None = 1, kv_cache_bytes: int | None = None) -> LLM:
-    """Load the model the arguments name; progress of a download goes to stderr."""
+    """Load the model that the arguments name; the progress of a download goes to stderr."""
     from minicpm.cli.progress import TerminalProgress
     from minicpm.engine.llm import LLM
 

@@ -21,28 +21,28 @@ from minicpm.errors import MiniCPMError
 VERBS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "talk with a model"),
     "run": ("run", "complete prompts from arguments, a file or stdin"),
-    "serve": ("serve", "answer over HTTP as OpenAI's API does"),
+    "serve": ("serve", "serve a model over OpenAI's HTTP API"),
     "demo": ("demo", "talk with a model in the browser"),
     "pull": ("pull", "download a model"),
     "list": ("list", "list the models on this machine"),
     "rm": ("rm", "remove a downloaded model"),
-    "info": ("info", "show what a model folder holds and what it needs"),
-    "doctor": ("doctor", "find and repair the known faults of a model's files"),
-    "verify": ("verify", "compare a model's files and answers with what is published"),
+    "info": ("info", "show a model's configuration and memory needs"),
+    "doctor": ("doctor", "find and repair known faults of a model's files"),
+    "verify": ("verify", "compare a model's files and answers with published ones"),
     "bench": ("bench", "measure a model on this machine"),
     "convert": ("convert", "write a model in another format"),
     "quantize": ("quantize", "write a model with 4- or 8-bit weights"),
     "pretrain": ("pretrain", "train a new model from texts and conversations"),
-    "finetune": ("finetune", "go on training a model with your data"),
+    "finetune": ("finetune", "continue training a model on your data"),
     "data": ("data", "check training data"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal of another encoding shows what it can instead of ending an answer in the middle.
+        # A terminal with another encoding shows replacement characters instead of ending an answer with an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     shows_traceback = False
@@ -54,22 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output left (`| head`); point stdout elsewhere so that the interpreter's exit stays quiet.
+        # The reader of our output has closed it (`| head`). Redirect stdout, so that the interpreter exits quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MiniCPMError, ValueError, OSError, MemoryError) as error:
         if shows_traceback:
             raise
         talk(f"minicpm: {one_sentence(error)}")
-        # A bad argument is a plain ValueError, wherever it is noticed; text that is none has a kind of its own.
+        # A bad argument raises a plain ValueError; subclasses, such as UnicodeDecodeError, are failures.
         return 2 if type(error) is ValueError else 1
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments of one command; leaves with exit code 2 when they are wrong."""
+    """The arguments of one command. Exits with code 2 if they are wrong."""
     parser = argparse.ArgumentParser(
         prog="minicpm",
-        description="MiniCPM on end-side devices. 'minicpm VERB --help' tells more.",
+        description="MiniCPM on end-side devices. 'minicpm VERB --help' shows the options of a verb.",
     )
     parser.add_argument("--version", action="version", version=f"minicpm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -1,4 +1,4 @@
-"""The model that -m names: where its files are, and what others read of it."""
+"""The model that -m names: the place of its files, and its public name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def resolve_model(args: argparse.Namespace, model: str | None) -> Path:
-    """The folder or file of a model, downloaded if it must be; `args` has --offline. The download shows on stderr."""
+    """The folder or file of a model, downloaded if needed; `args` has --offline. Progress goes to stderr."""
     from minicpm import hub
     from minicpm.cli.progress import TerminalProgress
 
@@ -15,14 +15,14 @@ def resolve_model(args: argparse.Namespace, model: str | None) -> Path:
 
 
 def shown_name(model: str | None, folder: Path) -> str:
-    """What others read of the model of -m: they need not know where on the disk it is."""
+    """The public name of the model of -m. It does not reveal a path of this machine."""
     if model is not None and Path(model).expanduser() != folder:
         return model
     return folder.name if folder.name.strip(".") else folder.resolve().name
 
 
 def served_name(model: str | None, folder: Path) -> str:
-    """What requests call the model of -m."""
+    """The name of the model of -m in requests."""
     from minicpm.hub.names import EMBEDDED_NAME
 
     return EMBEDDED_NAME if model is None else shown_name(model, folder).removesuffix(".gguf")

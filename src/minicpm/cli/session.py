@@ -1,4 +1,4 @@
-"""A conversation with a model: questions, answers as they come, and the /commands on both."""
+"""A conversation with a model: questions, streamed answers, and /commands."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from minicpm.sampling import SamplingParams
 
 HELP = """\
-/clear            forget the conversation       /undo             take back the last question and answer
-/retry            answer the last question anew /system [TEXT]    show or set the system text; none empties it
-/set [NAME VALUE] show or set a sampling option /stats            what the answers so far cost
-/save FILE        write the conversation        /load FILE        go on with a saved one
+/clear            clear the conversation        /undo             remove the last question and answer
+/retry            answer the question again     /system [TEXT]    show or set the system text; none empties it
+/set [NAME VALUE] show or set a sampling option /stats            show the tokens and times of the answers
+/save FILE        write the conversation        /load FILE        continue a saved one
 /read FILE [TEXT] ask TEXT about a text file    /edit [TEXT]      write the question in $EDITOR (also Ctrl-G)
 /show             print the conversation        /bye              leave (also Ctrl-D)
 \"\"\" starts and ends a question of several lines; Alt-Enter breaks a line. Ctrl-C stops an answer.
-A line that starts with a blank is a question, whatever follows."""
+A line that starts with a blank is always a question."""
 MAX_READ_BYTES = 1 << 20
 
 
 class ChatSession:
-    """The model, the conversation, and where it is kept.
+    """The model, the conversation and its file.
 
-    `file` is written after every change, None keeps nothing. An interactive session survives Ctrl-C: an answer stops
-    and stays as far as it got.
+    `file` is written after every change; with None nothing is kept. An interactive session survives Ctrl-C: the answer
+    stops, and its text so far is kept.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ChatSession:
         self._file = file
         self._is_json = is_json
         self._completions: list[Completion] = []
-        self._unread_turns = 0  # the oldest ones, which the context no longer holds
+        self._unread_turns = 0  # the oldest turns, which no longer fit into the context
         self.commands: dict[str, Callable[[str], None]] = {
             "help": self._help, "?": self._help,
             "clear": self._clear, "undo": self._undo, "retry": self._retry, "regen": self._retry,
@@ -73,16 +73,16 @@ class ChatSession:
         }  # fmt: skip
 
     def obey(self, line: str) -> None:
-        """Run a line such as `/undo`; ValueError when it is no command."""
+        """Run a line such as `/undo`. Raises ValueError if it is not a command."""
         word, _, rest = line.removeprefix("/").partition(" ")
         command = self.commands.get(word)
         if command is None:
-            raise ValueError(f"/{word} is no command; /help lists them, a leading blank makes it a question")
+            raise ValueError(f"/{word} is not a command; /help lists them, and a leading blank makes it a question")
         command(rest.strip())
         self._keep()
 
     def ask(self, question: str) -> None:
-        """Print the answer as it comes and remember both; what cannot be answered is not remembered."""
+        """Stream the answer and add both to the conversation; a question that fails is not added."""
         self.conversation.add("user", question)
         try:
             text, completion = self._print_answer()
@@ -121,9 +121,9 @@ class ChatSession:
         return text, completion
 
     def _readable(self) -> list[Message]:
-        """What the model gets to read: the whole conversation, or its newest turns when the context is full.
+        """The messages for the model: the whole conversation, or its newest turns if the context is full.
 
-        Half of the context is then freed at once, so that the next turns find their beginning computed.
+        Half of the context is then freed at once, so that the next turns reuse the cached prefix.
         """
         newest = self.conversation.turns - 1
         unread = self._unread_turns = min(self._unread_turns, newest)
@@ -153,16 +153,16 @@ class ChatSession:
 
     def _clear(self, rest: str) -> None:
         self.conversation.clear()
-        talk("The conversation is forgotten.")
+        talk("The conversation is cleared.")
 
     def _undo(self, rest: str) -> None:
         question = self.conversation.undo()
-        talk("There is nothing to take back." if question is None else f"Taken back: {_short(question)}")
+        talk("There is nothing to undo." if question is None else f"Removed: {_short(question)}")
 
     def _retry(self, rest: str) -> None:
         question = self.conversation.undo()
         if question is None:
-            raise ValueError("there is no question to answer anew")
+            raise ValueError("there is no question to answer again")
         if self.sampling.seed is not None:
             self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
             talk_dim(f"seed {self.sampling.seed}")
@@ -179,7 +179,7 @@ class ChatSession:
         options = asdict(self.sampling)
         if name:
             if name not in options:
-                raise ValueError(f"{name} is no sampling option; there are: {', '.join(options)}")
+                raise ValueError(f"{name} is not a sampling option; there are: {', '.join(options)}")
             change: dict[str, Any] = {name: _parsed(name, value.strip())}
             self.sampling = replace(self.sampling, **change)
         for option, current in asdict(self.sampling).items():
@@ -204,7 +204,7 @@ class ChatSession:
             try:
                 Conversation.load(path)
             except (FormatError, OSError):
-                raise ValueError(f"{path} exists and is no conversation; choose another name") from None
+                raise ValueError(f"{path} exists and is not a conversation; choose another name") from None
         self.conversation.save(path)
         talk(f"{len(self.conversation.messages)} messages saved to {path}")
 
@@ -233,7 +233,7 @@ class ChatSession:
 
 
 def _parsed(name: str, value: str) -> object:
-    """A value typed after /set: JSON where it is JSON, `none` for nothing, else the text."""
+    """A value typed after /set: `none` is None, valid JSON is its value, anything else is text."""
     if not value:
         raise ValueError(f"/set {name} needs a value, e.g. /set temperature 0.5")
     if value.lower() == "none":
@@ -243,12 +243,12 @@ def _parsed(name: str, value: str) -> object:
     except ValueError:
         return value
     if name == "logit_bias" and isinstance(parsed, dict):
-        return {int(token_id): bias for token_id, bias in parsed.items()}  # JSON has no whole numbers as keys
+        return {int(token_id): bias for token_id, bias in parsed.items()}  # keys of JSON objects are strings
     return parsed
 
 
 def _file_argument(command: str, text: str) -> tuple[Path, str]:
-    """A file name, in quotes if it has blanks, and what follows it."""
+    """A file name, in quotes if it has blanks, and the text after it."""
     if not text:
         raise ValueError(f"{command} needs a file name")
     source = io.StringIO(text)

@@ -1,4 +1,4 @@
-"""The Gradio page: the 2024 demos' controls over a Source. It holds no model and no words of its own."""
+"""The Gradio page: the controls of the 2024 demos over a Source. It holds no model; its texts are in words.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
-# Read at import: nothing is sent to anybody.
+# Gradio reads it at import. Nothing is sent to other hosts.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
@@ -21,7 +21,7 @@ from minicpm.sampling import SamplingParams
 from minicpm.server.addresses import LOOPBACK_NAMES
 
 MOST_NEW_TOKENS = 1024  # max_dec_len of the 2024 demos
-# Fonts of the system: those that Gradio would fetch are not asked for.
+# System fonts; Gradio would download others.
 _FONT = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 _MONO = ["ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace"]
 _CSS = """
@@ -37,7 +37,7 @@ _CSS = """
 
 
 def create_app(source: Source, hosts: tuple[str, ...] | None = LOOPBACK_NAMES) -> FastAPI:
-    """An ASGI app of the demo; `hosts` as in Gate."""
+    """The ASGI app of the demo; `hosts` as in Gate."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Gate, hosts=hosts)
     gr.mount_gradio_app(
@@ -67,7 +67,7 @@ _TRANSLATED = gr.I18n(**WORDS, **{"zh-CN": WORDS["zh"]})
 def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a with statement
     word = _TRANSLATED
     start = source.sampling
-    # vLLM refuses an answer longer than what the context leaves: half of it is left for the prompt.
+    # vLLM refuses a limit that exceeds the rest of the context, so half of it is kept for the prompt.
     longest = max(1, min(MOST_NEW_TOKENS, (source.context_length or 2 * MOST_NEW_TOKENS) // 2))
     with gr.Blocks(title="MiniCPM", analytics_enabled=False, fill_width=True) as page:
         conversation = gr.State(Conversation)
@@ -116,7 +116,7 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
         running: dict[str, Conversation] = {}
 
         def sampling(temperature: float, top_p: float, repetition_penalty: float, max_tokens: float) -> SamplingParams:
-            """What the controls say; what there is no control for stays the model's own."""
+            """The values of the controls; other parameters are the model's defaults."""
             return replace(
                 start,
                 temperature=temperature,
@@ -128,7 +128,7 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
         async def answer(
             talk: Conversation, asked: str, box: str | None, system: str, params: SamplingParams, request: gr.Request
         ) -> AsyncGenerator[list[Any], None]:
-            """Every state of an answer to `asked`; `box` is what the question's box holds meanwhile, None: as it is."""
+            """Yield every state of an answer to `asked`; `box` is the question box's new content (None: keep)."""
             if not asked.strip():
                 yield _seen(talk, request, box)
                 return
@@ -143,7 +143,7 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
             if len(talk.messages) == rounds and talk.note.error:
                 yield _seen(talk, request, asked)
 
-        # Gradio tells what a handler gets by its positional parameters, so each names all the controls.
+        # Gradio counts a handler's positional parameters, so each handler names all the controls.
 
         async def on_submit(
             talk: Conversation, asked: str, system: str, t: float, p: float, r: float, n: int, request: gr.Request
@@ -170,7 +170,7 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
             async for seen in answer(talk, talk.undo(), None, system, sampling(t, p, r, n), request):
                 yield seen
 
-        # All are coroutines: a conversation lives on the thread of the event loop alone.
+        # All handlers are coroutines, because a conversation may be used only on the event loop's thread.
 
         async def on_undo(talk: Conversation, request: gr.Request) -> list[Any]:
             asked = talk.undo()
@@ -184,7 +184,7 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
             talk.stop()
 
         async def on_leave(request: gr.Request) -> None:
-            """The tab is closed; Gradio itself would notice with the next token only."""
+            """Stop the answer of a closed tab at once; Gradio itself would notice only at the next token."""
             if (talk := running.get(str(request.session_hash))) is not None:
                 talk.stop()
 
@@ -201,7 +201,7 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
         gr.on([clear.click, chatbot.clear], on_clear, [conversation], **how)
         stop.click(on_stop, [conversation], **{**how, "outputs": None})
         page.unload(on_leave)
-    # api_open: the queue takes calls of this page's sessions only.
+    # api_open=False: the queue accepts calls from this page's sessions only.
     page.queue(default_concurrency_limit=None, api_open=False)
     return page
 
@@ -212,7 +212,7 @@ def _slider(name: str, low: float, high: float, value: float, step: float) -> gr
 
 
 def _seen(talk: Conversation, request: gr.Request, box: str | None) -> list[Any]:
-    """Values of what is shown: conversation, note, the question's box (None leaves it), Submit or Stop."""
+    """Values of the outputs: conversation, note, the question's box (None keeps it), Submit or Stop."""
     text = note_text(talk.note, language_of(request.headers.get("accept-language", "")))
     return [
         [dict(message) for message in talk.messages],
@@ -224,5 +224,5 @@ def _seen(talk: Conversation, request: gr.Request, box: str | None) -> list[Any]
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown and HTML leave as it is."""
+    """Text with the special characters of Markdown and HTML escaped."""
     return "".join(f"&#{ord(c)};" if c in "\\`*_{}[]()<>#+-!|~&$:@" else c for c in text)

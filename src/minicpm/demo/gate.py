@@ -1,4 +1,4 @@
-"""What of Gradio's server a browser may reach: the page and its queue, nothing that touches files or other hosts."""
+"""Limits access to Gradio's server to the page and its queue: nothing that reads files or contacts other hosts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minicpm.server.addresses import LOOPBACK_NAMES, is_own_page, named_host
 
-# No uploads, no /file=, no /proxy=, no calls by name, no descriptions of them, no monitoring.
+# Closed: uploads, /file=, /proxy=, calls by name and their descriptions, monitoring.
 _OPEN_PATHS = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(/.*)?)|/(assets|static|svelte)/.*"
     r"|/gradio_api/(queue/(join|data)|heartbeat/[^/]+|cancel|reset|startup-events|info)"
 )
-# Gradio's page has scripts and styles of its own inside; an answer must not make the browser ask anybody else.
+# Gradio's page has inline scripts and styles. An answer must not make the browser contact other hosts.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
@@ -23,7 +23,7 @@ _POLICY = (
 
 
 class Gate:
-    """Answers 403 or 404 before a request reaches Gradio. `hosts` are the names it is asked by, None: any."""
+    """Answers 403 or 404 before a request reaches Gradio. `hosts` are the allowed Host names (None: any)."""
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...] | None = LOOPBACK_NAMES):
         self._app = app
@@ -48,10 +48,10 @@ class Gate:
     def _refusal(self, path: str, headers: Headers) -> PlainTextResponse | None:
         host = headers.get("host", "")
         if self._hosts is not None and named_host(host) not in self._hosts:
-            return PlainTextResponse("the demo does not answer to this name; start it with --host\n", 403)
+            return PlainTextResponse("the demo does not answer to this host name; start it with --host\n", 403)
         origin = headers.get("origin")
         if origin is not None and not is_own_page(origin, host):
-            return PlainTextResponse("pages of other origins may not ask\n", 403)
+            return PlainTextResponse("pages of other origins have no access\n", 403)
         if not _OPEN_PATHS.fullmatch(path):
             return PlainTextResponse("there is nothing here\n", 404)
         return None

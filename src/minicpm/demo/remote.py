@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol: `minicpm serve`, vLLM, llama.cpp's and others."""
+"""A Source over a server with OpenAI's protocol: `minicpm serve`, vLLM's, llama.cpp's and others."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from minicpm.sampling import SamplingParams
 from minicpm.server.addresses import LOOPBACK_HOSTS
 
 _CONNECT_TIMEOUT_S = 10.0
-_SILENCE_TIMEOUT_S = 600.0  # a long prompt on a small machine says nothing for minutes
+_SILENCE_TIMEOUT_S = 600.0  # prefill of a long prompt on a small machine takes minutes
 
 
 class RemoteSource:
-    """Answers of the server at `url`, such as http://127.0.0.1:8000/v1, by its model of that name or its first.
+    """A Source of the server at `url`, such as http://127.0.0.1:8000/v1. It uses `model`, or the server's first.
 
-    `stop` are texts that it has to be told to end an answer at. Raises ValueError for what is no address, SourceError
-    where the server does not answer or has no such model.
+    `stop` are stop strings to send with requests. Raises ValueError for an invalid address, SourceError if the server
+    does not answer or has no such model.
     """
 
     def __init__(self, url: str, api_key: str | None = None, model: str | None = None, stop: Sequence[str] = ()):
@@ -37,7 +37,7 @@ class RemoteSource:
         self._options: dict[str, Any] = {
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "timeout": httpx.Timeout(_SILENCE_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            # A proxy for the world outside knows nothing of this machine.
+            # A proxy for other hosts cannot reach this machine's servers.
             "trust_env": parts.hostname not in LOOPBACK_HOSTS,
         }
         self.sampling = SamplingParams()
@@ -96,14 +96,14 @@ class RemoteSource:
         }
         if self._stop:
             request["stop"] = self._stop
-        # OpenAI's own service knows no such field. Servers that tell their context do, and may have a default of their
-        # own in its place; to others it isn't sent where it would change nothing.
+        # OpenAI's own service does not know this field. Servers that report their context do, and may have another
+        # default, so they always get it. Others get it only if it has an effect.
         if self.context_length is not None or sampling.repetition_penalty != 1:
             request["repetition_penalty"] = sampling.repetition_penalty
         return request
 
     def _chosen_model(self, wanted: str | None) -> tuple[str, int | None]:
-        """Its name, and its context where the server tells: this package's and vLLM do, in `max_model_len`."""
+        """The model's name and, if the server reports it as `max_model_len` (ours and vLLM's do), its context."""
         try:
             with httpx.Client(**self._options) as client:
                 response = client.get(f"{self._url}/models")
@@ -114,7 +114,7 @@ class RemoteSource:
             raise SourceError(self._unreachable()) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SourceError(
-                f"{self._url}/models is no list of models; is it the address of an OpenAI-compatible server, with /v1?"
+                f"{self._url}/models is not a list of models; is it an OpenAI-compatible server's address, with /v1?"
             ) from error
         if not models or wanted not in (None, *models):
             there = one_line(", ".join(models)) or "none"

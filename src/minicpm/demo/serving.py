@@ -1,4 +1,4 @@
-"""Running the demo on a socket until it is interrupted."""
+"""Runs the demo on a socket until it is interrupted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from minicpm.demo.app import create_app
 from minicpm.demo.source import Source
 from minicpm.server.addresses import LOOPBACK_NAMES
 
-_GRACE_S = 3  # what a running answer is waited for at the end
+_GRACE_S = 3  # longest wait for running answers at the end
 
 
 def serve(source: Source, listener: socket.socket, *, is_local: bool, on_ready: Callable[[], None]) -> None:
-    """Serve until Ctrl-C or a signal; `is_local` answers only to the names of this machine."""
+    """Serve until Ctrl-C or a signal. With `is_local`, it accepts only this machine's names as Host."""
     app = create_app(source, LOOPBACK_NAMES if is_local else None)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_S, ws="none"
@@ -30,7 +30,7 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End, the second time at once; uvicorn would raise the signal again and leave what we started running."""
+        """End; a second signal ends at once. uvicorn would raise the signal again, and our child would keep running."""
         self.force_exit = self.should_exit
         self.should_exit = True
 

@@ -1,6 +1,6 @@
-"""Models on this disk: each hub's own cache layout, what is complete in it, and removing it again.
+"""Models on this disk: each hub's cache layout, the check for complete models, and their removal.
 
-No network, and nothing heavier than the standard library: `minicpm list` must be quick.
+It uses no network and only the standard library, because `minicpm list` must be quick.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ from minicpm.files import read_json_object, read_text, sync_folder, write_text
 from minicpm.hub.names import Reference, Source
 from minicpm.hub.remote import Listing, RemoteFile
 
-PARTIAL_SUFFIX = ".minicpm.incomplete"  # ends as the library's own partials do, so that its tools see and clean it
+PARTIAL_SUFFIX = ".minicpm.incomplete"  # has huggingface_hub's own suffix, so that its tools see and clean it
 _MANIFEST = ".minicpm.json"
 _MAX_JSON_BYTES, _MAX_TEXT_BYTES = 64 << 20, 1 << 12
 
 
 class Store(Protocol):
-    """One repository in a hub's cache. Files are staged one by one; `publish` makes them a model at one stroke."""
+    """One repository in a hub's cache. Files are staged one by one; `publish` makes them a model in one step."""
 
     @property
     def folder(self) -> Path:
-        """What the repository occupies in the cache."""
+        """The repository's folder in the cache."""
 
     @property
     def lock(self) -> Path:
-        """Held by whoever changes this repository."""
+        """The lock file that a process holds while it changes this repository."""
 
     def exists(self) -> bool:
-        """Whether anything of the repository is here, be it the beginning of a download."""
+        """Whether any file of the repository is here, even a partial download."""
 
     def has(self, file: RemoteFile) -> bool:
-        """Whether the verified bytes are here."""
+        """Whether the verified content of the file is here."""
 
     def partial(self, file: RemoteFile) -> Path:
-        """Where the file grows; always the same name for the same bytes."""
+        """The path of the partial download; always the same for the same content."""
 
     def stage(self, file: RemoteFile) -> None:
-        """The partial is complete and verified."""
+        """Keep the partial download, which is complete and verified."""
 
     def discard(self, file: RemoteFile) -> None:
-        """Forget bytes that `has` believes in, since they turned out wrong."""
+        """Delete content that `has` accepts but that turned out to be wrong."""
 
     def content(self, file: RemoteFile) -> Path:
-        """Where the bytes lie that `has` speaks of."""
+        """The path of the content that `has` checks."""
 
     def publish(self, listing: Listing, files: Iterable[RemoteFile], revision: str | None) -> Path:
-        """All files are staged: the folder that a loader reads."""
+        """Make the staged files a model; return the folder that a loader reads."""
 
     def locate(self, revision: str | None) -> Path | None:
-        """The published folder of a revision, complete or not, as the disk has it."""
+        """The published folder of a revision on this disk, complete or not; None if there is none."""
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine. `nbytes` counts its files on disk, partial ones too, but no packed weights."""
+    """A model on this machine. `nbytes` counts its files on disk, including partial ones, without packed weights."""
 
     name: str
-    source: Source | Literal["embedded"]  # embedded: a part of the package
+    source: Source | Literal["embedded"]  # embedded: part of this package
     path: Path
     nbytes: int
     revision: str
@@ -76,23 +76,23 @@ class LocalModel:
     packed_bytes: int = 0  # packed_files.py
 
 
-# Where things are
+# --- Places ------------------------------------------------------------------------------------------------------
 
 
 def huggingface_root() -> Path:
-    """The folder that huggingface_hub caches in, by the library's own rules, without the cost of importing it."""
+    """huggingface_hub's cache folder, by the library's own rules but without importing it."""
     home = os.environ.get("HF_HOME") or f"{_xdg_cache()}/huggingface"
     root = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
     return _expanded(root)
 
 
 def modelscope_root() -> Path:
-    """The folder that ModelScope's SDK caches models in."""
+    """The model cache of ModelScope's SDK."""
     return _expanded(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope/hub") / "models"
 
 
 def home() -> Path:
-    """This package's own notes: which licences were shown, when a model was used, packed weights. $MINICPM_HOME."""
+    """The folder of this package's own data, $MINICPM_HOME: shown licences, times of use, packed weights."""
     return _expanded(os.environ.get("MINICPM_HOME") or f"{_xdg_cache()}/minicpm")
 
 
@@ -103,12 +103,12 @@ def store(reference: Reference) -> HuggingFaceStore | ModelScopeStore:
     return ModelScopeStore(reference.repo_id)
 
 
-# Hugging Face: models--org--name/{blobs,refs,snapshots}, blobs named by hash
+# --- Hugging Face: models--org--name/{blobs,refs,snapshots}, blobs named by hash ---------------------------------
 
 
 @dataclass(frozen=True)
 class HuggingFaceStore:
-    """A repository in huggingface_hub's layout: what is put here, transformers and `hf` find, and the other way."""
+    """A repository in huggingface_hub's layout, shared with transformers and `hf`."""
 
     repo_id: str
     root: Path = field(default_factory=huggingface_root)
@@ -151,7 +151,7 @@ class HuggingFaceStore:
             pointer = snapshot / file.path
             pointer.parent.mkdir(parents=True, exist_ok=True)
             self._point(pointer, self.content(file))
-        # The reference comes last: until then the name means the complete older snapshot, if there is one.
+        # The reference is written last: until then the name refers to the complete older snapshot, if there is one.
         if revision != listing.commit:
             reference = self.folder / "refs" / (revision or "main")
             if _read_text(reference) != listing.commit:
@@ -173,19 +173,19 @@ class HuggingFaceStore:
         try:
             new.symlink_to(target)
         except OSError:
-            shutil.copyfile(blob, new)  # a disk without symbolic links: the library keeps plain files there, too
+            shutil.copyfile(blob, new)  # a disk without symbolic links; the library also stores plain files there
         new.replace(pointer)
 
 
-# ModelScope: models/org/name, plain files
+# --- ModelScope: models/org/name, plain files --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelScopeStore:
-    """A repository in the layout of ModelScope's SDK, with a manifest of our own that remembers what was verified.
+    """A repository in the layout of ModelScope's SDK, with our own manifest of verified files.
 
-    There is one folder for all revisions, so files wait beside it until all are there: an update that is interrupted
-    leaves the older model whole.
+    All revisions share one folder, so files are staged beside it until all are complete. An interrupted update leaves
+    the older model intact.
     """
 
     repo_id: str
@@ -211,7 +211,7 @@ class ModelScopeStore:
         return staged if staged.exists() else self.folder / file.path
 
     def has(self, file: RemoteFile) -> bool:
-        """Verified files are known by size and time of change; a file from elsewhere is read and hashed once."""
+        """Recognise a verified file by its size and modification time; hash a file from another program once."""
         path = self.content(file)
         if _size(path) != file.size:
             return False
@@ -269,19 +269,19 @@ class ModelScopeStore:
         write_text(self.folder / _MANIFEST, json.dumps(manifest, indent=1))
 
 
-# What is here
+# --- Models on this machine --------------------------------------------------------------------------------------
 
 
 def missing_parts(folder: Path) -> str | None:
-    """What a loader would miss in a published folder, or None when it is complete.
+    """The first missing part of a published folder; None if it is complete.
 
-    Judged by the folder alone, so that it holds for other tools' downloads, too: every shard of an index, or one
-    file of weights, and the configuration; no link that leads nowhere.
+    It checks only the folder, so that it works for other tools' downloads, too. A complete folder has config.json,
+    every shard of an index or one weight file, and no broken link.
     """
     names = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
     for path in names.values():
         if path.is_symlink() and not path.exists():
-            return f"{path.name} (its link leads nowhere)"
+            return f"{path.name} (its link is broken)"
     if any(name.endswith(".gguf") for name in names):
         return None
     if "config.json" not in names:
@@ -300,19 +300,20 @@ def missing_parts(folder: Path) -> str | None:
 
 
 def list_models(*, everything: bool = False) -> list[LocalModel]:
-    """The MiniCPM models in both hubs' caches, by name; one entry per revision, unfinished downloads included.
+    """The MiniCPM models in both hubs' caches, by name; one entry per revision, including partial downloads.
 
-    Other families' models in these shared caches are left out unless they were used with this package, or
-    `everything` is asked for.
+    Other families' models in these shared caches are left out, unless they were used with this package or
+    `everything` is set.
     """
     models = [*_huggingface_models(everything), *_modelscope_models(everything)]
     return sorted(models, key=lambda model: (model.name, model.source, model.revision))
 
 
 def remove(reference: Reference) -> int:
-    """Delete a model from its cache and return the bytes that this freed; with a revision, only that one.
+    """Delete a model, or only the given revision, from its cache; return the freed bytes.
 
-    Blobs that another revision uses stay. HubError where the model is not here or its folder leaves the cache.
+    Blobs that another revision uses are kept. Raises HubError if the model is not here or its folder is outside the
+    cache.
     """
     place = store(reference)
     folder = place.folder
@@ -320,14 +321,14 @@ def remove(reference: Reference) -> int:
     if not place.exists():
         raise HubError(f"{reference} is not on this machine; 'minicpm list' shows what is")
     if folder.is_symlink() or not folder.resolve().is_relative_to(place.root.resolve()):
-        raise HubError(f"{folder} leads out of the cache to {folder.resolve()}; remove it by hand")
+        raise HubError(f"{folder} links out of the cache to {folder.resolve()}; remove it by hand")
     before = _disk_bytes(folder)
     if reference.revision is not None and isinstance(place, HuggingFaceStore):
         _remove_revision(place, reference)
     else:
         if reference.revision is not None and place.locate(reference.revision) is None:
             raise HubError(f"{reference} is not on this machine; 'minicpm list' shows what is")
-        for part in ("refs", "snapshots"):  # first what makes it a model: an interrupted removal leaves no false one
+        for part in ("refs", "snapshots"):  # first, so that an interrupted removal leaves no incomplete model
             shutil.rmtree(folder / part, ignore_errors=True)
         if waiting is not None:
             before += _disk_bytes(waiting)
@@ -344,7 +345,7 @@ def mark_used(reference: Reference) -> None:
 
 
 def touch_note(path: Path) -> None:
-    """Make an empty file in the home, or give it the time of now. A home that cannot be written only costs the note."""
+    """Create an empty file in the home, or set its time to now. An error is ignored: only the note is lost."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -410,7 +411,7 @@ def _remove_revision(place: HuggingFaceStore, reference: Reference) -> None:
 
 
 def _by_prefix(place: HuggingFaceStore, prefix: str) -> Path | None:
-    """The one snapshot whose commit begins so: `list` prints commits short."""
+    """The only snapshot whose commit begins with `prefix`: `list` prints shortened commits."""
     found = [path for path in place.folder.glob("snapshots/*") if len(prefix) >= 7 and path.name.startswith(prefix)]
     return found[0] if len(found) == 1 else None
 
@@ -444,19 +445,19 @@ def _size_of(snapshot: Path) -> int:
 
 
 def _disk_bytes(folder: Path) -> int:
-    """Bytes of the model's files that really lie in a folder, links not followed."""
+    """Bytes of the model's files in a folder itself, links not followed."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return sum(path.stat().st_size for path in files if path.name != _MANIFEST)
 
 
 def _mark(path: Path, digest: str) -> list[object]:
-    """What says that a file is still the one that was verified."""
+    """The manifest entry of a verified file, which changes if the file does."""
     status = path.stat()
     return [digest, status.st_size, status.st_mtime_ns]
 
 
 def _read_text(path: Path) -> str | None:
-    """A line that a program wrote down, a commit for one; None where there is none."""
+    """A one-line file, such as a reference's commit; None if it cannot be read."""
     try:
         return read_text(path, _MAX_TEXT_BYTES).strip()
     except (OSError, FormatError):
@@ -464,7 +465,7 @@ def _read_text(path: Path) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file; empty where there is none or it is something else."""
+    """A JSON object from a file; {} if the file is missing or is not one."""
     try:
         return read_json_object(path, _MAX_JSON_BYTES)
     except (OSError, FormatError):

@@ -1,6 +1,6 @@
-"""What the publishers ask every user to know, shown once for each model before its first use.
+"""The publishers' notice about the weights, shown once for each model before its first use.
 
-The weights have terms of their own, apart from this package's Apache-2.0.
+The weights have a licence of their own, different from this package's Apache-2.0.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _NOTICE = (
 
 
 def notice(reference: Reference) -> str | None:
-    """The notice for a model of the release's authors; None for other people's models, whose terms are unknown here."""
+    """The notice for a model of the release's authors; None for other models, whose terms are unknown here."""
     if reference.known is None and not reference.repo_id.lower().startswith("openbmb/"):
         return None
     return _NOTICE.format(name=reference.repo_id)
 
 
 def show_once(reference: Reference, tell: Callable[[str], None]) -> None:
-    """`tell` the notice unless it was told before on this machine, and remember it."""
+    """Pass the notice to `tell`, unless it was shown before on this machine, and record that."""
     text = notice(reference)
-    # One empty file a model: two programs at once cannot lose each other's notes, and creating it is atomic.
+    # One empty file per model: its creation is atomic, so that concurrent programs lose no record.
     marker = cache.home() / "notices" / quote(f"{reference.source}:{reference.repo_id}", safe="")
     if text is None or marker.exists():
         return

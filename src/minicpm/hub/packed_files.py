@@ -1,8 +1,8 @@
-"""The packed weights kept of models that were run: where they lie, whose they are, and which of them have to go.
+"""The cache of packed weights: the place of its files, their keys, and their eviction.
 
-Knows files and their owners, never what is packed: minicpm.engine.backends.packed writes and maps them. Like the other
-caches here it needs the standard library only. A process that maps a file holds a shared lock on it, and a file in use
-is never removed.
+It knows the files, not their content: minicpm.engine.backends.packed writes and maps them. Like the other caches here
+it needs only the standard library. A process that maps a file holds a shared lock on it; a file in use is never
+removed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 from minicpm.files import NO_FOLLOW, NO_WAIT, lock
 from minicpm.hub.cache import home
 
-# The least recently used go beyond it; MiniCPM-2B has 1.7 GB.
+# Beyond it the least recently used files are evicted; MiniCPM-2B needs 1.7 GB.
 MAX_TOTAL_BYTES = 16 << 30
 PARTIAL_SUFFIX = ".partial"
 _TITLE = b"minicpm packed weights\n"
-_PAGE_BYTES = 4096  # a header fills whole pages, since the weights are mapped
+_PAGE_BYTES = 4096  # a header fills whole pages, because the weights after it are mapped
 _MAX_HEADER_BYTES = 1 << 20
 
 
@@ -38,10 +38,10 @@ def path_of(model: Path) -> Path:
 
 
 def header(model: Path, weight_files: Iterable[Path], **key: str | int) -> bytes:
-    """What a packed file of these weights begins with: its whole key, whose file it is included.
+    """The header of the packed file of these weights: its whole key, including the model's path.
 
-    A copy may keep the time of its content; the time of its last change in the file system cannot be set, and on
-    another machine it is another one, as the inode is.
+    The marks include inode and ctime: a copy can keep the modification time, but no program can set ctime, and another
+    machine has other inodes.
     """
     says = {"model": str(model.resolve()), "files": [_mark(path) for path in weight_files], **key}
     text = _TITLE + json.dumps(says).encode() + b"\n"
@@ -49,12 +49,12 @@ def header(model: Path, weight_files: Iterable[Path], **key: str | int) -> bytes
 
 
 def is_trusted(status: os.stat_result) -> bool:
-    """Whether only this user, or the system's, can have written a file, and can write it while it is mapped."""
+    """Whether only this user or root can have written a file, and can write to it while it is mapped."""
     return stat.S_ISREG(status.st_mode) and status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
 
 
 def is_at(path: Path, descriptor: int) -> bool:
-    """Whether `path` still leads to what was opened: before it was locked, another process may have renamed it."""
+    """Whether `path` is still the opened file: another process may have renamed it before it was locked."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -63,17 +63,17 @@ def is_at(path: Path, descriptor: int) -> bool:
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A file of the cache. `model` is None for one that nobody finished, or whose header cannot be read."""
+    """A file of the cache. `model` is None if the file is incomplete or its header cannot be read."""
 
     path: Path
     model: Path | None
     nbytes: int
     last_used_s: float
-    is_dead: bool  # no start can ever map it: its model is gone or has changed
+    is_dead: bool  # it can never be mapped again: its model is gone or has changed
 
 
 def list_files(layout: int | None = None) -> list[PackedFile]:
-    """All of them, the least recently used first; those of another `layout` count as dead, where one is given."""
+    """All files, the least recently used first. If `layout` is given, files of other layouts count as dead."""
     found = []
     with suppress(OSError):
         for path in folder().iterdir():
@@ -83,20 +83,20 @@ def list_files(layout: int | None = None) -> list[PackedFile]:
 
 
 def bytes_of(model: Path, files: Iterable[PackedFile]) -> int:
-    """Bytes of those files that belong to a model, or to models inside a folder."""
+    """Bytes of those `files` that belong to a model, or to models inside a folder."""
     inside = model.resolve()
     return sum(f.nbytes for f in files if f.model is not None and f.model.is_relative_to(inside))
 
 
 def remove_of(model: Path) -> int:
-    """Remove what was kept of a model, or of models inside a folder, that is gone; returns the bytes freed."""
+    """Remove the dead files of a model, or of models inside a folder; return the freed bytes."""
     inside = model.resolve()
     dead = [file for file in list_files() if file.is_dead and file.model and file.model.is_relative_to(inside)]
     return sum(_removed_bytes(file) for file in dead)
 
 
 def make_room(nbytes: int, layout: int) -> None:
-    """Before `nbytes` more are kept: the dead go, then the least recently used, until all fit in MAX_TOTAL_BYTES."""
+    """Evict dead files, then the least recently used, until `nbytes` more fit into MAX_TOTAL_BYTES."""
     files = list_files(layout)
     left = sum(file.nbytes for file in files)
     for file in sorted(files, key=lambda file: not file.is_dead):
@@ -105,7 +105,7 @@ def make_room(nbytes: int, layout: int) -> None:
 
 
 def _removed_bytes(file: PackedFile) -> int:
-    """Remove a file unless somebody maps or writes it, or has put another in its place; returns the bytes freed."""
+    """Remove a file unless a process maps, writes or has replaced it; return the freed bytes."""
     try:
         descriptor = os.open(file.path, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
     except OSError:
@@ -132,7 +132,7 @@ def _described(path: Path, layout: int | None) -> PackedFile:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """What a packed file says of itself; nothing, if it says nothing that can be understood."""
+    """The key in a packed file's header; {} if it cannot be read."""
     with path.open("rb") as file:
         title, line = file.readline(len(_TITLE)), file.readline(_MAX_HEADER_BYTES)
     try:

@@ -1,7 +1,7 @@
-"""The native extension, where this installation has one: which instruction set it uses, and on how many threads.
+"""The native extension, if this installation has one: its instruction set and thread count.
 
-The rest of the package knows no kernels; minicpm.engine.backends.native calls them. Without a compiler the package
-installs all the same, and the numpy engine computes.
+minicpm.engine.backends.native calls its kernels. Without a C++ compiler the package installs without the extension, and
+the numpy backend computes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def extension() -> ModuleType:
-    """The extension module; ImportError says why there is none."""
+    """The extension module. Raises ImportError, with the reason, if there is none."""
     from minicpm import _native
 
     return _native
 
 
 def why_missing() -> str | None:
-    """None where the extension can be used, else the reason in a few words."""
+    """The reason why the extension cannot be used; None if it can."""
     try:
         extension()
     except ImportError as error:
@@ -36,7 +36,7 @@ def why_missing() -> str | None:
 
 
 def isa() -> str:
-    """The instruction set of the kernels: the fastest that runs here, or the one in MINICPM_ISA."""
+    """The instruction set of the kernels: the fastest that runs here, or MINICPM_ISA."""
     runnable = _asked_once(extension().runnable_isas)
     wanted = os.environ.get("MINICPM_ISA", "")
     if not wanted:
@@ -48,7 +48,7 @@ def isa() -> str:
 
 @functools.cache
 def _asked_once(runnable_isas: Callable[[], list[str]]) -> list[str]:
-    """Its answer: 2 ms under a hypervisor, which every question to the processor wakes, and every request asks."""
+    """The result of the first call. A call takes 2 ms under a hypervisor, and every request needs one."""
     return runnable_isas()
 
 
@@ -65,10 +65,10 @@ def thread_count(threads: int | None = None) -> int:
 
 
 def physical_cores() -> int:
-    """Physical cores this process may use, at least 1: two threads on one core only wait for its multipliers."""
+    """Physical cores that this process may use, at least 1. Two threads on one core would share its multipliers."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = {_read(_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu) for cpu in allowed}
-    # A container may be given a part of the machine's time: threads beyond it would wait for each other.
+    # A container may have a quota of CPU time; more threads than that would wait for each other.
     quota, _, period = _read(_CPU_LIMIT).partition(" ")
     limit = math.ceil(int(quota) / int(period)) if quota.isdecimal() and period.isdecimal() else len(cores)
     return max(1, min(len(cores), limit))

@@ -1,7 +1,7 @@
 """From logits to a token: parameters, penalties, random numbers, draws and log-probabilities.
 
-`params` has the parameters and their defaults, `draw` penalties and the draw of a step, `reference` the definition of a
-draw in numpy, `logprobs` what is reported of a token.
+`params` has the parameters and their defaults, `draw` the penalties and the draw of a step, `reference` the definition
+of a draw in numpy, and `logprobs` the log-probabilities.
 """
 
 from __future__ import annotations

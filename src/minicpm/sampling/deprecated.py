@@ -1,4 +1,4 @@
-"""Names that earlier versions exported and nothing here uses; `minicpm.sampling` warns when one is read."""
+"""Names that earlier versions exported and this package no longer uses; `minicpm.sampling` warns when one is read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from minicpm.sampling.params import SamplingParams
 
-# What the 2024 callers used, by the names of golden/sampling. None of them is our default.
+# Parameters of the 2024 callers, by the names of golden/sampling. None of them is our default.
 PRESETS_2024: Mapping[str, SamplingParams] = MappingProxyType(
     {
         # model.chat(): transformers' implicit top_k of 50 applied.

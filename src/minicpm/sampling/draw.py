@@ -1,7 +1,7 @@
 """From logits to a token: penalties in Hugging Face's order, then one draw per request.
 
-Requests of a step are drawn together, and each gets the token that it gets alone. Only ids and logits are known here;
-text and models are elsewhere.
+Requests of a step are drawn together, and each gets the same token as alone. This module knows only ids and logits, no
+text or model.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from minicpm.sampling.reference import TOO_LARGE, draw_reference
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-# Scores (float32) that are worked on together: 4 MB, which a second-level cache holds or nearly so.
+# Scores (float32) that are processed together: 4 MB, about the size of a second-level cache.
 _SCORES_AT_ONCE = 1 << 20
 
 
 class Sampler:
-    """Chooses the tokens of one request, one after another, and remembers which ids it has seen."""
+    """Chooses the tokens of one request, one after another, and counts the ids it has seen."""
 
     def __init__(self, params: SamplingParams, seed: int, prompt_ids: Iterable[int] = (), *, choice: int = 0):
         self.params = params
         self._key = (whole_number("seed", seed, 0, MAX_SEED), whole_number("choice", choice, 0, MAX_SEED))
         self._isa = None if native.why_missing() else native.isa()
         self._native_draw = None if self._isa is None else native.extension().draw
-        # What nothing looks at isn't counted.
+        # Count only for penalties that are on.
         self._context = _TokenCounts() if params.repetition_penalty != 1.0 else None
         self._answer = _TokenCounts() if params.presence_penalty or params.frequency_penalty else None
         if self._context is not None:
@@ -47,7 +47,7 @@ class Sampler:
     def sample(self, logits: Floats, position: int) -> SampledToken:
         """Choose the token at `position` (its index in prompt + answer) from logits (V,) float32, and count it.
 
-        Raises GenerationError when the logits hold NaN or infinity, or leave nothing to choose.
+        Raises GenerationError if the logits hold NaN or infinity, or leave no token to choose.
         """
         (sampled,) = sample_together([Draw(self, logits, position)])
         if not isinstance(sampled, SampledToken):
@@ -55,7 +55,7 @@ class Sampler:
         return sampled
 
     def accept(self, token_id: int) -> None:
-        """Count a token of the answer that was chosen elsewhere; `sample` does this for its own."""
+        """Count a token of the answer that was chosen elsewhere; `sample` counts its own."""
         if self._context is not None:
             self._context.add(token_id)
         if self._answer is not None:
@@ -76,7 +76,7 @@ class Sampler:
         return token_id
 
     def _add_answer_penalties(self, scores: Floats) -> None:
-        """Presence and frequency penalty and the biases, in place, in scores (V,)."""
+        """Apply presence penalty, frequency penalty and biases in place to scores (V,)."""
         params = self.params
         if self._answer is not None:
             ids = self._answer.ids_below(len(scores))
@@ -94,7 +94,7 @@ class Sampler:
 class Draw:
     """One token to be chosen: at `position` of prompt + answer, from logits (V,) float32.
 
-    Only tokens that `allowed`, where given, returns (V,) can be chosen: the others score -inf before all else.
+    If `allowed` is given, only tokens that its mask (V,) allows can be chosen: the others first get the score -inf.
     """
 
     sampler: Sampler
@@ -104,16 +104,16 @@ class Draw:
 
 
 def sample_together(draws: Sequence[Draw]) -> list[SampledToken | GenerationError]:
-    """Choose the tokens of several requests at once: each the one, or the error, that it gives alone."""
+    """Choose the tokens of several requests at once. Each gets the same token or error as alone."""
     results: list[SampledToken | GenerationError] = []
-    # Copies of all logits of a step would be as large again as those.
+    # In groups, because copies of all logits of a step would double their memory.
     together = max(1, _SCORES_AT_ONCE // max(1, len(draws[0].logits))) if draws else 1
     for start in range(0, len(draws), together):
         results += _sample_few(draws[start : start + together])
     return results
 
 
-@np.errstate(over="ignore", invalid="ignore")  # scores beyond float32 become infinite, which is looked at
+@np.errstate(over="ignore", invalid="ignore")  # scores beyond float32 become infinite, which is checked
 def _sample_few(draws: Sequence[Draw]) -> list[SampledToken | GenerationError]:
     scores = np.array([draw.logits for draw in draws], np.float32)  # (B, V), to be overwritten
     is_sound = np.isfinite(scores.max(axis=1, initial=-np.inf)).tolist() if scores.ndim == 2 else [False] * len(draws)
@@ -134,7 +134,7 @@ def _sample_few(draws: Sequence[Draw]) -> list[SampledToken | GenerationError]:
 
 
 def _sampled(draw: Draw, scores: Floats) -> SampledToken | GenerationError:
-    """Choose from penalized scores (V,), and count what was chosen."""
+    """Choose a token from penalized scores (V,), and count it."""
     sampler = draw.sampler
     try:
         token_id = sampler._choose(scores, draw.position)
@@ -149,14 +149,14 @@ def _sampled(draw: Draw, scores: Floats) -> SampledToken | GenerationError:
 def _mask(scores: Floats, allowed: npt.NDArray[np.bool_]) -> None:
     scores[~allowed] = -np.inf
     if scores.max() == -np.inf:
-        raise GenerationError("the model gives no chance to any token that may come next; loosen the answer's form")
+        raise GenerationError("the model gives no chance to any allowed token; loosen the constraint")
 
 
 def penalize(scores: Floats, samplers: Sequence[Sampler]) -> None:
-    """Penalties and biases, in place and in Hugging Face's order, in scores (B, V) of as many samplers."""
+    """Apply penalties and biases in place, in Hugging Face's order, to scores (B, V) of B samplers."""
     vocab_size = scores.shape[1]
     flat = scores.reshape(-1)
-    places: dict[float, list[Integers]] = {}  # requests mostly have the same penalty
+    places: dict[float, list[Integers]] = {}  # by penalty, since most requests have the same one
     for index, sampler in enumerate(samplers):
         if sampler._context is not None:
             ids = sampler._context.ids_below(vocab_size)
@@ -171,7 +171,7 @@ def penalize(scores: Floats, samplers: Sequence[Sampler]) -> None:
 
 
 class _TokenCounts:
-    """How often each id occurred, as arrays, so that a token costs the same however long the text already is."""
+    """The count of each id, in arrays, so that the cost of a token does not grow with the length of the text."""
 
     def __init__(self) -> None:
         self._slots: dict[int, int] = {}
@@ -191,7 +191,7 @@ class _TokenCounts:
         self._counts[slot] += 1
 
     def ids_below(self, vocab_size: int) -> Integers:
-        """Ids (n,) seen so far; ValueError if one is no index into the logits."""
+        """Ids (n,) seen so far. Raises ValueError if one is outside the logits."""
         if self._largest_id >= vocab_size:
             raise ValueError(f"token id {self._largest_id} of the prompt is beyond the {vocab_size:,} logits")
         return self._ids[: len(self._slots)]

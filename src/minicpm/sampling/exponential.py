@@ -1,7 +1,7 @@
-"""exp by single-precision additions and multiplications alone, so that every machine gives the same bits.
+"""exp by single-precision additions and multiplications only, so that every machine gives the same bits.
 
-The C library's exp and numpy's differ from machine to machine. Sampling weights and the integer engine
-(engine/backends/arithmetic.py) both build on this one series; csrc has the same.
+exp of the C library and of numpy differs between machines. Sampling weights and the integer engine
+(engine/backends/arithmetic.py) both use this series; csrc has the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POLYNOMIAL = tuple(
 def split_exp(x: Floats) -> tuple[Floats, Floats]:
     """(m, n) with exp(x) = m * 2**n: n whole, m in [0.7, 1.42); x (...) float32 is overwritten.
 
-    In place, because a fresh array of a vocabulary's size costs more than a sum.
+    It works in place, because a new array of the vocabulary's size costs more than an addition.
     """
     n = x * _LOG2_E
     np.rint(n, out=n)

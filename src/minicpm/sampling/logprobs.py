@@ -1,4 +1,4 @@
-"""What is reported of a chosen token: its log-probability, and the likeliest alternatives."""
+"""Log-probabilities of a chosen token and of the likeliest alternatives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 class SampledToken:
     """A chosen token; log-probabilities are of the model's raw distribution, before any penalty or temperature.
 
-    `logprob` is None unless SamplingParams.logprobs asked; `top_logprobs` are (id, logprob), best first.
+    `logprob` is None unless SamplingParams.logprobs is set; `top_logprobs` are (id, logprob), best first.
     """
 
     token_id: int
@@ -29,7 +29,7 @@ class SampledToken:
 def scored_token(logits: Floats, token_id: int, num_top: int) -> SampledToken:
     """A token with its log-probability under logits (V,) float32, and the `num_top` likeliest ones with theirs.
 
-    Raises GenerationError when the logits hold NaN or infinity.
+    Raises GenerationError if the logits hold NaN or infinity.
     """
     best = checked_logits(logits).max()
     total = sum(float(np.exp(chunk - best).sum(dtype=np.float64)) for _, chunk in chunks(logits))
@@ -43,7 +43,7 @@ def scored_token(logits: Floats, token_id: int, num_top: int) -> SampledToken:
 
 
 def checked_logits(logits: Floats) -> Floats:
-    """Logits (V,) as float32; GenerationError for NaN, infinity or nothing but -inf, ValueError for another shape."""
+    """Logits (V,) as float32. Raises GenerationError for NaN, infinity or only -inf, ValueError for another shape."""
     logits = np.asarray(logits, np.float32)
     if logits.ndim != 1 or not len(logits):
         raise ValueError(f"logits must have the shape (vocab,), got {logits.shape}")

@@ -1,4 +1,4 @@
-"""The sampling parameters: the one place for their defaults, ranges and checks."""
+"""The sampling parameters: their defaults, ranges and checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-# Ceilings of what a request may carry: each is far beyond use and keeps one token's work bounded.
+# Limits of a request: each is far above practical use and bounds the work per token.
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 32
 MAX_STOP_CHARACTERS = 256
@@ -20,7 +20,7 @@ class SamplingParams:
     """How to choose tokens and when to stop. Raises ValueError for a value out of range.
 
     Defaults: temperature and top_p of the release's README example (0.8, 0.8); repetition_penalty 1.02, the low end
-    of the 1.02-1.05 its authors recommend; everything else is off. temperature 0 takes the most likely token.
+    of the authors' recommended 1.02-1.05; everything else is off. temperature 0 takes the most likely token.
     """
 
     max_tokens: int | None = None  # None: until the model stops or the context is full
@@ -32,11 +32,11 @@ class SamplingParams:
     presence_penalty: float = 0.0  # over the answer only, as in OpenAI's API
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
-    seed: int | None = None  # None: another one for every request
+    seed: int | None = None  # None: a random one for every request
     stop: tuple[str, ...] = ()  # also takes one string or a list
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    logprobs: int | None = None  # how many alternatives to report per token; 0: the chosen token's alone
+    logprobs: int | None = None  # alternatives to report per token; 0: only the chosen token's log-probability
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -76,7 +76,7 @@ def _temperature(value: object) -> float:
 
 
 def whole_number(name: str, value: object, low: int, high: int, *, hint: str = "") -> int:
-    """`value` as an int; ValueError that names it unless it is a whole number from `low` to `high`."""
+    """`value` as an int. Raises ValueError with its name unless it is a whole number from `low` to `high`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise ValueError(f"{name} must be a whole number from {low} to {high}{hint}, got {value!r:.80}")
     return int(value)

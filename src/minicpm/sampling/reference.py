@@ -1,7 +1,7 @@
-"""Which token a uniform random number stands for, in numpy: the oracle of csrc/sampling.cc and the fallback without it.
+"""The draw of a token in numpy: the oracle of csrc/sampling.cc, and the fallback without it.
 
-Defined so exactly that another language can give the same token (docs/chat-and-sampling.md): weights are whole numbers,
-so sums do not depend on their order, and a token's random number depends on (seed, choice, position) only.
+Its exact definition (docs/chat-and-sampling.md) lets any language give the same token: weights are whole numbers, so
+sums do not depend on their order, and a token's random number depends only on (seed, choice, position).
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ _CHUNK = 1 << 14
 
 
 def draw_reference(scores: Floats, params: SamplingParams, seed: int, choice: int, position: int) -> int:
-    """What csrc/sampling.cc computes, in numpy: the oracle of it, and the fallback without a compiler.
-
-    Draws from penalized scores (V,), which are divided by the temperature in place.
-    """
+    """The id drawn from penalized scores (V,), which are divided by the temperature in place."""
     scores /= np.float32(params.temperature)
     return Ranking(scores, params).draw(uniform53(seed, choice, position))
 
@@ -46,7 +43,7 @@ def uniform53(seed: int, choice: int, position: int) -> int:
     Philox 4x64 with 10 rounds, key (seed, choice), counter (position, 0, 0, 0): the first of its four words,
     without the low 11 bits.
     """
-    # numpy counts up before it generates, so it is started one block earlier.
+    # numpy increments the counter before it generates, so start one block earlier.
     counter = (position - 1) & ((1 << 256) - 1)
     word = np.random.Philox(key=seed | choice << 64, counter=counter).random_raw()
     return int(word) >> 11
@@ -55,7 +52,7 @@ def uniform53(seed: int, choice: int, position: int) -> int:
 class Ranking:
     """Scores (V,) as if sorted by (-score, id), cut by top_k, top_p and min_p, without sorting them all.
 
-    The weights of buckets of equal width in score are summed; only a bucket in which a question falls is sorted.
+    Weights are summed in buckets of equal width in score; only a bucket that contains a wanted rank is sorted.
     """
 
     def __init__(self, scores: Floats, params: SamplingParams):
@@ -77,7 +74,7 @@ class Ranking:
         return rank if self._ids is None else int(self._ids[rank])
 
     def kept_ids(self) -> Integers:
-        """Ids (n,) that `draw` may give, and those that weigh nothing where neither top_p nor min_p removes them."""
+        """Ids (n,) that `draw` may return. Ids of weight 0 are included unless top_p or min_p removes them."""
         kept = self._scores > -np.inf
         if self._is_cut:
             last, _ = self._at(self._kept_weight - 1)
@@ -87,7 +84,7 @@ class Ranking:
         return indices if self._ids is None else self._ids[indices]
 
     def _cut(self, params: SamplingParams) -> int:
-        """Weight that top_p and min_p leave: both keep a beginning of the ranking, so the shorter one wins."""
+        """The weight that top_p and min_p keep: each keeps the first part of the ranking; the shorter one counts."""
         kept = int(self._weight_up_to[-1])
         if params.top_p < 1.0:
             kept = self._at(max(0, math.ceil(params.top_p * kept) - 1))[1]
@@ -101,10 +98,10 @@ class Ranking:
         return kept
 
     def _at(self, weight: int) -> tuple[int, int]:
-        """Index of the first score whose accumulated weight is above `weight`, and that accumulated weight."""
+        """The index of the first score whose cumulative weight is above `weight`, and that cumulative weight."""
         bucket = int(np.searchsorted(self._weight_up_to, weight, side="right"))
         indices = _ids_in_bucket(self._scores, self._best, bucket)
-        # They ascend already, so a stable sort leaves ties in the order of their ids.
+        # The indices ascend already, so a stable sort leaves ties in the order of their ids.
         indices = indices[np.argsort(-self._scores[indices], kind="stable")]
         before = self._weight_up_to[bucket - 1] if bucket else 0.0
         weight_up_to = before + np.cumsum(_weights(self._scores[indices], self._best))
@@ -126,7 +123,7 @@ def _weights(scores: Floats, best: np.float32) -> Doubles:
 
 
 def _buckets(scores: Floats, best: np.float32) -> Integers:
-    """How far below the best each score is, in 64ths of a nat, from 0 to the last bucket."""
+    """Each score's distance below the best, in 64ths of a nat, from 0 to the last bucket."""
     depth = best - scores
     depth *= np.float32(_BUCKETS_PER_NAT)
     np.minimum(depth, np.float32(_BUCKETS - 1), out=depth)
@@ -134,7 +131,7 @@ def _buckets(scores: Floats, best: np.float32) -> Integers:
 
 
 def chunks(scores: Floats) -> Iterator[tuple[int, Floats]]:
-    """(first id, scores) of parts that stay in the cache; temporaries as large as a vocabulary cost page faults."""
+    """(first id, scores) of parts that fit into the cache; temporaries of the vocabulary's size cost page faults."""
     for start in range(0, len(scores), _CHUNK):
         yield start, scores[start : start + _CHUNK]
 
@@ -144,7 +141,7 @@ def _ids_in_bucket(scores: Floats, best: np.float32, bucket: int) -> Integers:
 
 
 def top_k_ids(scores: Floats, k: int) -> Integers:
-    """Ids of the k best scores (V,), ascending, with all that equal the k-th: Hugging Face's warper keeps them too."""
+    """Ids of the k best scores (V,), ascending. Ties with the k-th are included, as in Hugging Face's warper."""
     best = scores.max()
     counts = sum(np.bincount(_buckets(chunk, best), minlength=_BUCKETS) for _, chunk in chunks(scores))
     up_to = np.cumsum(counts)

@@ -1,5 +1,5 @@
-"""Child processes with limits of time, memory and output, for programs by strangers.
+"""Child processes with limits on time, memory and output, for untrusted programs.
 
-`process.py` starts a child and talks to it; `child.py` is the child, which takes its limits before it looks at the
-request. What is computed there is a job, a file of the room that needs it, such as chat/template_job.py.
+`process.py` starts a child and communicates with it. `child.py` is the child, which sets its limits before it handles
+the request. The child runs a job, a file of the room that needs it, such as chat/template_job.py.
 """

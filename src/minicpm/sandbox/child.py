@@ -1,7 +1,7 @@
 """The child process of process.py: reads one JSON message on stdin, writes one JSON answer on stdout.
 
-A program of its own: it is started without site-packages and must not import this package. Its job's source is part of
-the message.
+It is a separate program, started without site-packages, and must not import this package. The message contains the
+source of its job.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def joined(pieces: Iterable[str], limit: int) -> str:
-    """Piece by piece, so that too long a text is noticed before it is whole."""
+    """Join the pieces; stop as soon as they are longer than the limit."""
     kept = []
     length = 0
     for piece in pieces:
@@ -45,7 +45,7 @@ def joined(pieces: Iterable[str], limit: int) -> str:
 
 
 def limit_resources(cpu_s: int, address_space_bytes: int) -> None:
-    """From here on the process cannot use more than this, write a file, open another one or start a program."""
+    """Limit this process: no more CPU time or memory than this, no writing or opening files, no new programs."""
     for name, limit in {
         "RLIMIT_CPU": cpu_s,
         "RLIMIT_AS": address_space_bytes,

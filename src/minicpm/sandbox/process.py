@@ -1,7 +1,7 @@
-"""Runs a job on a request in a child process that can neither run away nor grow without bounds.
+"""Runs a job on a request in a child process with bounded time and memory.
 
-The child has no site-packages and no environment; from the moment its job is prepared it cannot open a file, start a
-program, compute longer or take more memory than `Limits` say.
+The child has no site-packages and no environment variables. Once its job is prepared, it cannot open a file, start a
+program, or exceed its `Limits` of time and memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHILD = Path(__file__).with_name("child.py")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use; `wall_s` ends one that waits instead of computing."""
+    """The limits of a child. `wall_s` ends one that waits instead of computing."""
 
     cpu_s: int
     wall_s: float
@@ -29,11 +29,11 @@ class Limits:
 
 
 class Stopped(Exception):
-    """The child was ended before it answered: it needed more than its limits."""
+    """The child was ended before it answered, because it exceeded its limits."""
 
 
 class Failed(Exception):
-    """The job raised an error, or its answer is not text; the message is the child's own words."""
+    """The job raised an error, or its answer is not text. The message is the child's."""
 
 
 def has_limits() -> bool:
@@ -42,10 +42,10 @@ def has_limits() -> bool:
 
 
 def run_job(job: Path, request: Mapping[str, object], limits: Limits, modules: tuple[str, ...] = ()) -> str:
-    """The text that `work(request)` of the file `job` returns in a child; only `modules` can be imported there.
+    """The text that `work(request)` of the file `job` returns in a child, which can import only `modules`.
 
-    `job` is a program that also has `prepare()`, which imports what `work` needs, before the limits hold. Raises
-    Stopped and Failed.
+    `job` also has a function `prepare()`, which imports what `work` needs before the limits are set. Raises Stopped and
+    Failed.
     """
     message = {
         "job": job.read_text(encoding="utf-8"),
@@ -81,13 +81,13 @@ def _converse(process: subprocess.Popen[bytes], message: bytes, limits: Limits) 
             with process.stdin as stdin:
                 stdin.write(message)
         except BrokenPipeError:
-            pass  # it died early; the missing answer shows that
-        # The child limits its own output; this bound holds even if a job took it over. JSON escapes in 6 bytes.
+            pass  # the child died early; the missing answer shows that
+        # The child limits its own output; this bound holds even if a job subverts it. JSON escapes take up to 6 bytes.
         return stdout.read(6 * limits.output_characters + 1024)
 
 
 def _paths_of(modules: tuple[str, ...]) -> list[str]:
-    """Folders to import the modules from: the child sees no site-packages."""
+    """Folders to import the modules from, because the child has no site-packages."""
     folders = []
     for module in modules:
         spec = find_spec(module)

@@ -1,6 +1,6 @@
-"""Where a server listens, and who addresses it: the API's server and the demo's page alike.
+"""Listening sockets, and the Host and Origin headers of requests, for the API's server and the demo's page.
 
-Knows sockets and the text of Host and Origin headers, but no web framework.
+It knows sockets and header texts, but no web framework.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from minicpm.errors import MiniCPMError
 
-# Hosts that only this machine reaches.
+# Hosts that only this machine can reach.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 _BACKLOG = 2048
 
@@ -27,7 +27,7 @@ LOOPBACK_NAMES = tuple(host_in_url(host) for host in LOOPBACK_HOSTS)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises MiniCPMError where the address cannot be had."""
+    """A listening socket; port 0 takes a free port. Raises MiniCPMError if the address cannot be used."""
     if not 0 <= port < 1 << 16:
         raise ValueError(f"a port is from 0 to 65535, got {port}")
     try:
@@ -35,7 +35,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             if os.name == "posix":
-                # A restart must not wait for connections of the killed server to time out. On Windows the option would
+                # A restart must not wait until connections of the killed server time out. On Windows the option would
                 # let two servers share a port.
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -46,14 +46,14 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise MiniCPMError(
-                f"port {port} of {host} is taken; stop what listens there, or give another --port"
+                f"port {port} of {host} is taken; stop the program that listens there, or give another --port"
             ) from None
         raise MiniCPMError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
     return listener
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A port of this machine that no program listens on now."""
     with bind("127.0.0.1", 0) as listener:
         return int(listener.getsockname()[1])
 
@@ -67,5 +67,5 @@ def named_host(header: str) -> str:
 
 
 def is_own_page(origin: str, host: str) -> bool:
-    """Whether a page of this Origin header came from the server that this Host header addresses."""
+    """Whether the page of this Origin header came from the server of this Host header."""
     return urlsplit(origin).netloc.lower() == host.lower()

@@ -1,4 +1,4 @@
-"""Ending a program that was started here, with all that it started itself."""
+"""Ends a child process together with its own children."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 
 
 def end(process: subprocess.Popen[bytes], patience_s: float) -> None:
-    """Ask a program to end; kill it after `patience_s`. It must have been started as the leader of a process group."""
+    """Terminate a process; kill its group after `patience_s`. It must be the leader of its process group."""
     if process.poll() is not None:
         return
     process.terminate()

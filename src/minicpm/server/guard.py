@@ -1,7 +1,7 @@
-"""Who may ask: the name the server was addressed by, the page that asks, and the key.
+"""Access control: checks the Host header, the Origin header and the API key.
 
-A page of a stranger, opened in a browser on this machine, can send requests to 127.0.0.1, by a name of its own that
-resolves there (DNS rebinding) or as a plain form. Both are told by their Host and Origin headers.
+A hostile page in a browser on this machine can send requests to 127.0.0.1, by its own name that resolves there (DNS
+rebinding) or by a plain form. The Host and Origin headers reveal both.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from minicpm.server.addresses import is_own_page, named_host
 from minicpm.server.errors import APIError, shutting_down
 from minicpm.server.settings import Settings
 
-# Paths of the chat page, which cannot bring a key, and of health checks.
+# Paths of the chat page, which cannot send a key, and of health checks.
 OPEN_PATHS = ("/", "/health")
 OPEN_PREFIX = "/page/"
 
 
 class Guard:
-    """Answers 401, 403 and, once the server shuts down, 503 before a request reaches the app."""
+    """Answers 401, 403, or 503 during a shutdown, before a request reaches the app."""
 
     def __init__(self, app: ASGIApp, settings: Settings, is_draining: Callable[[], bool]):
         self._app = app
@@ -49,14 +49,14 @@ class Guard:
         if self._hosts is not None and named_host(host) not in self._hosts:
             return APIError(
                 403,
-                "the server has another name than the Host header's; 'minicpm serve --allowed-host NAME' adds one",
+                "the server does not have the name in the Host header; 'minicpm serve --allowed-host NAME' adds one",
                 kind="permission_error",
                 code="host_not_allowed",
             )
         if not self._is_own_or_allowed(headers.get("origin"), host):
             return APIError(
                 403,
-                "web pages of other origins may not ask; 'minicpm serve --cors-origin ORIGIN' allows one",
+                "web pages of other origins have no access; 'minicpm serve --cors-origin ORIGIN' allows one",
                 kind="permission_error",
                 code="origin_not_allowed",
             )
@@ -64,7 +64,7 @@ class Guard:
             return None
         return APIError(
             401,
-            "a valid API key is needed: 'Authorization: Bearer KEY'",
+            "a valid API key is required: 'Authorization: Bearer KEY'",
             kind="authentication_error",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
@@ -80,7 +80,7 @@ class Guard:
             return True
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key.strip())
-        # All are compared, each in constant time: how long it takes tells nothing of any.
+        # Compare all keys, each in constant time, so that the duration reveals nothing about any key.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return scheme.lower() == "bearer" and any(matches)
 

@@ -1,4 +1,4 @@
-"""What a server is told at its start, and the limits that keep one client from spoiling it for the others."""
+"""The settings of a server: access, and limits that protect clients from each other."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from minicpm.server.addresses import LOOPBACK_NAMES
 
 @dataclass(frozen=True)
 class Settings:
-    """Raises ValueError for a value that makes no sense.
+    """The settings of a server. Raises ValueError for an invalid value.
 
-    Without `api_keys` everybody may ask. `allowed_hosts` are the names a request may address the server by, None: any.
-    `cors_origins` are the web pages, such as https://chat.example, whose scripts may ask.
+    Without `api_keys` every client has access. `allowed_hosts` are the names that a Host header may have (None: any).
+    `cors_origins` are the origins, such as https://chat.example, whose pages have access.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -24,10 +24,10 @@ class Settings:
     header_timeout_s: float = 10.0  # from the first byte of a request, or the connection, to the end of its headers
     body_timeout_s: float = 30.0
     keep_alive_s: float = 30.0
-    first_token_timeout_s: float = 600.0  # waiting for others and reading the prompt
+    first_token_timeout_s: float = 600.0  # for waiting in the queue and prefill
     total_timeout_s: float = 3600.0
-    ping_s: float = 15.0  # a comment in a silent event stream: proxies take silence for death
-    grace_s: float = 30.0  # what a shutdown waits for running answers
+    ping_s: float = 15.0  # interval of comments in a silent event stream, which proxies would close
+    grace_s: float = 30.0  # longest wait of a shutdown for running answers
 
     def __post_init__(self) -> None:
         for key in self.api_keys:

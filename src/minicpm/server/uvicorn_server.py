@@ -1,4 +1,4 @@
-"""Running the app on a socket until a signal: the first one lets answers finish, the second one ends at once."""
+"""Runs the app on a socket until a signal. The first signal lets running answers finish, the second ends at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from minicpm.server.app import create_app
 from minicpm.server.protocol import protocol_class
 
 _LOGGER = logging.getLogger("minicpm.server")
-# After the answers were ended, what their last words may take to be sent.
+# Time to send the last events after the answers were ended.
 _LAST_WORDS_S = 2.0
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server over one Serving."""
+    """uvicorn's server for one Serving."""
 
     def __init__(self, serving: Serving, app: FastAPI | None = None, on_ready: Callable[[], None] = lambda: None):
         settings = serving.settings
@@ -33,7 +33,7 @@ class Server(uvicorn.Server):
                 app or create_app(serving),
                 http=protocol_class(settings),
                 ws="none",
-                loop="auto",  # uvloop, which Windows has not
+                loop="auto",  # uvloop, which Windows lacks
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
         self._serving.drain()
         running = len(self.server_state.tasks)
         _LOGGER.info(
-            "shutting down; %d requests are finished first, for %g s at most", running, self._serving.settings.grace_s
+            "shutting down; %d requests may finish first, within %g s", running, self._serving.settings.grace_s
         )
         impatience = asyncio.get_running_loop().call_later(self._serving.settings.grace_s, self._serving.abandon)
         try:

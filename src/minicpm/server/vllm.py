@@ -1,8 +1,8 @@
-"""vLLM's own OpenAI server on a model of ours: one command, its arguments from ours, its process watched.
+"""Runs vLLM's own OpenAI server on a model: translates our arguments into its command and supervises the process.
 
     python -m vllm.entrypoints.openai.api_server --model FOLDER ...
 
-Not `vllm serve`: the builds for the CPU carry another distribution's name, which that command does not find.
+It does not use `vllm serve`, because that command fails in builds for the CPU: their distribution has another name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from minicpm.sampling import SamplingParams
 from minicpm.server.children import end
 
 MODULE = "vllm.entrypoints.openai.api_server"
-# Of SamplingParams, what vLLM's server takes as defaults for requests that do not say.
+# Fields of SamplingParams that vLLM's server takes as defaults of requests.
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 # How long a stopped server may take before it is killed.
 GRACE_S = 30.0
@@ -44,13 +44,13 @@ GRACE_S = 30.0
 
 @dataclass(frozen=True)
 class VllmServer:
-    """Settings that both servers have; `arguments` go to vLLM's as they are, behind these."""
+    """Settings that both servers have. `arguments` are passed on to vLLM's server unchanged, after these."""
 
     host: str
     port: int
-    names: Sequence[str]  # what requests call the model
+    names: Sequence[str]  # the model's names in requests
     options: EngineOptions = field(default_factory=lambda: EngineOptions(backend="vllm"))
-    # Answers at once. None: as many as vLLM likes, and on the CPU memory for `options.max_batch` contexts.
+    # Concurrent answers. None: vLLM's default, and on the CPU memory for `options.max_batch` contexts.
     max_batch: int | None = None
     api_keys: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
@@ -58,7 +58,7 @@ class VllmServer:
 
 
 def serve(model: Path, server: VllmServer) -> int:
-    """Run vLLM's server on a model's folder until it ends or this process is told to; its exit code.
+    """Run vLLM's server on a model's folder until it ends or a signal ends this process; return its exit code.
 
     Raises MissingExtra without vLLM, ModelError for a model or an installation that it cannot serve.
     """
@@ -77,9 +77,9 @@ def serve(model: Path, server: VllmServer) -> int:
 def command(
     checkpoint: Checkpoint, folder: Path, sampling: SamplingParams, server: VllmServer, engine: Mapping[str, Any]
 ) -> list[str]:
-    """The command line of vLLM's server for an opened model whose files for vLLM lie in `folder`.
+    """The command line of vLLM's server for an opened model; `folder` has its files in a format that vLLM reads.
 
-    The options of `server` have the dtype and the context that vLLM computes with. `engine` are arguments that this
+    The options of `server` have the dtype and the context that vLLM computes with. `engine` has arguments that this
     build of vLLM needs (engine/backends/vllm.py: cpu_arguments); `server` overrides them.
     """
     options = server.options
@@ -105,7 +105,7 @@ def command(
 
 
 def _environment(server: VllmServer) -> dict[str, str]:
-    """This process's, with our advice for vLLM where the user says nothing. One key stays out of the process list."""
+    """This process's environment, with our defaults for vLLM. A single API key is passed here, which `ps` hides."""
     advice = {name: value for name, value in SWITCHES.items() if name not in ("VLLM_ENABLE_V1_MULTIPROCESSING",)}
     advice["VLLM_LOGGING_LEVEL"] = "INFO"
     environment = {**advice, **os.environ}
@@ -115,7 +115,7 @@ def _environment(server: VllmServer) -> dict[str, str]:
 
 
 def _watched(words: list[str], environment: dict[str, str]) -> int:
-    """Run a command; SIGTERM and Ctrl-C are its to obey, and it does not outlive this process's end."""
+    """Run a command and return its exit code. It receives our SIGTERM and Ctrl-C, and it is ended with us."""
     process = subprocess.Popen(words, env=environment, process_group=0)
     try:
         with _passing_on(process):
@@ -129,7 +129,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @contextmanager
 def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Every signal that ends a program reaches the child once: a terminal sends them to our process group alone."""
+    """Pass every ending signal on to the child, once: a terminal sends them only to our process group."""
 
     def hand_down(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)

@@ -1,4 +1,4 @@
-"""`minicpm bench`: how fast this machine runs a model, and which part of the machine's own limits that is."""
+"""`minicpm bench`: measures how fast this machine runs a model, and the share of the machine's peaks it uses."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ DEFAULTS = Plan()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measure a model on this machine: random ids, no sampling, medians of several windows that take turns. "
-        "Beside them stand the machine's peaks, measured between the windows with the same threads: reading memory, "
-        "which limits writing one token after the other, and multiplying bytes, which limits reading a prompt."
+        "Measure a model on this machine: random ids, no sampling, medians of several alternating windows. "
+        "The machine's peaks are measured between the windows with the same threads: memory bandwidth, which limits "
+        "decoding, and int8 multiplication, which limits prefill."
     )
 
     def add_list(name: str, explanation: str, default: tuple[int, ...]) -> None:
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
     add_list("--prefill", "lengths of prompts", DEFAULTS.prefill)
-    add_list("--decode", "depths at which single tokens are computed", DEFAULTS.decode)
-    add_list("--batch", "sequences that get a token each a step", DEFAULTS.batch)
+    add_list("--decode", "depths at which single tokens are decoded", DEFAULTS.decode)
+    add_list("--batch", "numbers of sequences that are decoded together", DEFAULTS.batch)
     parser.add_argument(
         "--verify",
         type=whole(0),
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar="N",
         default=DEFAULTS.repeats,
-        help=f"windows of every point (default: {DEFAULTS.repeats})",
+        help=f"windows per point (default: {DEFAULTS.repeats})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, every window included")
     _add_report_arguments(parser)
@@ -66,16 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "report", "One JSON object that may be shown: no name of a person or host, no path (docs/devices.md)."
+        "report", "One JSON object for publication, without a person's or host's name or a path (docs/devices.md)."
     )
     group.add_argument(
         "--report",
         nargs="?",
         const="",
         metavar="FILE",
-        help="write one, too (default FILE: DEVICE-MODEL.json in the current folder)",
+        help="also write a report (default FILE: DEVICE-MODEL.json in the current folder)",
     )
-    group.add_argument("--device-name", metavar="TEXT", help="what the device is called, where its system is wrong")
+    group.add_argument("--device-name", metavar="TEXT", help="name of the device, if the system reports a wrong one")
     group.add_argument("--force", action="store_true", help="replace FILE")
 
 
@@ -113,32 +113,32 @@ def run(args: argparse.Namespace) -> int:
                 progress=TerminalProgress(),
             )
             write_report(destination, report)
-            talk(f"{destination}: what was measured here, to be shown; docs/devices.md tells where such rows go")
+            talk(f"{destination}: the report; docs/devices.md explains how to publish it")
     return 0
 
 
 def _device(args: argparse.Namespace) -> Device | None:
-    """What a report says of this device; None where none is wanted."""
+    """The description of this device for a report; None if no report is wanted."""
     if args.report is None:
         if args.device_name is not None or args.force:
-            raise ValueError("--device-name and --force are for --report")
+            raise ValueError("--device-name and --force need --report")
         return None
     if args.device_name is not None:
         check_text(args.device_name, "--device-name")
     if args.sliding_window is not None:
-        raise ValueError("--report is of a model that attends to all tokens; leave --sliding-window out")
+        raise ValueError("--report needs a model that attends to all tokens; leave --sliding-window out")
     if not args.decode:
         raise ValueError(
-            "--report needs --decode with one depth at least: the memory's bandwidth is measured beside it"
+            "--report needs --decode with at least one depth: the memory's bandwidth is measured beside it"
         )
     return this_device(args.device_name)
 
 
 def _destination(args: argparse.Namespace, llm: LLM, device: Device, name: str) -> Path:
-    """Where the report goes; refused before anything is measured."""
+    """The file of the report. Raises ValueError before anything is measured."""
     check_text(name, "the model's name")
     if not _has_peaks(llm):
-        raise ValueError("--report needs the memory's bandwidth, which the native extension measures for a CPU's work")
+        raise ValueError("--report needs the memory's bandwidth; the native extension measures it, for CPUs only")
     called = next((text for text in (device.name, device.soc, device.processor) if text), "device")
     path = Path(args.report or f"{_plain(called)}-{_plain(name)}.json").expanduser()
     if path.is_dir():
@@ -149,7 +149,7 @@ def _destination(args: argparse.Namespace, llm: LLM, device: Device, name: str) 
 
 
 def _plain(name: str) -> str:
-    """A name that is a file's everywhere."""
+    """A name that is a valid file name on every system."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 
@@ -157,18 +157,18 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 128,512") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 128,512") from None
 
 
 def _threads(llm: LLM, args: argparse.Namespace) -> int | None:
-    """Threads that compute, where we decide; numpy and torch on a GPU do it themselves."""
+    """The thread count, if we set it; None if the backend chooses it itself."""
     if llm.backend.name == "native":
         return native.thread_count(args.threads)
     return args.threads if llm.backend.name == "torch" else None
 
 
 def _peaks(llm: LLM, args: argparse.Namespace) -> Peaks | None:
-    """None where there is no extension to measure them with, or another device computes."""
+    """The machine's peaks; None without the native extension, or if another device computes."""
     return Peaks(native.isa(), native.thread_count(args.threads)) if _has_peaks(llm) else None
 
 

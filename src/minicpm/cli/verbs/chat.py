@@ -24,15 +24,17 @@ BLOCK = '"""'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Talk with a model. With PROMPT it answers once and leaves, taking piped text along; without, it converses: "
-        "in a terminal with line editing and /commands, through a pipe one question per line."
+        "Talk with a model. With PROMPT it answers once and exits; piped text is appended to PROMPT. Without PROMPT it "
+        "holds a conversation: in a terminal with line editing and /commands, through a pipe one question per line."
     )
-    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="answer this and leave")
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="answer this and exit")
     parser.add_argument("-s", "--system", metavar="TEXT", help="system text in front of the conversation")
-    parser.add_argument("-c", "--continue", dest="is_continued", action="store_true", help="go on with the last one")
-    parser.add_argument("--load", metavar="FILE", help="go on with a conversation written by /save")
+    parser.add_argument(
+        "-c", "--continue", dest="is_continued", action="store_true", help="continue the last conversation"
+    )
+    parser.add_argument("--load", metavar="FILE", help="continue a conversation written by /save")
     parser.add_argument("--no-history", action="store_true", help="keep neither typed lines nor the conversation")
-    parser.add_argument("--commands", action="store_true", help="obey /commands in piped lines too")
+    parser.add_argument("--commands", action="store_true", help="run /commands in piped lines, too")
     parser.add_argument("--json", action="store_true", help="one JSON object per answer instead of text")
     add_engine_arguments(parser)
     add_sampling_arguments(parser)
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Line:
-    """What a user entered: a question, or a command if it may be one and looks like one."""
+    """A line of input: a question, or a command if it may be one and starts with a slash."""
 
     text: str
     may_be_command: bool
@@ -82,13 +84,13 @@ def _single_question(args: argparse.Namespace) -> str | None:
         return None
     question = " ".join(args.prompt)
     if not question.strip():
-        raise ValueError("the prompt is empty; give at least one character, or none to converse")
+        raise ValueError("the prompt is empty; give at least one character, or leave it out for a conversation")
     piped = "" if is_terminal(sys.stdin) else read_stdin().strip()
     return f"{question}\n\n{piped}" if piped else question
 
 
 def _starting_conversation(args: argparse.Namespace) -> tuple[Conversation, Path | None]:
-    """What was said before, and the file to keep it in: a one-shot call only goes on in one, it never starts one."""
+    """The earlier conversation, and the file to keep it in. A one-shot call may continue a file, but starts none."""
     if args.is_continued and args.load:
         raise ValueError("give --continue or --load, not both")
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.jsonl"
@@ -115,7 +117,7 @@ def _last_conversation() -> Path:
 
 
 def _piped_lines(*, obeys_commands: bool) -> Iterator[Line]:
-    """One entry per line of stdin, or a block between lines of three quotes. Piped text is data: it gives no orders."""
+    """One entry per line of stdin, or per block between three quotes. Piped text is data: it runs no commands."""
     lines = stdin_lines()
     for line in lines:
         if line.startswith(BLOCK):
@@ -140,7 +142,7 @@ def _converse_through_pipe(session: ChatSession, args: argparse.Namespace) -> No
     for line in _piped_lines(obeys_commands=args.commands):
         try:
             _take(session, line)
-        except ValueError as error:  # a line's, not wrong usage of the verb
+        except ValueError as error:  # caused by a line, not by wrong usage of the verb
             raise MiniCPMError(one_sentence(error)) from error
         if session.is_over:
             return
@@ -150,7 +152,7 @@ def _converse_in_terminal(session: ChatSession, args: argparse.Namespace) -> Non
     name = args.model or session.llm.folder.name
     talk(f"{name} on {session.llm.backend.name}, context {session.llm.context_length} tokens. /help lists commands.")
     if session.conversation.turns:
-        talk(f"Going on after {session.conversation.turns} turns.")
+        talk(f"Continuing after {session.conversation.turns} turns.")
     prompt = _line_editor(session, keeps_history=not args.no_history)
     while not session.is_over:
         try:
@@ -160,7 +162,7 @@ def _converse_in_terminal(session: ChatSession, args: argparse.Namespace) -> Non
             else:
                 _take(session, Line(line, may_be_command=True))
         except KeyboardInterrupt:
-            talk_dim("[stopped] Ctrl-D or /bye leaves.")
+            talk_dim("[stopped] Ctrl-D or /bye exits.")
         except EOFError:
             return
         except (MiniCPMError, ValueError, OSError, MemoryError) as error:
@@ -168,7 +170,7 @@ def _converse_in_terminal(session: ChatSession, args: argparse.Namespace) -> Non
 
 
 def _next_or_none(prompt: Callable[[str], str]) -> str | None:
-    """A further line of a block; Ctrl-D ends the block, not the program."""
+    """The next line of a block; Ctrl-D ends the block, not the program."""
     try:
         return prompt("... ")
     except EOFError:
@@ -176,7 +178,7 @@ def _next_or_none(prompt: Callable[[str], str]) -> str | None:
 
 
 def _line_editor(session: ChatSession, *, keeps_history: bool) -> Callable[[str], str]:
-    """A function that asks for a line: with editing, history and completion, on stderr, for stdout is the answers'."""
+    """A function that reads a line with editing, history and completion. It uses stderr: stdout is for answers."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -206,7 +208,7 @@ def _line_editor(session: ChatSession, *, keeps_history: bool) -> Callable[[str]
 
 
 def _history_file() -> Path | None:
-    """The file of typed lines, readable by its owner alone; None, and said, where it cannot be."""
+    """The file of typed lines, readable only by its owner; None, with a message, if it cannot be written."""
     path = home() / "history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`minicpm convert SRC DST --to FORM`: the same model in another form."""
+"""`minicpm convert SRC DST --to FORMAT`: writes the same model in another format."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         choices=(*TARGETS, "gguf"),
-        metavar="FORM",
+        metavar="FORMAT",
         help="hf (transformers), granite (the same weights for tools that don't know MiniCPM), "
         "llama (scales multiplied into the weights), vllmcpm (the 2024 fork of vLLM) or gguf (llama.cpp; one file)",
     )
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         type=_dtype,
         metavar="DTYPE",
-        help="float32, float16 or bfloat16, for gguf q8_0 or q4_0 too (default: unchanged)",
+        help="float32, float16 or bfloat16; for gguf also q8_0 or q4_0 (default: unchanged)",
     )
     parser.add_argument(
         "--max-shard-size",
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress()
     if args.to == "gguf" and (args.bin or args.max_shard_size):
-        raise ValueError("GGUF is one file of its own; leave --bin and --max-shard-size out")
+        raise ValueError("GGUF is a single file; leave --bin and --max-shard-size out")
     source = resolve_model(args, args.source)
     destination = Path(args.destination).expanduser()
     if args.to == "gguf":
@@ -100,11 +100,11 @@ def _record(done: Conversion) -> dict[str, object]:
 
 def _place(text: str) -> str:
     if not text.strip() or text.startswith("-"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no folder; convert reads and writes folders, not streams")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder; convert reads and writes folders, not streams")
     return text
 
 
 def _dtype(text: str) -> str:
     if text not in DTYPE_WORDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of float32, float16, bfloat16, q8_0, q4_0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of float32, float16, bfloat16, q8_0, q4_0")
     return DTYPE_WORDS[text]

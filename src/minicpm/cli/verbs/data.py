@@ -1,4 +1,4 @@
-"""`minicpm data check FILE`: every bad record of a training file by its line, and what the good ones amount to."""
+"""`minicpm data check FILE`: lists every bad record of a training file by its line, and counts the good ones."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MAX_LISTED = 100  # problems printed one by one
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Check training data: list every bad record by its line and count the good ones. With -m, token counts too, "
-        "and how the first records are learned: trained tokens plain, the others in [brackets] or dimmed."
+        "Check training data: list every bad record by its line and count the good ones. With -m it also counts tokens "
+        "and shows the first records, with trained tokens plain and the others in [brackets] or dimmed."
     )
     parser.add_argument("action", choices=["check"], help="what to do")
     parser.add_argument("file", metavar="FILE", help="a .jsonl, .jsonl.gz or .json file")
     add_model_argument(parser)
     parser.add_argument("--train-on", choices=TRAIN_ON, default="assistant", help="(default: assistant)")
-    parser.add_argument("--length", type=count, default=512, metavar="N", help="tokens a row (default: 512)")
+    parser.add_argument("--length", type=count, default=512, metavar="N", help="tokens per row (default: 512)")
     parser.add_argument("--show", type=whole(0), default=1, metavar="N", help="records to show, with -m (default: 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -86,29 +86,29 @@ def _renderer(args: argparse.Namespace) -> Renderer:
 
 
 def _notes(record: Record) -> list[str]:
-    """What is allowed, but seldom meant."""
+    """Warnings about what is allowed but rarely intended."""
     notes = []
     if isinstance(record, Conversation) and any(contains_markers(message["content"]) for message in record.messages):
         notes.append(f"records with a turn marker ({' or '.join(STOP_STRINGS)}) in their text")
     if isinstance(record, Conversation) and record.messages[-1]["role"] != "assistant":
-        notes.append("conversations that end with a question, which is not learned")
+        notes.append("conversations that end with a question, which is not trained")
     return notes
 
 
 def _token_notes(record: Record, document: Document, renderer: Renderer, length: int) -> list[str]:
-    """The same, of what only the tokens show."""
+    """More such warnings, which need the record's tokens."""
     notes = []
     if not document.is_text and len(document.ids) > length:
         notes.append(f"conversations longer than {length} tokens, which lose their end")
     turns = record.messages if isinstance(record, Conversation) else ()
     ends = max(1, sum(message["role"] == "assistant" for message in turns))
     if isinstance(record, Conversation | Text) and document.ids.count(renderer.eos_token_id) > ends:
-        notes.append("records that spell the end token, which the model reads as an end")
+        notes.append("records with the end token in their text, which the model reads as an end")
     return notes
 
 
 def _show(document: Document, renderer: Renderer) -> None:
-    """One record as it is learned."""
+    """Print one record with its trained and untrained tokens."""
     is_coloured = is_terminal(sys.stdout) and "NO_COLOR" not in os.environ
     before, after = ("\x1b[2m", "\x1b[0m") if is_coloured else ("[", "]")
     parts: list[str] = []
@@ -138,4 +138,4 @@ def _print(summary: dict[str, Any], problems: list[Problem]) -> None:
     for note, number in summary["notes"].items():
         talk(f"{number:,} {note}")
     if problems:
-        talk(f"{len(problems):,} bad records; nothing is trained on a file that has any")
+        talk(f"{len(problems):,} bad records; training refuses a file with bad records")

@@ -1,4 +1,4 @@
-"""`minicpm demo`: a page in the browser to talk with a model, on this machine or behind a server."""
+"""`minicpm demo`: a page in the browser to talk with a model, on this machine or on a server."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from minicpm.demo.source import Source
 
 _PARALLEL = 4
-# What else of a model in this process means nothing to a server behind --url.
+# More options that have no meaning for a server at --url.
 _LOADING = ("backend", "dtype", "context", "tensor_parallel_size", "offline")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Talk with a model in the browser, many people at once. The model runs in this process, with --backend vllm in "
-        "a vLLM that is started for it, or behind --url on any server that speaks OpenAI's protocol."
+        "Talk with a model in the browser; many people can use the page at once. The model runs in this process, with "
+        "--backend vllm in a vLLM that is started for it, or at --url on any server with OpenAI's protocol."
     )
     add_address_arguments(parser, default_port=7860)
     parser.add_argument(
         "--parallel", type=count, default=_PARALLEL, metavar="N", help=f"answers at once (default: {_PARALLEL})"
     )
-    parser.add_argument("--url", help="a running server, e.g. http://127.0.0.1:8000/v1; -m is a name of its models")
-    parser.add_argument("--api-key", metavar="KEY", help="of that server (default: $OPENAI_API_KEY)")
+    parser.add_argument("--url", help="a running server, e.g. http://127.0.0.1:8000/v1; -m names one of its models")
+    parser.add_argument("--api-key", metavar="KEY", help="key for that server (default: $OPENAI_API_KEY)")
     add_engine_arguments(parser)
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         source = _source(args, stack)
         host, number = listener.getsockname()[:2]
         if is_open(args):
-            talk(f"Everybody who can reach {args.host} can use this page; it asks for no password.")
+            talk(f"Everyone who can reach {args.host} can use this page; it has no password.")
         url = f"http://{host_in_url(host)}:{number}/"
         serve(source, listener, is_local=not is_open(args), on_ready=lambda: talk(url))
     return 0
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_combination(args: argparse.Namespace) -> None:
     if args.url is None and args.api_key is not None:
-        raise ValueError("--api-key is for the server at --url; give that, too")
+        raise ValueError("--api-key is for the server at --url; give --url, too")
     if args.url is not None:
         _refuse(args, (*IN_PROCESS_OPTIONS, *_LOADING), "the server at --url")
     elif args.backend == "vllm":
@@ -95,7 +95,7 @@ def _vllm_source(args: argparse.Namespace, stack: ExitStack) -> Source:
 
     options = engine_options(args, max_batch=args.parallel)
     folder = resolve_model(args, args.model)
-    # While vLLM starts, too, it must not outlive us.
+    # vLLM must not outlive this process, not even while it starts.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     talk("Starting vLLM, which takes a minute or more ...")
     return stack.enter_context(running_vllm(folder, shown_name(args.model, folder), options))

@@ -1,4 +1,4 @@
-"""`minicpm doctor PATH`: what is wrong with a model's files, what that looks like in use, and a copy without it."""
+"""`minicpm doctor PATH`: finds faults of a model's files, shows their symptoms, and writes a repaired copy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-run",
         dest="runs",
         action="store_false",
-        help="look at the files only; the order of rows, constants and the rotary base are then taken on trust",
+        help="check the files only, but not the order of rows, the constants and the rotary base",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -62,7 +62,7 @@ def _lines(diagnosis: Diagnosis) -> list[str]:
 
 
 def _remarks(diagnosis: Diagnosis, *, is_asked: bool) -> list[str]:
-    """What else there is to say; `is_asked`: a repaired copy was asked for."""
+    """Remarks below the list of faults; `is_asked`: the user asked for a repaired copy."""
     left, remarks = diagnosis.left, []
     if diagnosis.silence is not None:
         remarks.append(diagnosis.silence)

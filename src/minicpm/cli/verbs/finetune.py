@@ -10,14 +10,14 @@ from minicpm.cli.training import LiveLine, add_run_arguments, report, require_to
 from minicpm.train.options import OptimizerOptions, RunOptions
 
 METHODS = ("full",)
-# The base rate of muP: at MiniCPM-2B's width matrices train at a ninth of it, 2e-5.
+# The base rate of muP. At MiniCPM-2B's width, matrices train at a ninth of it, 2e-5.
 DEFAULTS = RunOptions(data=("-",), optimizer=OptimizerOptions(lr=2e-4, weight_decay=0.0), warmup_steps=20)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Go on training a model with your data. Of conversations only the assistant's words are learned, each answer "
-        "with the token that ends it."
+        "Continue training a model on your data. In conversations only the assistant's answers are trained, each with "
+        "its end token."
     )
     add_model_argument(parser)
     parser.add_argument("--method", choices=METHODS, default="full", help="full trains all parameters (default: full)")

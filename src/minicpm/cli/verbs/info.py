@@ -1,4 +1,4 @@
-"""`minicpm info`: what a model folder holds, and what running it takes. Reads headers only, never the weights."""
+"""`minicpm info`: shows a model's configuration, files and memory needs. Reads headers only, never the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
 
-# Bytes of a weight with its share of a float16 scale per 64 weights (DESIGN.md, quantized weights).
+# Bytes per weight, with a float16 scale per 64 weights (docs/numerics.md, section 2).
 SCALE_BYTES = 2 / 64
 INT8_BYTES, INT4_BYTES = 1 + SCALE_BYTES, 0.5 + SCALE_BYTES
 # An int8 cache has a float16 scale per 32 numbers.
@@ -26,7 +26,7 @@ INT8_CACHE_BYTES = 1 + 2 / 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser, default=BUILT_IN)
-    parser.add_argument("--tensors", action="store_true", help="list every tensor too")
+    parser.add_argument("--tensors", action="store_true", help="also list every tensor")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything `info` tells, as plain JSON values; sizes in bytes."""
+    """Everything that `info` shows, as plain JSON values; sizes in bytes."""
     config = checkpoint.config
     embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     kept = checkpoint.folded_scales
@@ -91,13 +91,13 @@ def _licence_files(path: Path) -> list[str]:
 
 
 def quantization(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many weights are stored in which whole numbers; empty for a model that is not quantized."""
+    """The number of weights of each packing; empty for a model that is not quantized."""
     counts = Counter(checkpoint.packings.values())
     return {f"{packing.bits} bits by {packing.group_size}": count for packing, count in sorted(counts.items())}
 
 
 def weight_memory(config: DecoderConfig) -> dict[str, int]:
-    """Bytes that the weights take in each number format, by arithmetic; int4 keeps embedding and head in 8 bits."""
+    """Calculated bytes of the weights in each number format; int4 keeps embedding and head in 8 bits."""
     matrices = outer = vectors = 0
     for name, shape in config.parameter_shapes().items():
         count = shape[0] * (shape[1] if len(shape) == 2 else 1)
@@ -118,7 +118,7 @@ def weight_memory(config: DecoderConfig) -> dict[str, int]:
 
 
 def cache_bytes_per_token(config: DecoderConfig) -> dict[str, int]:
-    """Bytes of keys and values that one token leaves in the cache."""
+    """Bytes of one token's keys and values in the cache, per number format."""
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return {
         "float32": 4 * numbers,

@@ -1,4 +1,4 @@
-"""`minicpm list`: the MiniCPM models on this machine, whoever downloaded them."""
+"""`minicpm list`: the MiniCPM models on this machine, whichever program downloaded them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "List the MiniCPM models on this machine: the built-in one, and those in the caches of Hugging Face and "
         "ModelScope."
     )
-    parser.add_argument("--all", action="store_true", help="other families' models in these caches, too")
+    parser.add_argument("--all", action="store_true", help="also list other families' models in these caches")
     parser.add_argument("--json", action="store_true", help="print a JSON array, one object per model and revision")
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         for model in models
     ]
     header = ("NAME", "SOURCE", "REVISION", "SIZE", "STATE", "USED")
-    # A header helps people; programs that read the table get its rows only.
+    # A terminal gets a header; programs that read the table get only its rows.
     for row in aligned([header, *rows])[0 if sys.stdout.isatty() else 1 :]:
         print(row)
     _tell_of_others(models)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell_of_others(models: list[hub.LocalModel]) -> None:
-    """Packed weights of models that are not in the list, those in folders of the user's own."""
+    """Print the size of packed weights of models that are not listed, e.g. in the user's own folders."""
     nbytes = sum(file.nbytes for file in packed_files.list_files()) - sum(model.packed_bytes for model in models)
     if nbytes > 0:
         print(
@@ -60,13 +60,13 @@ def _tell_of_others(models: list[hub.LocalModel]) -> None:
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as lines whose columns begin at the same place."""
+    """Rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def record(model: hub.LocalModel) -> dict[str, object]:
-    """What `--json` says of a model, here and after a pull."""
+    """The JSON object of a model for `list` and `pull`."""
     return {
         "name": model.name,
         "source": model.source,
@@ -80,13 +80,13 @@ def record(model: hub.LocalModel) -> dict[str, object]:
 
 
 def _size(model: hub.LocalModel) -> str:
-    """Bytes of the model, and of the form of it that the native engine keeps."""
+    """Sizes of the model and of its packed weights, which the native engine keeps."""
     packed = f" + {format_bytes(model.packed_bytes)} packed" if model.packed_bytes else ""
     return format_bytes(model.nbytes) + packed
 
 
 def _age(now: datetime, then: datetime | None) -> str:
-    """'3 hours ago': how people remember when."""
+    """A relative time such as '3 hours ago'."""
     if then is None:
         return "never"
     seconds = (now - then).total_seconds()

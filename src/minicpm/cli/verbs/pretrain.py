@@ -12,12 +12,12 @@ DEFAULTS = RunOptions(data=("-",), train_on="all", optimizer=OptimizerOptions(lr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Train a new model: its shape is a config.json, its tokenizer comes from a folder. --branch-from goes on from "
-        "a checkpoint of another run instead, with other data, lengths or a decay of the learning rate."
+        "Train a new model: its shape is a config.json, its tokenizer comes from a folder. --branch-from instead "
+        "continues from a checkpoint of another run, with other data, lengths or a decay of the learning rate."
     )
     parser.add_argument("--shape", metavar="FILE", help="config.json of the new model")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="folder with tokenizer.json or tokenizer.model")
-    parser.add_argument("--branch-from", metavar="RUN", help="a run, or one of its checkpoints, to go on from")
+    parser.add_argument("--branch-from", metavar="RUN", help="a run, or one of its checkpoints, to continue from")
     add_run_arguments(parser, DEFAULTS)
 
 

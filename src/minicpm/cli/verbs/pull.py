@@ -1,4 +1,4 @@
-"""`minicpm pull`: download a model, or go on with a download that was interrupted. Prints the model's folder."""
+"""`minicpm pull`: downloads a model, or continues an interrupted download. Prints the model's folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from minicpm.cli.verbs.list import record
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Download a model, or go on where an interrupted download stopped. Files land in the hub's own cache, where "
-        "other programs find them; every byte is verified. Prints the model's folder."
+        "Download a model, or continue an interrupted download. Files are stored in the hub's own cache, where other "
+        "programs find them; every byte is verified. Prints the model's folder."
     )
     parser.add_argument("name", metavar="NAME", help="an alias (minicpm-2b-dpo), org/name[@revision], or a hub's page")
-    parser.add_argument("--source", choices=list(hub.SOURCES), help="where to fetch from")
-    parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit (default: the hub's main line)")
-    parser.add_argument("--all", action="store_true", help="every file, not only what loading the model needs")
-    parser.add_argument("--verify", action="store_true", help="read the files that are here; fetch damaged ones again")
-    parser.add_argument("--offline", action="store_true", help="no network: only say where the model is")
+    parser.add_argument("--source", choices=list(hub.SOURCES), help="the hub to download from")
+    parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit (default: the hub's main branch)")
+    parser.add_argument("--all", action="store_true", help="download every file, not only those that loading needs")
+    parser.add_argument("--verify", action="store_true", help="read existing files and download damaged ones again")
+    parser.add_argument("--offline", action="store_true", help="no network: only print the folder of the model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -1,4 +1,4 @@
-"""`minicpm quantize SRC DST --preset int4`: the same model with 4- or 8-bit weights, and what that cost."""
+"""`minicpm quantize SRC DST --preset int4`: writes a model with 4- or 8-bit weights, and shows the rounding errors."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "int4-hf (groups of 128, head in 16 bits, for vLLM and transformers) or int8",
     )
     parser.add_argument(
-        "--method", choices=METHODS, default="rtn", help="how codes are chosen: rtn, rounding to nearest"
+        "--method", choices=METHODS, default="rtn", help="method of quantization: rtn, round to nearest"
     )
     parser.add_argument(
         "--no-equalize",
         dest="equalize",
         action="store_false",
-        help="round channels out of line as they are, instead of rescaling them first by powers of two",
+        help="do not equalize outlier channels by powers of two before rounding",
     )
     parser.add_argument("--force", action="store_true", help="replace DST if it is a model folder")
     add_offline_argument(parser)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(_record(done), indent=2) if args.json else "\n".join(_table(done)))
     sizes = f"{format_bytes(done.source_bytes)} -> {format_bytes(done.nbytes)}"
     if done.evened_channels:
-        print(f"{done.evened_channels:,} channels out of line were rescaled before rounding", file=sys.stderr)
+        print(f"{done.evened_channels:,} outlier channels were equalized before rounding", file=sys.stderr)
     print(f"{done.destination}: {done.preset} by {done.method}, {sizes}, written and checked", file=sys.stderr)
     return 0
 

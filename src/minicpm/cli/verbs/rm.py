@@ -13,11 +13,11 @@ from minicpm.errors import HubError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Delete a downloaded model from its hub's cache, also for other programs that use that cache. Takes names as "
-        "'minicpm list' prints them, never folders."
+        "Delete a downloaded model from its hub's cache. Other programs that use that cache lose it, too. Takes names "
+        "as 'minicpm list' prints them, not folders."
     )
-    parser.add_argument("name", metavar="NAME", help="an alias, org/name, or org/name@revision for that one only")
-    parser.add_argument("--source", choices=list(hub.SOURCES), help="which hub's cache")
+    parser.add_argument("name", metavar="NAME", help="an alias, org/name, or org/name@revision for one revision only")
+    parser.add_argument("--source", choices=list(hub.SOURCES), help="the hub whose cache is meant")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _confirmed(name: str) -> bool:
-    """Ask on the terminal; without one there is nobody to ask."""
+    """Ask on the terminal. Raises HubError without one."""
     if not sys.stdin.isatty():
-        raise HubError(f"nobody is here to confirm the removal of {name}; pass --yes")
+        raise HubError(f"there is no terminal to confirm the removal of {name}; pass --yes")
     print(f"Remove {name} from this machine? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Complete prompts. Each is put into the model's chat template, as the 2024 inference example does; "
-        "--raw takes them as they are. One prompt streams its answer; several, and files, are answered in batches "
-        "and printed in blocks."
+        "Complete prompts. Each is put into the model's chat template, as in the 2024 inference example; "
+        "--raw uses it unchanged. The answer to one prompt is streamed. Several prompts, and files, are answered in "
+        "batches and printed in blocks."
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts; without any, stdin is one prompt")
     parser.add_argument(
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lines are JSON objects with 'prompt' or 'messages'; the default for .jsonl",
     )
     parser.add_argument(
-        "--showcase", nargs="*", metavar="PATH", help="show cases of files or folders (default: examples/showcases)"
+        "--showcase", nargs="*", metavar="PATH", help="run the cases in files or folders (default: examples/showcases)"
     )
     parser.add_argument("-s", "--system", metavar="TEXT", help="system text in front of every prompt")
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text itself")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=count, default=1, metavar="N", help="answers per prompt, with the seeds SEED to SEED + N - 1"
     )
     parser.add_argument(
-        "--vote", action="store_true", help="print of a prompt's samples one with the most frequent final answer"
+        "--vote", action="store_true", help="print only one sample per prompt, with the most frequent final answer"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
     parser.add_argument("--html", metavar="FILE", help="also write prompts and answers as one page")
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt to complete, the fields its JSONL record brought along, and what it says about itself, if anything."""
+    """A prompt to complete, the fields of its JSONL record, and its showcase, if it has one."""
 
     messages: list[Message]
     record: dict[str, Any]
@@ -104,17 +104,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_combination(args: argparse.Namespace) -> None:
     if args.jsonl and not args.file:
-        raise ValueError("--jsonl tells how to read --file; give one (- is stdin)")
+        raise ValueError("--jsonl needs --file (- is stdin)")
     if args.raw and args.system:
         raise ValueError("--system needs the chat template, which --raw leaves out")
     if sum([bool(args.prompts), bool(args.file), args.showcase is not None]) > 1:
-        raise ValueError("give prompts as arguments, in --file or by --showcase, not in two of these ways")
+        raise ValueError("give prompts in only one way: as arguments, in --file or by --showcase")
     if args.vote and args.samples == 1:
         raise ValueError("--vote compares the samples of a prompt; give --samples 2 or more")
 
 
 def _of_samples(job: Job, count: int, advised: SamplingParams, given: dict[str, Any]) -> list[SamplingParams]:
-    """How each sample of a job is drawn: flags go before the record's own settings, these before the model's."""
+    """Sampling parameters of each sample of a job. Flags override the record's settings, which override the model's."""
     params = replace(advised, **{**(job.showcase.sampling if job.showcase else {}), **given})
     if count == 1:
         return [params]
@@ -128,7 +128,7 @@ def _with_system(job: Job, system: str | None) -> Job:
     if not system:
         return job
     if job.messages[0]["role"] == "system":
-        raise ValueError("a record brings its own system message; leave --system out")
+        raise ValueError("a record has its own system message; leave --system out")
     return replace(job, messages=[{"role": "system", "content": system}, *job.messages])
 
 
@@ -189,7 +189,7 @@ def _stream_one(pieces: Iterator[Piece]) -> None:
 
 
 def _in_order(pieces: Iterator[Piece]) -> Iterator[Completion]:
-    """Completions in the order of their prompts, each as soon as those before it are out."""
+    """Completions in the order of their prompts, each as soon as all earlier ones are complete."""
     done: dict[int, Completion] = {}
     following = 0
     for piece in pieces:
@@ -201,7 +201,7 @@ def _in_order(pieces: Iterator[Piece]) -> Iterator[Completion]:
 
 
 def _in_groups(completions: Iterator[Completion], size: int) -> Iterator[list[Completion]]:
-    """`size` at a time: the samples of one prompt."""
+    """Groups of `size` completions: the samples of one prompt."""
     group: list[Completion] = []
     for completion in completions:
         group.append(completion)
@@ -211,7 +211,7 @@ def _in_groups(completions: Iterator[Completion], size: int) -> Iterator[list[Co
 
 
 def _shown(args: argparse.Namespace, job: Job, completions: list[Completion], outcome: Vote | None) -> Iterator[str]:
-    """What is printed of a job's samples: each of them, or the one that a vote was for."""
+    """The output for a job's samples: each of them, or the winner of the vote."""
     block = _raw_block if args.raw else _chat_block
     if outcome is None:
         for completion in completions:
@@ -223,7 +223,7 @@ def _shown(args: argparse.Namespace, job: Job, completions: list[Completion], ou
 
 
 def _chat_block(job: Job, completion: Completion) -> str:
-    """The printed form of the 2024 inference example."""
+    """The output format of the 2024 inference example."""
     return f"================\n<用户>: {job.prompt}\n<AI>:\n{completion.text}"
 
 
@@ -236,7 +236,7 @@ def _json_line(job: Job, completion: Completion, **more: Any) -> str:
 
 
 def answer_fields(completion: Completion) -> dict[str, Any]:
-    """What --json prints of an answer."""
+    """The fields of an answer for --json."""
     return {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
@@ -253,7 +253,7 @@ def _facts(
     answered: Sequence[tuple[Job, list[Completion], Vote | None]],
     total_s: float,
 ) -> dict[str, str]:
-    """What a page says under its title about the run."""
+    """The facts about the run below a page's title."""
     from minicpm import __version__
     from minicpm.cli.arguments import BUILT_IN
 
@@ -261,15 +261,15 @@ def _facts(
     return {
         "model": args.model or BUILT_IN,
         "engine": f"minicpm {__version__}, {llm.backend.name}, {args.batch} prompts at once",
-        "sampling": _described(sampling) + (f"; {args.samples} samples a prompt" if args.samples > 1 else ""),
-        "seed": "another one for every prompt, under its answer" if sampling.seed is None else str(sampling.seed),
+        "sampling": _described(sampling) + (f"; {args.samples} samples per prompt" if args.samples > 1 else ""),
+        "seed": "a different one for every prompt, below its answer" if sampling.seed is None else str(sampling.seed),
         "speed": f"{tokens:,} tokens in {total_s:.1f} s, {tokens / total_s:.1f} tokens/s together",
         "date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     }
 
 
 def _described(sampling: SamplingParams) -> str:
-    """Temperature, top_p, and what else is set: 'temperature 0.8, top_p 0.8, max_tokens 64'."""
+    """Temperature, top_p and all other options that are set: 'temperature 0.8, top_p 0.8, max_tokens 64'."""
     from minicpm.sampling import SamplingParams
 
     neutral = SamplingParams(repetition_penalty=1)

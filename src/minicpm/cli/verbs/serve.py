@@ -1,4 +1,4 @@
-"""`minicpm serve`: the model behind an OpenAI-compatible HTTP API."""
+"""`minicpm serve`: serves a model over an OpenAI-compatible HTTP API."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from minicpm.engine.service import QUEUE_LIMIT
 
     parser.description = (
-        "Answer over HTTP as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, "
-        "/tokenize, /detokenize, /health, /metrics. Ctrl-C or SIGTERM lets answers finish, a second one does not. "
-        "With --backend vllm it hands over to vLLM's own server (docs/vllm.md)."
+        "Serve a model over OpenAI's HTTP API: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, "
+        "/tokenize, /detokenize, /health, /metrics. Ctrl-C or SIGTERM lets running answers finish; a second one ends "
+        "at once. With --backend vllm it starts vLLM's own server instead (docs/vllm.md)."
     )
     parser.add_argument(
-        "vllm_arguments", nargs="*", metavar="-- ARGUMENT", help="arguments for vLLM's server as it takes them"
+        "vllm_arguments", nargs="*", metavar="-- ARGUMENT", help="arguments that are passed on to vLLM's server"
     )
     add_address_arguments(parser, default_port=8000)
     parser.add_argument(
         "--served-model-name",
         action="append",
         metavar="NAME",
-        help="what requests call the model (repeatable; default: its name or folder's name)",
+        help="the model's name in requests (repeatable; default: its name or folder's name)",
     )
-    engine = parser.add_argument_group("how many at once")
+    engine = parser.add_argument_group("limits")
     engine.add_argument(
         "--max-batch",
         type=count,
         metavar="N",
-        help=f"answers written at once (default: {EngineOptions.max_batch}; vLLM: its own)",
+        help=f"answers generated at once (default: {EngineOptions.max_batch}; vLLM: its own)",
     )
     engine.add_argument(
         "--queue-limit",
         type=count,
         metavar="N",
-        help=f"answers that may wait; more get 429 (default: {QUEUE_LIMIT})",
+        help=f"requests that may wait; further ones get status 429 (default: {QUEUE_LIMIT})",
     )
     engine.add_argument(
         "--kv-cache-size",
@@ -85,27 +85,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grace",
         type=float,
         metavar="S",
-        help=f"what a shutdown waits for answers (default: {Settings.grace_s:g})",
+        help=f"longest wait of a shutdown for running answers (default: {Settings.grace_s:g})",
     )
-    access = parser.add_argument_group("who may ask")
+    access = parser.add_argument_group("access")
     access.add_argument(
         "--api-key",
         action="append",
         metavar="KEY",
-        help="ask for this key (repeatable; others on this machine can read it: MINICPM_API_KEY or a file is better)",
+        help="require this key (repeatable; other users of this machine can read it: MINICPM_API_KEY or a file is "
+        "safer)",
     )
-    access.add_argument("--api-key-file", metavar="FILE", help="ask for one of these keys, one a line")
+    access.add_argument("--api-key-file", metavar="FILE", help="require one of the keys in this file, one per line")
     access.add_argument(
         "--allowed-host",
         action="append",
         metavar="NAME",
-        help="a name requests may address (repeatable; * for any; default: this machine's on 127.0.0.1, else any)",
+        help="a host name that requests may use (repeatable; * for any; default: this machine's names if --host is "
+        "local, else any)",
     )
     access.add_argument(
         "--cors-origin",
         action="append",
         metavar="ORIGIN",
-        help="let web pages of this origin ask, such as https://chat.example (repeatable; * for all)",
+        help="allow web pages of this origin, such as https://chat.example (repeatable; * for all)",
     )
     add_engine_arguments(parser)
 
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     with missing_extra("minicpm serve", "serve"):
         from minicpm.server import uvicorn_server  # noqa: F401 (before a model is loaded)
     _log_to_stderr()
-    # First, because loading may take long: whoever asks meanwhile waits in the backlog.
+    # Before loading, which may take long: clients that connect meanwhile wait in the backlog.
     with closing(bind(args.host, args.port)) as listener:
         _serve(args, settings, listener)
     return 0
@@ -146,11 +148,11 @@ def _serve(args: argparse.Namespace, settings: Settings, listener: socket.socket
 
 
 def _hand_over(args: argparse.Namespace, settings: Settings) -> int:
-    """Let vLLM's own server serve the model."""
+    """Serve the model with vLLM's own server."""
     from minicpm.server.vllm import VllmServer, serve
 
     if wish := first_wish(args, _OURS_ALONE):
-        raise ValueError(f"{wish} is for our own server; vLLM's has its own, to be given after --")
+        raise ValueError(f"{wish} is for minicpm's own server; give vLLM's server its own options after --")
     options = engine_options(args, max_batch=args.max_batch, kv_cache_bytes=args.kv_cache_size)
     folder = resolve_model(args, args.model)
     server = VllmServer(
@@ -175,7 +177,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.api_key_file:
         found = [line.strip() for line in read_text(Path(args.api_key_file)).splitlines() if line.strip()]
         if not found:
-            raise ValueError(f"{args.api_key_file} holds no key; write one a line")
+            raise ValueError(f"{args.api_key_file} holds no key; write one per line")
         keys += found
     hosts: tuple[str, ...] | None = None
     if not is_open(args) or args.allowed_host:
@@ -190,7 +192,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _warning(args: argparse.Namespace, settings: Settings) -> str | None:
     if settings.api_keys or not is_open(args):
         return None
-    return f"everybody who reaches {args.host} may ask; --api-key-file FILE asks for a key"
+    return f"everyone who can reach {args.host} can use the model; --api-key-file FILE requires a key"
 
 
 def _say_ready(url: str, service: Service, name: str, warning: str | None) -> None:
@@ -206,7 +208,7 @@ def _say_ready(url: str, service: Service, name: str, warning: str | None) -> No
 
 
 def _log_to_stderr() -> None:
-    """One line a record, of ours and of uvicorn's troubles; what came from outside cannot steer the terminal."""
+    """Log our records and uvicorn's warnings, one per line. Control characters from outside are escaped."""
 
     class Formatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:

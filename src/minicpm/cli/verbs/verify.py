@@ -1,4 +1,4 @@
-"""`minicpm verify -m MODEL`: a model's files and answers beside what is published of them, as a report to be shown."""
+"""`minicpm verify -m MODEL`: compares a model's files and answers with published ones, as a report for publication."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from minicpm.formats.checkpoint import open_checkpoint
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Of `minicpm info`, what tells models apart; a report tells nothing of where they lie.
+# The facts of `minicpm info` that identify a model. A report has no paths.
 FACTS = ("format", "parameters", "dtypes", "quantization", "layers", "hidden_size", "vocab_size", "rope_theta")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Look at a model's files and run them: hashes beside the published ones, the release's example answered "
-        "greedily, how well the package's texts (or --text) are foreseen, and with --against how far the predictions "
-        "are from another folder's. The report names no path of this machine."
+        "Check a model's files and run them: compare hashes with the published ones, answer the release's example "
+        "greedily, and measure perplexity on the packaged texts (or --text). --against adds the KL divergence from "
+        "another model. The report contains no path of this machine."
     )
     parser.add_argument(
-        "--against", metavar="FOLDER", help="compare predictions with this model, as a rule the unquantized one"
+        "--against", metavar="FOLDER", help="compare predictions with this model, usually the unquantized one"
     )
     parser.add_argument(
         "--text",
         metavar="FILE",
         type=Path,
-        help=f"perplexity of this text in windows of {WINDOW_TOKENS:,} tokens, as published of wikitext-2's test set",
+        help=f"perplexity of this text in windows of {WINDOW_TOKENS:,} tokens, as published for wikitext-2's test set",
     )
     add_model_argument(parser, default=BUILT_IN)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -146,7 +146,7 @@ def _lines(found: Verification, record: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{one['weights']} {one['perplexity']}" for one in published)
         lines += [
             f"published  {published[0]['model']}, wikitext-2 test, {published[0]['windows']} windows: {told}",
-            "           that is another text than the package's: only --text with it, in as many windows, compares",
+            "           only --text with that text, in as many windows, gives comparable figures",
         ]
     where = f"{found.backend}, {found.wall_s:.0f} s"
     lines.append(f"measured   {where}" + (f", {format_bytes(memory)} of memory at most" if memory else ""))
