@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,8 @@ def test_a_folder_without_exactly_one_file_of_weights_is_refused(tmp_path: Path,
         (tmp_path / name).touch()
     with pytest.raises(FormatError, match=f"exactly one .* found {found}$"):
         open_weights(ModelFolder(tmp_path))
+
+
+@pytest.mark.parametrize(("dtype", "word"), [("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32")])
+def test_a_dtype_is_written_as_its_word(dtype: str, word: str):
+    assert write_config(replace(SCALED, dtype=dtype))["_dtype"] == word
