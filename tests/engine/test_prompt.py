@@ -80,8 +80,12 @@ def test_a_prompt_of_token_ids_is_a_list():
         ([1, 9], 4, "token id 9 is outside the vocabulary of 9"),
         ([1, -1], 4, "token id -1 is outside the vocabulary of 9"),
         (EmbeddingSpan(numbers(2), b"k").content_ids, 4, "is outside the vocabulary"),
-        ([1, EmbeddingSpan(numbers(2, 5), b"k")], 4, "have 5 numbers a position, but this model's hidden size is 4"),
-        ([1, EmbeddingSpan(numbers(2), b"k")], None, "takes token ids, no embeddings; use the backend native, torch"),
+        ([1, EmbeddingSpan(numbers(2, 5), b"k")], 4, "have 5 numbers per position, but this model's hidden size is 4"),
+        (
+            [1, EmbeddingSpan(numbers(2), b"k")],
+            None,
+            "takes only token ids; for embeddings use the backend native, torch",
+        ),
     ],
 )
 def test_a_prompt_that_a_model_cannot_read_is_refused(parts, embedding_size, message: str):
@@ -237,7 +241,7 @@ def test_continuations_of_a_span_are_scored_and_a_span_is_none(llm: LLM, span_of
     continuations = [[9], [10, 11]]
     expected = llm.loglikelihood([(TEXT, continuations)])
     assert llm.loglikelihood([([*TEXT[:2], span], continuations)]) == expected
-    with pytest.raises(GenerationError, match="a continuation is token ids alone"):
+    with pytest.raises(GenerationError, match="a continuation must have only token ids"):
         llm.loglikelihood([([5], [[span]])])
 
 
@@ -255,7 +259,9 @@ def test_a_backend_without_embeddings_refuses_spans(llm: LLM, span_of, monkeypat
     from minicpm.engine.backends.vllm import VllmBackend
 
     monkeypatch.setattr(llm, "backend", SimpleNamespace(vocab_size=400, embedding_size=VllmBackend.embedding_size))
-    with pytest.raises(GenerationError, match="takes token ids, no embeddings; use the backend native, torch or numpy"):
+    with pytest.raises(
+        GenerationError, match="takes only token ids; for embeddings use the backend native, torch or numpy"
+    ):
         llm.new_request([5, span_of([6])], GREEDY, is_chat=False)
 
 

@@ -156,7 +156,7 @@ def test_without_steps_there_is_one_sentence(scripted: tuple[LLM, ScriptedRuntim
 
 
 def test_a_service_needs_steps(scripted: tuple[LLM, ScriptedRuntime]):
-    with pytest.raises(GenerationError, match="the scripted backend has a scheduler of its own"):
+    with pytest.raises(GenerationError, match="the scripted backend has its own scheduler"):
         Service(scripted[0])
 
 

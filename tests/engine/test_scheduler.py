@@ -167,7 +167,7 @@ def test_an_answer_alone_with_too_little_memory_left_by_others_is_an_error(llm: 
     crowded = small(llm, 256)
     stream = crowded.stream_batch(prompts_of(100), SAMPLED, max_tokens=100)
     next(stream)
-    with pytest.raises(GenerationError, match="other streams that are not finished"):
+    with pytest.raises(GenerationError, match="other unfinished streams"):
         crowded.generate(prompts_of(100, seed=1), SAMPLED, max_tokens=100)
     stream.close()
     assert crowded.generate(prompts_of(100, seed=1), SAMPLED, max_tokens=100)

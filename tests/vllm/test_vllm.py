@@ -228,7 +228,7 @@ def test_what_a_second_prompt_shares_is_not_computed_again(answers):
         (6, "GenerationError: vLLM returns answers and scores, but no logits or hidden states"),
         (7, "GenerationError: vLLM returns answers and scores, but no logits or hidden states"),
         (8, "GenerationError: the vllm backend samples by itself and cannot constrain an answer"),
-        (11, "GenerationError: the vllm backend has a scheduler of its own"),
+        (11, "GenerationError: the vllm backend has its own scheduler"),
         (12, "GenerationError: another model was loaded since and replaced this one"),
     ],
 )

@@ -253,5 +253,5 @@ def test_quantized_weights_stay_with_the_native_engine_unless_a_gpu_is_named():
     assert LLM().backend.name in ("native", "numpy")
     assert LLM(device="cpu").backend.name in ("native", "numpy")
     if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="device cuda was asked for, but torch sees 0 cuda devices"):
+        with pytest.raises(ModelError, match="device cuda is not available: torch sees 0 cuda devices"):
             LLM(embedded.folder(), device="cuda")
