@@ -1,4 +1,4 @@
-"""The documents tell the truth: commands parse, shown help is the real help, Python examples run.
+"""The documents are true: commands parse, help is the real help, examples run, links and file names exist.
 
 `python tests/test_docs.py` writes the real help into docs/command-line.md.
 """
@@ -19,8 +19,19 @@ from minicpm.cli.main import VERBS, parse
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "nano" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = ROOT / "docs" / "command-line.md"
+NAMING = [*DOCUMENTS, ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+FILE_NAME = re.compile(r"`([\w./-]+\.(?:py|h|cc|md))(?=[`: ])")
+THEIR_FILES = {  # of the release of 2024 and of its models' folders
+    "inference_renping.py",
+    "modeling_minicpm.py",
+    "quick_start.py",
+    "vllm_convert_checkpoint_to_hf.py",
+    "demo/vllm_based_demo.py",
+    "demo/hf_based_demo.py",
+}
 HELP = re.compile(r"(?<=^## `minicpm )(\w+)(`\n\n```text\n)(.*?)(?=^```)", re.DOTALL | re.MULTILINE)
 
 
@@ -95,10 +106,28 @@ def test_python_examples_run_from_top_to_bottom(
             exec(compile(code, path.name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def anchors(path: Path) -> set[str]:
+    """The fragments that GitHub gives to the headings of a document."""
+    headings = HEADING.findall(path.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", NAMING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path):
-    for target in LINK.findall(path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+    for target, anchor in LINK.findall(path.read_text(encoding="utf-8")):
+        file = path.parent / target if target else path
+        assert file.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{path.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("path", NAMING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path: Path):
+    """A path is relative to the repository, the package, csrc or the document; a bare name is found by that name."""
+    folders = (ROOT, ROOT / "src" / "minicpm", ROOT / "csrc", path.parent)
+    sources = ("src", "csrc", "benchmarks", "nano", "docs")
+    bare = {file.name for folder in sources for file in (ROOT / folder).rglob("*.*")}
+    names = set(FILE_NAME.findall(path.read_text(encoding="utf-8"))) - bare - THEIR_FILES
+    assert not {name for name in names if not any((folder / name).exists() for folder in folders)}
 
 
 if __name__ == "__main__":

@@ -238,3 +238,17 @@ def test_the_rate_of_a_step_is_the_schedules(packed: Batch, tmp_path: Path):
         assert now == pytest.approx([rate / shares[0] * share for rate in rates[0]])
     told = [record["lr"] for record in read_metrics(tmp_path / "metrics.jsonl")]
     assert told == pytest.approx([0.01 * share for share in shares])
+
+
+@pytest.mark.parametrize(("save_every", "expected"), [(0, [3]), (1, [1, 2, 3]), (2, [2, 3])])
+def test_a_run_saves_at_every_so_many_steps_and_at_its_end(
+    packed: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: int, expected: list[int]
+):
+    saved: list[int] = []
+    model = tiny_model()
+    mixture = SimpleNamespace(next_batch=lambda: packed, state=dict)
+    optimizers = make_optimizers(model, OptimizerOptions(lr=0.01))
+    loop = loop_of(model, optimizers, tmp_path, mixture, save_every=save_every)
+    monkeypatch.setattr(loop, "save", lambda: saved.append(loop.step))
+    loop.run()
+    assert saved == expected

@@ -14,7 +14,7 @@ import pytest
 
 from minicpm import native
 from minicpm.export.quantize import quantize_folder
-from tiny_models import EVEN, write_model
+from small_models import EVEN, write_model
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("cc")
