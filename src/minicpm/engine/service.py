@@ -88,9 +88,9 @@ class Engine(Protocol):
         """Queue a rendered prompt (or token ids and spans) and return at once; pieces come on the engine's thread.
 
         The last piece has the completion; nothing follows an error. `choice` distinguishes several answers to one
-        prompt and seed, and is the pieces' `index`. Callbacks must be quick, because every request waits for them; one that
-        raises cancels its own request. Raises GenerationError for a request that can never be answered, QueueFull if
-        too many wait.
+        prompt and seed, and is the pieces' `index`. Callbacks must be quick, because every request waits for them; one
+        that raises cancels its own request. Raises GenerationError for a request that can never be answered, QueueFull
+        if too many wait.
         """
 
     def embed(self, texts: str | Sequence[str | Sequence[int]]) -> Future[npt.NDArray[np.float32]]:
