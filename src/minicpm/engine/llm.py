@@ -277,7 +277,7 @@ class LLM:
         choice: int = 0,
         constraint: Constraint | None = None,
     ) -> Request:
-        """A request for a scheduler. Raises GenerationError, about the prompt called `name`, if it cannot be answered."""
+        """A request for a scheduler. Raises GenerationError about the prompt `name` if it cannot be answered."""
         prompt_ids = self._as_ids(prompt, add_bos=True)
         if len(prompt_ids) >= self.context_length:
             raise GenerationError(
