@@ -1,4 +1,4 @@
-"""Prompts with embeddings in place of token ids: what they are made of, and what the engine sees of them."""
+"""Prompts with embeddings in place of token ids: their parts, and their treatment by the engine."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def llm(quantized: Path, request: pytest.FixtureRequest) -> LLM:
 
 @pytest.fixture(scope="module")
 def span_of(quantized: Path) -> Callable[..., EmbeddingSpan]:
-    """A span that holds what tokens' embeddings are once scale_emb has multiplied them."""
+    """A span with the embeddings of tokens, multiplied by scale_emb."""
     checkpoint = open_checkpoint(quantized, allow_quantized=True)
     from minicpm.engine.backends.numpy import NumpyBackend
 
@@ -192,7 +192,7 @@ def test_the_same_picture_is_reused_and_another_is_not(llm: LLM, span_of):
         ([5, cat, 7, 9, 9], 32),
     ):
         found = llm.generate([prompt], GREEDY, max_tokens=4)[0]
-        # numpy gives an idle text away as a whole, and only where it is worth it.
+        # numpy reuses an idle text only as a whole, and only if enough of it is in common.
         assert found.usage.cached_tokens == (cached if cached > 1 or llm.backend.name == "native" else 0)
         fresh = loaded(llm.folder, llm.backend.name).generate([prompt], GREEDY, max_tokens=4)[0]
         assert found.ids == fresh.ids

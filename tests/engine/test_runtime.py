@@ -1,4 +1,4 @@
-"""The seam below LLM: an engine with a scheduler and a scorer of its own, of which LLM knows nothing else."""
+"""The Runtime interface below LLM: an engine with its own scheduler and scorer, of which LLM knows nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScriptedBackend:
 
 
 class ScriptedScheduler:
-    """Says the ids of its script to every request, one each a step."""
+    """Gives every request the ids of its script, one per step."""
 
     def __init__(self, script: list[int]):
         self._script = script
@@ -89,7 +89,7 @@ class ScriptedRuntime:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> tuple[LLM, ScriptedRuntime]:
-    """The built-in model's tokenizer and template over an engine that says " Beijing" and an end."""
+    """The built-in model's tokenizer and template over an engine that answers " Beijing" and an end token."""
     made: list[ScriptedRuntime] = []
 
     def load(checkpoint, options) -> ScriptedRuntime:

@@ -146,7 +146,7 @@ def answers(folders: dict[str, Path], golden: Path, environment: dict[str, str])
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    # Nothing but our results is on stdout: vLLM's own words are on stderr.
+    # Only our results are on stdout: vLLM's log is on stderr.
     return {**dict(zip(jobs, json.loads(done.stdout))), "stderr": done.stderr}
 
 
