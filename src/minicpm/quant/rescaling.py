@@ -14,8 +14,6 @@ import numpy as np
 from minicpm.formats.config import DecoderConfig
 from minicpm.quant.format import Floats
 
-ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
-
 
 @dataclass(frozen=True)
 class BlockScales:
