@@ -22,6 +22,7 @@ NO_STEPS = "a script has neither logits nor hidden states"
 class ScriptedBackend:
     name = "scripted"
     trained_length = context_length = 64
+    embedding_size = None
     cache_bytes_per_token = 1000
 
     def __init__(self, vocab_size: int):
