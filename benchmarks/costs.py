@@ -37,7 +37,7 @@ class Cost:
 
 
 def measure(command: list[str], *, stdin: str = "", timeout_s: float = 3600) -> Cost:
-    """Run `command` to its end; raises RuntimeError with its last words if it fails."""
+    """Run `command` to its end. Raises RuntimeError with the end of its output if it fails."""
     start = time.perf_counter()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -70,7 +70,7 @@ def _sample(process: subprocess.Popen[str], peaks: dict[str, int]) -> None:
 
 
 def machine() -> dict[str, object]:
-    """What a number depends on besides our code."""
+    """The machine, and the versions of everything besides our code."""
     cpu = next(
         (
             line.partition(":")[2].strip()

@@ -1,4 +1,4 @@
-"""What every preset costs in quality, on MiniCPM-nano and on outlier-scaled copies of it; nothing is timed.
+"""The quality of every preset, on MiniCPM-nano and on outlier-scaled copies of it; nothing is timed.
 
 python benchmarks/quality.py [--work runs]
 
@@ -94,13 +94,13 @@ def samples(folder: Path, path: Path) -> list[Sample]:
 
 
 def logits(backend: StepBackend, texts: Sequence[Sample]) -> Iterator[Floats]:
-    """Per text (n, vocab): what was foreseen for each of its n tokens that count."""
+    """Per text, the logits (n, vocab) of each of its n tokens that count."""
     for text, of_text in zip(texts, logits_of(backend, [text.ids for text in texts])):
         yield of_text[np.array(text.counts[1:])]
 
 
 def opened(folder: Path, kv_dtype: str = "int8") -> StepBackend:
-    """The engine that users have: native where it is built, numpy with the same bits where it is not."""
+    """The users' engine: native if it is built, else numpy with the same bits."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         if native.why_missing() is None:
             return NativeBackend(checkpoint, kv_dtype=kv_dtype)
@@ -120,7 +120,7 @@ def with_float_cache(folder: Path, kind: type[NumpyBackend]) -> StepBackend:
 
 @dataclass(frozen=True)
 class Bench:
-    """The texts, what the reference says of them, and the folder where models are made."""
+    """The texts, the reference's logits of them, and the folder for models."""
 
     work: Path
     texts: list[Sample]
@@ -152,7 +152,7 @@ class Bench:
         return comparison
 
     def preset_row(self, preset: str, scale: float) -> dict[str, object]:
-        """A preset as `minicpm quantize` makes it, and its KL where channels are left as they are."""
+        """A preset as `minicpm quantize` makes it, and its KL without equalization."""
         found = self.compare(opened(self.quantized(preset, scale, equalize=True)))
         plain = self.compare(opened(self.quantized(preset, scale, equalize=False)))
         return {
@@ -170,7 +170,7 @@ class Bench:
         return {"preset": dtype, "outlier_scale": 1, **numbers(self.compare(opened(folder)))}
 
     def part_rows(self, preset: str, scale: float) -> Iterator[dict[str, object]]:
-        """The same with more and more rounded."""
+        """The same weights with more and more of the computation rounded."""
         for equalize in (True, False):
             folder = self.quantized(preset, scale, equalize)
             for rounded, backend in (
@@ -182,7 +182,7 @@ class Bench:
                 yield part_row(preset, scale, "yes" if equalize else "no", rounded, found)
 
     def cache_rows(self, preset: str, scale: float) -> Iterator[dict[str, object]]:
-        """The same weights with keys and values kept in other ways."""
+        """The same weights with other dtypes of keys and values."""
         for equalize in (True, False):
             folder = self.quantized(preset, scale, equalize)
             for kept, backend in (

@@ -1,4 +1,4 @@
-"""Do turns under a sliding window need ghost blocks? What a turn computes again with them and without.
+"""Do turns under a sliding window need ghost blocks? Counts the tokens that a turn computes again, with and without.
 
     python benchmarks/window_turns.py
 
@@ -43,7 +43,7 @@ QUESTION_WORDS, ANSWER_WORDS, STEP_TOKENS, CONTEXT, MAX_BATCH = 250, 25, 512, 16
 
 
 class WithoutGhosts(WindowCache):
-    """A block whose memory is given away takes its cached successors with it."""
+    """An evicted block takes its cached successors with it."""
 
     def _drop_oldest(self) -> None:
         self._drop(self._victim())
@@ -147,7 +147,7 @@ def opened(policy: type[WindowCache], window: int) -> tuple[Tokenizer, ChatTempl
 
 
 def run(cache: WindowCache, prompt: list[int], answer: list[int]) -> int:
-    """What a request does to the cache, without its model; how many tokens of the prompt it would compute."""
+    """The effect of a request on the cache, without the model; returns the tokens of the prompt to compute."""
     length = len(prompt) + len(answer)
     sequence = cache.open(prompt, length, length)
     assert sequence is not None

@@ -1,4 +1,4 @@
-"""Long texts under a sliding window: what the model still foresees, and what a token costs in time and memory.
+"""Long texts under a sliding window: perplexity, and the time and memory of a token.
 
     python benchmarks/windows.py --folder runs/2b
 
@@ -73,7 +73,7 @@ def foresight_rows(ids: list[int]) -> list[dict[str, object]]:
         losses = nats_of(opened(embedded.folder(), window), ids)
         rows.append({"what": "all before it" if window is None else shown(window), **perplexities(losses)})
     parts = [nats_of(opened(embedded.folder(), None), ids[start : start + PART]) for start in range(0, len(ids), PART)]
-    # The first token of a part is foreseen by nothing.
+    # The first token of a part has no prediction.
     rows.append(
         {"what": "anew every 2,048 tokens", **perplexities(np.concatenate([[np.nan, *part] for part in parts])[1:])}
     )
@@ -97,7 +97,7 @@ def opened(folder: Path, window: SlidingWindow | None, kv_dtype: str = "int8") -
 
 
 def cost_row(folder: Path, kept: str, window: SlidingWindow | None, tokens: int) -> dict[str, object]:
-    """Read a text of `tokens` and go on: what of it is held, and how fast it goes."""
+    """Compute a text of `tokens` and decode after it; return the held tokens and the speed."""
     backend = opened(folder, window, kept)
     ids = np.random.default_rng(0).integers(100, backend.vocab_size, tokens + STEPS).tolist()
     cache = backend.new_cache(backend.held_tokens(tokens + STEPS))

@@ -31,7 +31,7 @@ CHATML = (
     "<|im_start|>assistant\n"
 )
 
-# What sound and broken models are asked, to be read and to be answered.
+# Inputs for sound and broken models: texts to read and a question to answer.
 TEXTS = (
     "Pip was a brave little owl who lived by a quiet river. Every summer the others swam in the lake, but Pip stayed "
     'on the sand. "I can teach you," said his friend Nala the otter. Pip went in up to his knees, and then he stopped. '

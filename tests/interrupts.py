@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def default_interrupts() -> Iterator[None]:
-    """A program started within can be interrupted.
+    """A program that is started in the block can be interrupted.
 
     A shell makes its background jobs ignore SIGINT, and the programs that they start inherit that.
     """

@@ -1,4 +1,4 @@
-"""What tests prove of every set of kernels, written down as they pass, and docs/numerics.md's tables of it.
+"""Records what passing tests prove of every set of kernels, and writes docs/numerics.md's tables of it.
 
 A test says by `@pytest.mark.proves("attention")` what it proves of the set in its parameter `isa`, or of `isa=`;
 `make isa-matrix` runs them with `--isa-record FILE` and writes the tables (`python tests/isa_matrix.py`). The record

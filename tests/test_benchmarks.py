@@ -310,7 +310,7 @@ def test_a_document_without_borders_for_every_table_is_refused(text: str):
 
 
 def test_a_ceiling_is_memory_over_weights():
-    """Of the spread that was published, and never beyond what memory allows."""
+    """Within the published spread, and never above what memory allows."""
     from phones import PHONES
 
     rows = {phone.name: phone.row() for phone in PHONES}

@@ -1,4 +1,4 @@
-"""benchmarks/gpu on the CPU with small models: that it runs, and what its numbers are of."""
+"""benchmarks/gpu on the CPU with small models: it runs, and its figures refer to the right things."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house's rules: imports point down, torch stays in its rooms, importing is cheap."""
+"""The rules of the package: imports point down, torch stays in its rooms, importing is cheap."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEVELS: dict[str, int] = {
     "doctor": 8,
     "cli": 9, "server": 9, "demo": 9, "compat": 9,
 }  # fmt: skip
-# The root holds __version__ and lazy names; anybody may read it.
+# The root has __version__ and lazy names; every module may import it.
 TORCH_ROOMS = ("models", "train", "compat", "engine.backends.torch")
 
 
@@ -73,7 +73,7 @@ def test_torch_stays_in_its_rooms(path: Path):
         assert not heavy, f"{name} imports {heavy}"
 
 
-# What `quant` may not know: where a model lies, how its files are opened, and the disk itself.
+# `quant` must not know the place of a model, how its files are opened, or the disk.
 NOT_FOR_QUANT = (
     "minicpm.formats.checkpoint", "minicpm.formats.folder", "minicpm.formats.mapped", "minicpm.files", "minicpm.hub",
     "pathlib", "os", "io", "mmap", "shutil", "tempfile",
@@ -89,7 +89,7 @@ def test_quant_is_arithmetic_and_opens_no_file(path: Path):
     assert "open" not in names, f"quant/{path.name} opens a file"
 
 
-# What makes a model's folder or file: the hidden place that becomes it, and what fills it with weights.
+# Functions that make a model's folder or file: the hidden destination, and the writers of weights.
 MAKERS = frozenset({
     "minicpm.export.destination.new_folder", "minicpm.export.destination.new_file",
     "minicpm.formats.safetensors.SafetensorsWriter", "minicpm.formats.torch_bin.TorchWriter",
@@ -130,7 +130,7 @@ def test_llm_knows_no_backend():
 
 
 def test_no_method_of_the_engine_only_raises():
-    """What an engine cannot do is absent from it, so that whoever needs it asks whether it is there."""
+    """An engine lacks the methods that it cannot provide, so that callers check for them."""
     stubs = []
     for path in (SOURCE / "engine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

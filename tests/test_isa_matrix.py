@@ -1,4 +1,4 @@
-"""docs/numerics.md says of every set of kernels what tests proved, where, and nothing that none did."""
+"""docs/numerics.md shows what tests proved of every set of kernels, and where; nothing else."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_record_names_tests_that_are_there():
 
 
 def test_what_this_run_proves_is_on_record(request: pytest.FixtureRequest):
-    """Of all the tests that run beside this one: a mark that is new has to be recorded."""
+    """All marks of the collected tests must be recorded."""
     recorded = {
         (isa, proved, test)
         for isas in read(RECORD).values()

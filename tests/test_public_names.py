@@ -1,4 +1,4 @@
-"""What a room says it offers is there."""
+"""Every name in a room's __all__ exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models run and are written by a Python that lacks what POSIX alone has: its modules, flags and functions.
+"""Models run and are written by a Python without the modules, flags and functions that only POSIX has.
 
 Windows lacks all of these. What else is different there (paths, files in use, processes) this cannot show.
 """

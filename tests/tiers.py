@@ -51,7 +51,7 @@ Record = dict[str, Any]  # passed, failed, skipped (reason -> tests), seconds, d
 
 class Need(Protocol):
     def missing(self, root: Path) -> str:
-        """What is not there, and how to get it; "" where all is."""
+        """What is missing, and how to get it; "" if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def contents(root: Path, covers: Sequence[str]) -> dict[str, str]:
 
 
 def _blob(data: bytes) -> str:
-    """Git's own name of a content."""
+    """Git's hash of a content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -307,7 +307,7 @@ def _hash_of(blobs: dict[str, str], path: str) -> str:
 
 
 def machine() -> str:
-    """What computes here, without any name of a host or path."""
+    """The processor and system of this machine, without a name of a host or a path."""
     device = this_device()
     memory = f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else ""
     processors = f"{device.logical_processors} logical processors"
@@ -319,7 +319,7 @@ def machine() -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and the end of what it printed."""
+    """The exit code of a process, and the end of its output."""
 
     code: int
     is_interrupted: bool
@@ -330,7 +330,7 @@ _KEPT_BYTES = 1 << 16
 
 
 def record(tiers: Sequence[Tier], name: str, root: Path) -> int:
-    """Run a tier and write its record; 0 where it passed."""
+    """Run a tier and write its record; return 0 if it passed."""
     (tier,) = (tier for tier in tiers if tier.name == name)
     if missing := tier.missing(root):
         print(f"{name} cannot run here: {missing}", file=sys.stderr)
@@ -474,7 +474,7 @@ def duration(seconds: int) -> str:
 
 
 def status(tier: Tier, records: dict[str, Record], root: Path) -> tuple[str, str]:
-    """fresh, stale, failed or absent, and what there is to say of it."""
+    """fresh, stale, failed or absent, and the reason."""
     record = records.get(tier.name)
     if record is None:
         return "absent", ""

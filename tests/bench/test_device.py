@@ -1,4 +1,4 @@
-"""What a device is called, as its system tells it; of systems that are files and answers here."""
+"""The description of a device, from systems that are simulated by files and command outputs."""
 
 from __future__ import annotations
 

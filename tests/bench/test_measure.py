@@ -1,4 +1,4 @@
-"""What is measured, and what is made of it; on a backend whose time is counted instead of taken."""
+"""Measurements and their figures, on a backend with a simulated clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from small_models import WIDE, random_weights, write_model
 
 
 class Clock:
-    """Stands still but for the work that is done."""
+    """A clock that advances only with the work that is done."""
 
     def __init__(self) -> None:
         self.now = 0.0

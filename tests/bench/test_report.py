@@ -1,4 +1,4 @@
-"""Rows of devices: what they hold, and which are not believed."""
+"""Rows of devices: their content, and the ones that are refused."""
 
 from __future__ import annotations
 

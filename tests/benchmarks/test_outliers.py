@@ -1,4 +1,4 @@
-"""Outlier-scaled copies compute the same as their source, and the quantizer evens them out again."""
+"""Outlier-scaled copies compute the same as their source, and the quantizer equalizes them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_an_unrounded_model_rounds_to_the_codes_that_it_was_made_of(odd: Path, t
             scales = np.repeat(weight.scales.astype(np.float32), weight.group_size, axis=1)[:, : weight.in_features]
             steps = found[name] / scales - weight.codes()
             assert np.abs(steps).max() <= 0.5001
-            assert abs(float(np.square(steps).mean()) - 1 / 12) < 0.01  # as even as rounding errors are
+            assert abs(float(np.square(steps).mean()) - 1 / 12) < 0.01  # equal up to rounding errors
 
 
 def test_a_float_model_needs_no_unrounding(odd: Path, tmp_path: Path):
@@ -124,11 +124,11 @@ def test_a_float_model_needs_no_unrounding(odd: Path, tmp_path: Path):
         outliers.write_unrounded(odd, tmp_path / "out", seed=0)
 
 
-# --- evening out -------------------------------------------------------------------------------------------------
+# --- equalization ------------------------------------------------------------------------------------------------
 
 
 def evened(folder: Path, config: DecoderConfig, destination: Path) -> list[BlockScales]:
-    """Write the model with its channels evened out; what that took."""
+    """Write the model with its channels equalized; return the scales."""
     found = weights(folder)
     blocks = [block_scales(lambda name: found[name], config, index) for index in range(config.num_hidden_layers)]
     destination.mkdir()

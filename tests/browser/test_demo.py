@@ -176,7 +176,7 @@ def test_two_sessions_are_two_conversations(open_page, source, url):
 
 
 def test_a_hostile_answer_runs_nothing(open_page, source, url):
-    # Without addresses of other hosts: that those are not asked is the policy's, which test_gate.py reads.
+    # Without addresses of other hosts: the policy forbids those, and test_gate.py checks it.
     source.pieces = [HOSTILE.replace("http://203.0.113.1/steal", "data:,").replace("src=x", "src=data:,")]
     page = open_page(url)
     ask(page, "Well?")

@@ -1,4 +1,4 @@
-"""A stranger's chat template renders like jinja2's, or fails with one sentence; it reaches nothing and nobody."""
+"""An untrusted chat template renders as in jinja2, or fails with one sentence. It has no access to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minicpm bench`: a table for people, every window for machines, and one sentence where it cannot be."""
+"""`minicpm bench`: a table for people, every window in JSON, and one sentence for an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minicpm demo`: what keeps it from starting is one sentence."""
+"""`minicpm demo`: an error at the start is one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minicpm info`: what it tells of a folder, for people and for machines."""
+"""`minicpm info`: its output for a folder, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of -m: what others read of it, and what requests call it."""
+"""The model of -m: its public name, and its name in requests."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ OURS = Path(__file__).parents[2] / "examples" / "showcases"
 
 
 class Reader(HTMLParser):
-    """What a browser would take for elements and for text."""
+    """The elements and the text that a browser would show."""
 
     def __init__(self, page: str):
         super().__init__()

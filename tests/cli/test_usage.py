@@ -1,4 +1,4 @@
-"""Wrong usage ends with 2, in one way for all verbs: bad values, bad combinations, before anything is done."""
+"""Wrong usage exits with 2 for all verbs, before anything is done: bad values and bad combinations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minicpm verify`: published content is known by its hash, scores are the engine's, and nothing else is claimed."""
+"""`minicpm verify`: recognises published content by its hash, reports the engine's scores, and claims nothing else."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_missing_mup_keys_become_the_constants_of_2024(tmp_path: Path):
 
 
 def test_the_official_pieces_stand_in_the_order_of_their_scores(real_tokenizer: Path):
-    """What the repair of flat scores rests on."""
+    """The assumption of the repair of flat scores."""
     model = read_sentencepiece(real_tokenizer / "tokenizer.model")
     scores = [score for score, kind in zip(model.scores, model.types) if kind == PieceType.NORMAL]
     assert len(scores) > 120_000

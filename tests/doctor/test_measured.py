@@ -1,4 +1,4 @@
-"""When another reading of a model's files is believed: not by a few tokens, not by a little, not by chance."""
+"""Another reading of a model's files is accepted only if many tokens are better, by enough, and not by chance."""
 
 from __future__ import annotations
 

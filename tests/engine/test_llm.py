@@ -335,7 +335,7 @@ def test_a_folder_without_tokenizer_is_refused_by_name(folder: Path, tmp_path: P
 
 
 def test_a_cuda_device_that_is_not_there_is_refused(folder: Path):
-    with pytest.raises(ModelError, match="device cuda:77 was asked for, but torch sees"):
+    with pytest.raises(ModelError, match="device cuda:77 is not available: torch sees"):
         LLM(folder, device="cuda:77")
 
 
@@ -382,7 +382,7 @@ def test_a_stream_that_is_not_finished_keeps_its_memory(folder: Path):
     llm = with_cache(folder, 32)
     stream = llm.stream_batch([[5, 6, 7]], GREEDY, max_tokens=20)
     next(stream)
-    with pytest.raises(GenerationError, match="other streams that are not finished"):
+    with pytest.raises(GenerationError, match="other unfinished streams"):
         llm.generate([[8, 9]], GREEDY, max_tokens=20)
     with pytest.raises(GenerationError, match="finish or close those"):
         llm.logits([5] * 20)

@@ -1,4 +1,4 @@
-"""Eight thousand tokens on MiniCPM-nano's weights, stretched by dynamic NTK: the engine beside the torch model."""
+"""Eight thousand tokens on MiniCPM-nano's weights, stretched by dynamic NTK: the engine against the torch model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_position_of_8192_is_near_the_torch_model(
 
 
 def test_without_the_stretched_base_it_is_another_model(folder: Path, ids: list[int], expected: np.ndarray):
-    """What the test above would see of a base that is not stretched."""
+    """The test above can fail: it detects a base that is not stretched."""
     model = MiniCPMForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits = model(torch.tensor([ids[:4096]]), rope_length=2048, use_cache=False).logits[0].numpy()

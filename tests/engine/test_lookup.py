@@ -1,4 +1,4 @@
-"""Prompt-lookup decoding: the same answers to the last bit, guesses that come true, and none where they don't pay."""
+"""Prompt-lookup decoding: the same answers to the last bit, accepted drafts, and no drafts if they are not faster."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def llms(quantized: Path, request: pytest.FixtureRequest) -> tuple[LLM, LLM]:
 
 
 def drafts_of_any_length(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Draft whether it pays or not, as many tokens as chance says: a test must not depend on what time it takes."""
+    """Draft a random number of tokens, whatever their cost: a test must not depend on measured times."""
     dice = random.Random(seed)
 
     def lengths(times: StepTimes, chances: list[Chance]) -> list[int]:
@@ -54,7 +54,7 @@ def drafts_of_any_length(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
 
 
 def without_counters(completion: Completion) -> Completion:
-    # Which answer of a batch ends last, and so stays in the cache for the next, is no part of the answer.
+    # The cached tokens depend on which answer of a batch ends last, so they are not compared.
     usage = replace(completion.usage, drafted_tokens=0, accepted_tokens=0, cached_tokens=0)
     return replace(completion, usage=usage, timings=None)  # type: ignore[arg-type]
 

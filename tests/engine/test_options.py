@@ -1,4 +1,4 @@
-"""EngineOptions: what is refused, where it is made and by whatever door it comes."""
+"""EngineOptions: every entry point refuses invalid values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts with embeddings in place of token ids: what they are made of, and what the engine sees of them."""
+"""Prompts with embeddings in place of token ids: their parts, and their treatment by the engine."""
 
 from __future__ import annotations
 
@@ -80,8 +80,12 @@ def test_a_prompt_of_token_ids_is_a_list():
         ([1, 9], 4, "token id 9 is outside the vocabulary of 9"),
         ([1, -1], 4, "token id -1 is outside the vocabulary of 9"),
         (EmbeddingSpan(numbers(2), b"k").content_ids, 4, "is outside the vocabulary"),
-        ([1, EmbeddingSpan(numbers(2, 5), b"k")], 4, "have 5 numbers a position, but this model's hidden size is 4"),
-        ([1, EmbeddingSpan(numbers(2), b"k")], None, "takes token ids, no embeddings; use the backend native, torch"),
+        ([1, EmbeddingSpan(numbers(2, 5), b"k")], 4, "have 5 numbers per position, but this model's hidden size is 4"),
+        (
+            [1, EmbeddingSpan(numbers(2), b"k")],
+            None,
+            "takes only token ids; for embeddings use the backend native, torch",
+        ),
     ],
 )
 def test_a_prompt_that_a_model_cannot_read_is_refused(parts, embedding_size, message: str):
@@ -148,7 +152,7 @@ def llm(quantized: Path, request: pytest.FixtureRequest) -> LLM:
 
 @pytest.fixture(scope="module")
 def span_of(quantized: Path) -> Callable[..., EmbeddingSpan]:
-    """A span that holds what tokens' embeddings are once scale_emb has multiplied them."""
+    """A span with the embeddings of tokens, multiplied by scale_emb."""
     checkpoint = open_checkpoint(quantized, allow_quantized=True)
     from minicpm.engine.backends.numpy import NumpyBackend
 
@@ -188,7 +192,7 @@ def test_the_same_picture_is_reused_and_another_is_not(llm: LLM, span_of):
         ([5, cat, 7, 9, 9], 32),
     ):
         found = llm.generate([prompt], GREEDY, max_tokens=4)[0]
-        # numpy gives an idle text away as a whole, and only where it is worth it.
+        # numpy reuses an idle text only as a whole, and only if enough of it is in common.
         assert found.usage.cached_tokens == (cached if cached > 1 or llm.backend.name == "native" else 0)
         fresh = loaded(llm.folder, llm.backend.name).generate([prompt], GREEDY, max_tokens=4)[0]
         assert found.ids == fresh.ids
@@ -237,7 +241,7 @@ def test_continuations_of_a_span_are_scored_and_a_span_is_none(llm: LLM, span_of
     continuations = [[9], [10, 11]]
     expected = llm.loglikelihood([(TEXT, continuations)])
     assert llm.loglikelihood([([*TEXT[:2], span], continuations)]) == expected
-    with pytest.raises(GenerationError, match="a continuation is token ids alone"):
+    with pytest.raises(GenerationError, match="a continuation must have only token ids"):
         llm.loglikelihood([([5], [[span]])])
 
 
@@ -255,7 +259,9 @@ def test_a_backend_without_embeddings_refuses_spans(llm: LLM, span_of, monkeypat
     from minicpm.engine.backends.vllm import VllmBackend
 
     monkeypatch.setattr(llm, "backend", SimpleNamespace(vocab_size=400, embedding_size=VllmBackend.embedding_size))
-    with pytest.raises(GenerationError, match="takes token ids, no embeddings; use the backend native, torch or numpy"):
+    with pytest.raises(
+        GenerationError, match="takes only token ids; for embeddings use the backend native, torch or numpy"
+    ):
         llm.new_request([5, span_of([6])], GREEDY, is_chat=False)
 
 

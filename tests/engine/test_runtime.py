@@ -1,4 +1,4 @@
-"""The seam below LLM: an engine with a scheduler and a scorer of its own, of which LLM knows nothing else."""
+"""The Runtime interface below LLM: an engine with its own scheduler and scorer, of which LLM knows nothing else."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ NO_STEPS = "a script has neither logits nor hidden states"
 class ScriptedBackend:
     name = "scripted"
     trained_length = context_length = 64
+    embedding_size = None
     cache_bytes_per_token = 1000
 
     def __init__(self, vocab_size: int):
@@ -32,7 +33,7 @@ class ScriptedBackend:
 
 
 class ScriptedScheduler:
-    """Says the ids of its script to every request, one each a step."""
+    """Gives every request the ids of its script, one per step."""
 
     def __init__(self, script: list[int]):
         self._script = script
@@ -89,7 +90,7 @@ class ScriptedRuntime:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> tuple[LLM, ScriptedRuntime]:
-    """The built-in model's tokenizer and template over an engine that says " Beijing" and an end."""
+    """The built-in model's tokenizer and template over an engine that answers " Beijing" and an end token."""
     made: list[ScriptedRuntime] = []
 
     def load(checkpoint, options) -> ScriptedRuntime:
@@ -156,7 +157,7 @@ def test_without_steps_there_is_one_sentence(scripted: tuple[LLM, ScriptedRuntim
 
 
 def test_a_service_needs_steps(scripted: tuple[LLM, ScriptedRuntime]):
-    with pytest.raises(GenerationError, match="the scripted backend has a scheduler of its own"):
+    with pytest.raises(GenerationError, match="the scripted backend has its own scheduler"):
         Service(scripted[0])
 
 

@@ -1,4 +1,4 @@
-"""The scheduler, step by step: who gets a token, who waits, and every answer the one it gives alone."""
+"""The scheduler, step by step: running and waiting requests; every answer equals the one computed alone."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_an_answer_alone_with_too_little_memory_left_by_others_is_an_error(llm: 
     crowded = small(llm, 256)
     stream = crowded.stream_batch(prompts_of(100), SAMPLED, max_tokens=100)
     next(stream)
-    with pytest.raises(GenerationError, match="other streams that are not finished"):
+    with pytest.raises(GenerationError, match="other unfinished streams"):
         crowded.generate(prompts_of(100, seed=1), SAMPLED, max_tokens=100)
     stream.close()
     assert crowded.generate(prompts_of(100, seed=1), SAMPLED, max_tokens=100)
@@ -246,7 +246,7 @@ def test_the_request_that_came_last_gives_way(llm: LLM):
 
 
 def test_of_two_the_one_that_came_last_gives_way_even_if_it_ran_first(llm: LLM):
-    """Of 20 blocks the first takes 9, so the second, which needs 14, is passed by the third."""
+    """The first takes 9 of 20 blocks, so the third overtakes the second, which needs 14."""
     crowded = small(llm, 320)
     scheduler = crowded.new_scheduler()
     requests = []

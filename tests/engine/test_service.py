@@ -1,4 +1,4 @@
-"""The service: many threads, one model, and every answer the one it gives alone."""
+"""The service: many threads and one model; every answer equals the one computed alone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_tokens_of_all_pieces_are_those_of_the_completion(llm: LLM, service: Ser
 
 
 def test_threads_that_submit_and_cancel_at_random_get_what_each_gets_alone(llm: LLM):
-    """Little memory, so that requests give way; some prompts begin alike, some answers have a form."""
+    """Little memory, so that requests are preempted; some prompts share a prefix, some answers have a constraint."""
     crowded = LLM(llm.folder, threads=1, max_batch=16, kv_cache_bytes=1500 * llm.backend.cache_bytes_per_token)
     digits = Constraint.regex("[0-9]{4,40}")
     cases = [

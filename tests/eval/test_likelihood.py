@@ -1,4 +1,4 @@
-"""What a backend foresees: alone as in a batch, at once as in parts, of texts of any length."""
+"""Log-likelihoods of a backend: alone and in a batch, at once and in parts, for texts of any length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion between forms: golden results, round trips, and what remains after a kill, a full disk, a rude user."""
+"""Conversion between formats: golden results, round trips, and the state after a kill, a full disk or bad arguments."""
 
 from __future__ import annotations
 

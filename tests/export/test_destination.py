@@ -1,4 +1,4 @@
-"""A new model folder comes into being all at once, durably, and never over something that appeared meanwhile."""
+"""A new model folder appears at once and durably, and never replaces something that appeared meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening a model folder of any form, and what is refused."""
+"""Opening a model folder of any format, and refusals."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ class ToyFile:
 
 @dataclass(frozen=True)
 class ToyTexts:
-    """Text sources that are handed in, not found."""
+    """Text sources that are passed in, not read from files."""
 
     made: Tokenizer
     template: ChatTemplate

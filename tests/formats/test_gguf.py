@@ -1,4 +1,4 @@
-"""The GGUF container and what it says about a model: damage ends in one sentence, never in a crash or a full memory."""
+"""The GGUF container and a model's metadata: damage is one error sentence, never a crash or exhausted memory."""
 
 from __future__ import annotations
 

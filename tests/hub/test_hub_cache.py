@@ -1,4 +1,4 @@
-"""What is on this machine: found, listed, noted, removed; and the notice before the first use."""
+"""Models on this machine: they are found, listed, marked as used, and removed; and the notice before the first use."""
 
 from __future__ import annotations
 

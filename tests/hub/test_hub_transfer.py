@@ -1,4 +1,4 @@
-"""What a download promises beyond its bytes: flushed before it is named, patient while it advances, safe redirects."""
+"""Downloads beyond their bytes: synced before the rename, retried while they advance, safe redirects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers over INT4 and INT8 codes: the numbers of quant/format.py, in the memory of the file."""
+"""Layers over INT4 and INT8 codes: the numbers of quant/format.py, in the file's mapped pages."""
 
 from __future__ import annotations
 

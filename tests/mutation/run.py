@@ -83,7 +83,7 @@ class Report:
 
 
 def mutations_of(package: Path, files: Sequence[Path], seed: int) -> Iterator[Mutation]:
-    """What mutmut's operators make of `files`, in a random order; messages and annotations are left out."""
+    """The mutations of `files` by mutmut's operators, in a random order, without messages and annotations."""
     sources = {path: path.read_text(encoding="utf-8") for path in files}
     makers = [(path, line, make) for path, source in sources.items() for line, make in _mutators(source)]
     random.Random(seed).shuffle(makers)
@@ -169,7 +169,7 @@ def _applied(one: Mutation, copy: Path) -> Iterator[None]:
 
 
 def _write(path: Path, source: bytes) -> None:
-    """A compiled file is believed by size and second of the source, which a mutation may have in common with it."""
+    """Python checks a compiled file by its source's size and time in seconds, which a mutation may share."""
     for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
         compiled.unlink()
     path.write_bytes(source)

@@ -41,7 +41,7 @@ def test_a_survivor_is_shown_with_its_place_and_both_lines():
 
 
 def test_each_mutation_is_judged_alone(toy: Path):
-    """The one before is taken back, whatever Python compiled of it in the same second."""
+    """The previous mutation is undone, even if Python compiled it in the same second."""
     assert judged(toy, TESTED, UNTESTED, TESTED, UNTESTED).survivors == (UNTESTED, UNTESTED)
 
 

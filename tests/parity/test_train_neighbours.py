@@ -1,4 +1,4 @@
-"""Training beside TRL, and twenty kills."""
+"""Training compared with TRL, and after twenty kills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widths that no group or word divides: what stands behind the last feature is nothing, in the file and in sums."""
+"""Widths that are no multiple of a group or word: padding after the last feature is zero, in the file and in sums."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_native_random_numbers_are_those_of_the_reference(seed: int, choice: int
 
 
 def test_scores_of_the_best_are_not_lost_to_min_p_where_floats_are_coarse():
-    # A step between floats is 8 here: best - 0.7 is the best itself.
+    # Neighbouring floats differ by 8 here, so best - 0.7 rounds to the best itself.
     scores = np.array([1e8, 0, 1e8], np.float32)
     sampler = Sampler(SamplingParams(temperature=1, top_p=1, min_p=0.5, repetition_penalty=1), 1)
     assert {sampler.sample(scores, position).token_id for position in range(30)} == {0, 2}

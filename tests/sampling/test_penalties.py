@@ -1,4 +1,4 @@
-"""What the penalties count: presence and frequency the answer alone, repetition the prompt as well."""
+"""The tokens that penalties count: presence and frequency only the answer, repetition also the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores behind all warpers, which Hugging Face's and the golden ones are compared with."""
+"""Scores after all warpers, for comparison with Hugging Face's and the golden ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job in the sandbox answers within its limits, or is ended; it reaches nothing of this machine."""
+"""A job in the sandbox answers within its limits, or is ended. It has no access to this machine."""
 
 from __future__ import annotations
 

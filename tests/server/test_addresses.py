@@ -1,4 +1,4 @@
-"""Sockets to listen on, and what Host and Origin headers say."""
+"""Listening sockets, and Host and Origin headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that was started here ends with all that it started itself."""
+"""A child process is ended together with its own children."""
 
 from __future__ import annotations
 

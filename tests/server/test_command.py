@@ -24,7 +24,7 @@ LONG = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_toke
 
 @dataclass
 class Command:
-    """A running `minicpm serve` and what it says on stderr."""
+    """A running `minicpm serve` and its stderr."""
 
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)

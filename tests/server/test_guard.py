@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""Access checks: host, origin and key."""
 
 from __future__ import annotations
 

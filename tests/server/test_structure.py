@@ -1,4 +1,4 @@
-"""Answers of a given form, over HTTP: JSON, regular expressions, grammars, choices, function calls."""
+"""Constrained answers over HTTP: JSON, regular expressions, grammars, choices, function calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that serves a model by vLLM's own server, as far as it can be seen without vLLM."""
+"""The command of vLLM's own server, as far as it can be tested without vLLM."""
 
 from __future__ import annotations
 

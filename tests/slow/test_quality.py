@@ -1,4 +1,4 @@
-"""What the presets must hold on MiniCPM-nano with outlier channels, on text that it never saw."""
+"""The quality bounds of the presets on MiniCPM-nano with outlier channels, on held-out text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids equal those of 2024; decoding a stream equals decoding the whole; bad files cost a sentence."""
+"""Ids equal those of 2024; decoding a stream equals decoding the whole; a bad file is one error sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of the loop: golden losses, packing, accumulation, what is not finite is named."""
+"""One step of the loop: golden losses, packing, accumulation, and the name of a non-finite tensor."""
 
 from __future__ import annotations
 

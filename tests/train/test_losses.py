@@ -1,4 +1,4 @@
-"""Other losses through the one loop: squared error, distillation of a few parameters, and pairs of answers."""
+"""Other losses in the same loop: squared error, distillation of a few parameters, and pairs of answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_to(
     evaluation: Evaluation | None = None,
     micro_rows: int = 2,
 ) -> list[dict[str, Any]]:
-    """Train up to `step`, going on from the newest checkpoint, and return the metrics so far."""
+    """Train up to `step`, continuing from the newest checkpoint, and return the metrics so far."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loop = Loop(
         model,
@@ -255,7 +255,7 @@ def test_pairs_computed_in_parts_have_the_gradient_of_the_whole(micro_rows: int,
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Squared distance of logits from fixed ones; each batch's weight is all that it divides by."""
+    """Squared distance of logits from fixed ones; the batch's weight is the only divisor."""
 
     scale: float
 

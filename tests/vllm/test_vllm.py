@@ -146,7 +146,7 @@ def answers(folders: dict[str, Path], golden: Path, environment: dict[str, str])
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    # Nothing but our results is on stdout: vLLM's own words are on stderr.
+    # Only our results are on stdout: vLLM's log is on stderr.
     return {**dict(zip(jobs, json.loads(done.stdout))), "stderr": done.stderr}
 
 
@@ -228,7 +228,7 @@ def test_what_a_second_prompt_shares_is_not_computed_again(answers):
         (6, "GenerationError: vLLM returns answers and scores, but no logits or hidden states"),
         (7, "GenerationError: vLLM returns answers and scores, but no logits or hidden states"),
         (8, "GenerationError: the vllm backend samples by itself and cannot constrain an answer"),
-        (11, "GenerationError: the vllm backend has a scheduler of its own"),
+        (11, "GenerationError: the vllm backend has its own scheduler"),
         (12, "GenerationError: another model was loaded since and replaced this one"),
     ],
 )

@@ -1,7 +1,7 @@
-"""What a backend owes the engine: sequences that remember, and one forward pass over a ragged batch.
+"""The interface of backends: sequences with cached keys and values, and one forward pass over a ragged batch.
 
-A row of a batch is a sequence with its new tokens: one token for a running answer, many for a prompt or a part
-of one, any mix in a single call. The engine above sees ids and logits, never a tensor of a framework.
+A row of a batch is a sequence with its new tokens: one token for a running answer, many for a prompt or a part of it.
+One call may mix both. The engine above sees ids and logits, never a tensor of a framework.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ BLOCK_TOKENS = 16  # of the cache, as in docs/numerics.md, section 7
 
 
 class KVSequence:
-    """Tokens of one text whose keys and values are held; where these lie is the backend's own class's to know.
+    """One text whose keys and values are held. A backend's subclass holds their memory.
 
-    `token_ids` are those of the tokens, and content ids (engine/prompt.py) of a span's positions.
+    `token_ids` has token ids, and content ids (engine/prompt.py) at a span's positions.
     """
 
     def __init__(self, rope_length: int, adapter: str | None = None):
-        # Length the rotary base was fixed for when the sequence was made (dynamic NTK); never changes.
+        # The length that determines the rotary base (dynamic NTK). It never changes.
         self.rope_length = rope_length
-        self.adapter = adapter  # whose weights computed it, None for the model's own; never changes either
+        self.adapter = adapter  # that computed keys and values; None: the model's own weights. It never changes
         self.token_ids: list[int] = []
 
     @property
@@ -36,11 +36,11 @@ class KVSequence:
         return len(self.token_ids)
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        """The backend has computed these: their keys and values lie behind the held ones."""
+        """Append tokens whose keys and values the backend has computed."""
         self.token_ids += token_ids
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from position `length` on."""
+        """Drop all tokens from position `length` on."""
         assert 0 <= length <= self.length
         del self.token_ids[length:]
 
@@ -50,9 +50,9 @@ Wanted = Literal["last", "all", "none"]
 
 @dataclass(frozen=True)
 class Row:
-    """New tokens of one sequence; `logits` tells for which of them the next token's logits are wanted.
+    """New tokens of one sequence; `logits` selects the tokens whose next-token logits are wanted.
 
-    Content ids among `token_ids` bring their embeddings along: these are then MixedIds (engine/prompt.py).
+    If `token_ids` has content ids, it is a MixedIds (engine/prompt.py) with their embeddings.
     """
 
     sequence: KVSequence
@@ -61,11 +61,11 @@ class Row:
 
     @property
     def wanted_count(self) -> int:
-        """Tokens whose logits are wanted; they are the row's last ones."""
+        """The number of tokens whose logits are wanted: the row's last ones."""
         return {"last": 1, "all": len(self.token_ids), "none": 0}[self.logits]
 
     def chunks(self, most_tokens: int) -> Iterator[Row]:
-        """The same row in parts of at most `most_tokens`, which together want the same logits."""
+        """The row in parts of at most `most_tokens` tokens, which together give the same logits."""
         for start in range(0, len(self.token_ids), most_tokens):
             is_last = start + most_tokens >= len(self.token_ids)
             wanted: Wanted = "none" if self.logits == "last" and not is_last else self.logits
@@ -73,8 +73,8 @@ class Row:
 
 
 def wanted_places(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Which of all rows' tokens, one row behind the other, logits are wanted of; and how many of each row."""
-    # Plain lists: for one token numpy's functions that do this take longer than a layer of a small model.
+    """The indices, among the concatenated tokens of all rows, whose logits are wanted; and their count per row."""
+    # Plain lists: for one token, numpy's functions for this take longer than a layer of a small model.
     places: list[int] = []
     counts: list[int] = []
     end = 0
@@ -87,9 +87,9 @@ def wanted_places(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
 
 
 def flat_ids(rows: Sequence[Row]) -> tuple[list[int], npt.NDArray[np.float32] | None]:
-    """Ids of all rows, one behind the other, and the embeddings (n, hidden) of their content ids, None without any.
+    """The concatenated ids of all rows, and the embeddings (n, hidden) of their content ids (None without any).
 
-    The k-th content id stands as -1 - k.
+    The k-th content id is replaced by -1 - k.
     """
     ids = [i for row in rows for i in row.token_ids]
     spans = [found for row in rows if (found := embeddings_of(row.token_ids)) is not None]
@@ -101,7 +101,7 @@ def flat_ids(rows: Sequence[Row]) -> tuple[list[int], npt.NDArray[np.float32] | 
 
 @dataclass(frozen=True)
 class CacheUsage:
-    """Tokens whose keys and values there is room for, and of them those that open sequences hold and idle ones."""
+    """The budget of a cache in tokens, and how many of them open sequences and idle texts hold."""
 
     tokens: int
     held_tokens: int
@@ -109,8 +109,9 @@ class CacheUsage:
 
 
 class KVCache(Protocol):
-    """Keys and values of all texts within a budget that never grows: those being computed, and idle ones of earlier
-    texts, which later texts with the same beginning take over. Implementations: engine/cache/blocks.py.
+    """Keys and values of all texts within a fixed budget: running texts, and idle ones that later texts may reuse.
+
+    A text reuses those of an earlier one with the same prefix. Implementations: engine/cache/blocks.py.
     """
 
     tokens: int  # the budget
@@ -124,28 +125,28 @@ class KVCache(Protocol):
         keeps_all: bool = False,
         adapter: str | None = None,
     ) -> KVSequence | None:
-        """A sequence that may reach `planned_tokens`, and already holds what is cached of the prompt.
+        """A sequence that may grow to `planned_tokens`, and that already holds the cached prefix of the prompt.
 
-        None while open sequences leave too little of the budget. At least the prompt's last token is left to compute,
-        since its logits are needed. Only texts of the same rotary base and adapter share anything. With `keeps_all` it
-        can be cut back to any length; else, of a model with a sliding window, by a few tokens only.
+        None if open sequences leave too little of the budget. At least the prompt's last token is left to compute,
+        because its logits are needed. Only texts with the same rotary base and adapter share a prefix. With `keeps_all`
+        the sequence can be truncated to any length; without it, under a sliding window, only by a few tokens.
         """
 
     def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
-        """Let an open sequence reach `planned_tokens`; False, and nothing changes, where others leave too little."""
+        """Let an open sequence grow to `planned_tokens`. False, without a change, if others leave too little."""
 
     def close(self, sequence: KVSequence) -> None:
-        """Give a sequence back; what it holds stays as long as there is room. Closing twice changes nothing."""
+        """Release a sequence. Its keys and values stay cached while there is room. Closing twice has no effect."""
 
     def usage(self) -> CacheUsage:
-        """What of the budget is in use now."""
+        """The current use of the budget."""
 
     def drop_idle(self) -> None:
-        """Forget all texts that no open sequence holds, and give their memory back to the system."""
+        """Evict all texts that no open sequence holds, and release their memory."""
 
 
 class Backend(Protocol):
-    """What computes a model, as all who ask for it may know it. engine/runtime.py runs requests on it."""
+    """The properties of any backend. engine/runtime.py runs requests on it."""
 
     name: str
     vocab_size: int
@@ -155,34 +156,34 @@ class Backend(Protocol):
 
     @property
     def embedding_size(self) -> int | None:
-        """Numbers of an embedding that may stand for a token id; None where only token ids are taken."""
+        """The width of embeddings that prompts may have in place of token ids; None if they may not."""
 
     def held_tokens(self, planned_tokens: int) -> int:
-        """Most tokens whose keys and values a text that may reach `planned_tokens` holds at once."""
+        """Most tokens whose keys and values a text of up to `planned_tokens` holds at once."""
 
 
 class StepBackend(Backend, Protocol):
-    """Computes a step at a time and gives its logits: engine/backends/native.py, numpy.py and torch."""
+    """A backend that computes one step at a time and returns its logits: engine/backends/native.py, numpy.py, torch."""
 
     is_exact: bool  # a token's logits have the same bits whatever else its call computes
 
     def new_cache(self, tokens: int) -> KVCache:
-        """Room for the keys and values of `tokens`; it may take memory only as it fills."""
+        """A cache for the keys and values of `tokens`. It may allocate memory as it fills."""
 
     def new_sequence(self, rope_length: int) -> KVSequence:
-        """An empty sequence with memory of its own for a text planned to reach at most `rope_length` tokens."""
+        """An empty sequence with its own memory, for a text of at most `rope_length` tokens."""
 
     def free_cache_bytes(self) -> int | None:
-        """Memory that keys and values may still take now; None where the system does not tell."""
+        """The free memory for keys and values; None if the system does not report it."""
 
     def rope_key(self, length: int) -> float:
-        """Rotary base a sequence of planned `length` gets; sequences of equal keys may share a prefix."""
+        """The rotary base of a sequence of planned `length`. Sequences with equal bases may share a prefix."""
 
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-        """Append every row's tokens to its sequence; per row (row.wanted_count, vocab) logits."""
+        """Append every row's tokens to its sequence; return per row the logits (row.wanted_count, vocab)."""
 
     def hidden_states(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-        """As `forward`, but per row the hidden states of all its tokens behind the last norm: (len(token_ids), hidden).
+        """Like `forward`, but return per row the hidden states (len(token_ids), hidden) after the last norm.
 
-        That is what the head gets before the logit scale. `Row.logits` is not looked at.
+        These are the head's input before the logit scale. `Row.logits` has no effect.
         """

@@ -1,8 +1,7 @@
-"""LLM: the one door to a model, from Python, the command line, the server and the evaluations.
+"""LLM: the interface to a model for Python, the command line, the server and the evaluations.
 
-Text in, text out; below it everything is token ids. loading.py chooses what computes (runtime.py), scoring.py gives
-logits, scores and embeddings. What a prompt would need is checked against the context and the cache before anything is
-computed.
+It takes and returns text; everything below it is token ids. loading.py chooses the runtime (runtime.py), scoring.py
+computes logits, scores and embeddings. A prompt is checked against the context and the cache before the computation.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.progress import Progress, Silent
 from minicpm.sampling import SampledToken, SamplingParams
 
-# An answer without a limit gets at least so many tokens before the rotary base of dynamic NTK is stretched for it.
+# The rotary base of dynamic NTK is chosen so that an answer without a limit can have at least so many tokens.
 WORTHWHILE_ANSWER_TOKENS = 1024
 
 
 class LLM:
     """A MiniCPM model ready to answer.
 
-    `model` is a folder, a GGUF file or a name (`minicpm list`, `minicpm pull`), None the built-in MiniCPM-nano; with
-    `offline` nothing is downloaded, else a download reports to `progress`. How it runs is said by `options`, or by
-    their fields one by one: `LLM(model, max_batch=4)` is `LLM(model, options=EngineOptions(max_batch=4))`.
-    `LLM.sampling` are the model's own defaults, for requests that bring no SamplingParams.
+    `model` is a folder, a GGUF file or a name (`minicpm list`, `minicpm pull`); None is the built-in MiniCPM-nano. With
+    `offline` nothing is downloaded; otherwise a download reports to `progress`. Give the engine's options as `options`
+    or as single fields: `LLM(model, max_batch=4)` is `LLM(model, options=EngineOptions(max_batch=4))`.
+    `LLM.sampling` has the model's own defaults, for requests without SamplingParams.
 
-    Raises MiniCPMError subclasses when the model cannot be used, ValueError for an option that cannot be, TypeError for
-    one that is unknown.
+    Raises MiniCPMError subclasses if the model cannot be used, ValueError for an invalid option, TypeError for an
+    unknown one.
     """
 
     def __init__(
@@ -80,8 +79,8 @@ class LLM:
     ) -> Completion:
         """Answer a question or a conversation; `overrides` are SamplingParams fields, e.g. temperature=0.
 
-        They change `sampling`, or the model's own defaults where it is left out. With a `constraint` an answer that
-        ends by itself has that form.
+        They override `sampling`, or the model's own defaults without it. With a `constraint`, the answer satisfies it,
+        unless a limit cuts the answer off.
         """
         return _last_completion(self.stream(messages, sampling, constraint=constraint, **overrides))
 
@@ -104,9 +103,9 @@ class LLM:
         constraint: Constraint | None = None,
         **overrides: Any,
     ) -> Generator[Piece, None, None]:
-        """Answer several conversations at once; pieces are told apart by `index` and come as they are ready.
+        """Answer several conversations at once. Pieces come as they are ready; `index` is their conversation.
 
-        `sampling` is for all of them, or a sequence with one for each.
+        `sampling` applies to all conversations, or is a sequence with one for each.
         """
         params = self._sampling_of_each(conversations, sampling, overrides)
         prompts = [self.template.render(_as_messages(conversation)) for conversation in conversations]
@@ -120,7 +119,7 @@ class LLM:
         constraint: Constraint | None = None,
         **overrides: Any,
     ) -> list[Completion]:
-        """Complete prompts as they are, without a chat template; answers in their order.
+        """Complete prompts without a chat template; the answers are in the order of the prompts.
 
         A prompt is a text, or a sequence of token ids and EmbeddingSpans (engine/prompt.py).
         """
@@ -141,7 +140,7 @@ class LLM:
         constraint: Constraint | None = None,
         **overrides: Any,
     ) -> Generator[Piece, None, None]:
-        """Like `generate`, yielding every prompt's pieces (told apart by `index`) as they come."""
+        """Like `generate`, but yield the pieces as they come; `index` is their prompt."""
         params = self._sampling_of_each(prompts, sampling, overrides)
         return self._run(prompts, params, is_chat=False, constraint=constraint)
 
@@ -150,7 +149,7 @@ class LLM:
         return len(self.tokenizer.encode(self.template.render(_as_messages(messages)), add_bos=True))
 
     def has_room(self, messages: str | Sequence[Message], sampling: SamplingParams | None = None) -> bool:
-        """Whether the context holds a conversation together with a worthwhile answer."""
+        """Whether a conversation and a reasonably long answer fit into the context."""
         limit = (sampling or self.sampling).max_tokens
         room = min(limit or WORTHWHILE_ANSWER_TOKENS, self.context_length // 4)
         return self.prompt_length(messages) + room <= self.context_length
@@ -162,60 +161,60 @@ class LLM:
         return steps.scorer.logits(ids)
 
     def drop_cache(self) -> None:
-        """Forget what was computed for texts that are finished, and give its memory back to the system."""
+        """Evict the cached keys and values of finished texts, and return their memory to the system."""
         self._runtime.drop_cache()
 
     def embed(self, texts: str | Sequence[Prompt]) -> npt.NDArray[np.float32]:
         """One vector per text (or token ids): (n, hidden) float32, the mean of its tokens' last hidden states.
 
-        These are the states behind the model's last norm, before the logit scale and the head; `<s>` is one of the
-        tokens, where the tokenizer puts it in front. The mean is taken in float64. Vectors are not normalised.
+        These are the states after the model's last norm, before the logit scale and the head. `<s>` is one of the
+        tokens if the tokenizer puts it in front. The mean is computed in float64. Vectors are not normalised.
         """
         return self.steps.scorer.embed(self._ids_of_each(texts))
 
     def embed_in_steps(
         self, texts: str | Sequence[Prompt], most_tokens: Callable[[], int]
     ) -> Generator[int, None, npt.NDArray[np.float32]]:
-        """`embed` for a caller with other work to do in between; each step computes about `most_tokens()`.
+        """`embed` in steps of about `most_tokens()` tokens, so that the caller can do other work in between.
 
-        Yields 0 after a step, and the tokens that there is no room for where it has to be tried again. What cannot be
-        embedded is refused at once.
+        Yields 0 after a step. If there is no room in the cache, it yields the number of missing tokens and tries again
+        when it is resumed. A text that can never be embedded is refused before the first step.
         """
         return self.steps.scorer.embed_in_steps(self._ids_of_each(texts), most_tokens)
 
     def prompt_logprobs_in_steps(
         self, prompts: Sequence[Sequence[int | EmbeddingSpan]], top: int, most_tokens: Callable[[], int]
     ) -> Generator[int, None, list[list[SampledToken]]]:
-        """Per prompt all its tokens, each with its log-probability behind those before it and the `top` likeliest ones.
+        """Per prompt all its tokens, each with its log-probability given the tokens before it, and the `top` likeliest.
 
-        The first position has neither. A span's positions are no tokens and are left out; what stands behind a span is
-        scored like any token. In steps, and refused, like `embed_in_steps`.
+        The first position has neither. A span's positions are not tokens and are left out; tokens after a span are
+        scored normally. Steps and refusals are as in `embed_in_steps`.
         """
         texts = [self._checked_ids(prompt) for prompt in prompts]
         return self.steps.scorer.prompt_logprobs_in_steps(texts, top, most_tokens)
 
     def loglikelihood(self, pairs: Iterable[tuple[Prompt, Sequence[str | Sequence[int]]]]) -> list[list[Loglikelihood]]:
-        """Score continuations: per (prefix, continuations) a list; what they share is computed once.
+        """Score continuations: a list per (prefix, continuations); their common prefix is computed once.
 
-        Texts are encoded together, prefix and continuation, as the model would read them; the tokens from the first
-        that differs from the prefix alone are scored. Token ids are taken as they are, and a prefix may hold spans.
+        Prefix and continuation are encoded as one text. The tokens from the first one that differs from the encoded
+        prefix are scored. Token ids are used unchanged, and a prefix may hold spans.
         """
         return [self._score(prefix, continuations) for prefix, continuations in pairs]
 
     @property
     def steps(self) -> StepRuntime:
-        """What computes step by step and gives logits; GenerationError where the engine keeps those to itself."""
+        """The runtime that computes step by step. Raises GenerationError if the engine gives no logits."""
         if self._runtime.steps is None:
             raise GenerationError(self._runtime.why_no_steps)
         return self._runtime.steps
 
     def new_scheduler(self) -> Scheduler:
-        """A scheduler to which requests come and go at any time, as engine/service.py needs it."""
+        """A scheduler that takes and cancels requests at any time, for engine/service.py."""
         if self._runtime.steps is None:
             name = self.backend.name
             raise GenerationError(
-                f"the {name} backend has a scheduler of its own, and many users at once are its server's: minicpm "
-                f"serve --backend {name}"
+                f"the {name} backend has its own scheduler; for many concurrent users run its server: minicpm serve "
+                f"--backend {name}"
             )
         return self._runtime.steps.new_scheduler()
 
@@ -226,14 +225,14 @@ class LLM:
         return self._runtime.scorer.loglikelihood(texts)
 
     def _joined(self, prefix: Prompt, prefix_ids: Ids, continuation: str | Sequence[int]) -> Continuation:
-        """A prefix and its continuation, encoded together: texts may merge into other tokens than the prefix's."""
+        """A prefix and its continuation, encoded together because tokens may span the border."""
         if isinstance(continuation, str) and isinstance(prefix, str):
             ids = self._as_ids(prefix + continuation, add_bos=True)
             border = common_prefix_length(prefix_ids, ids)
         else:
             added = self._as_ids(continuation, add_bos=False)
             if not isinstance(added, list):
-                raise GenerationError("a continuation is token ids alone; embeddings have no probability")
+                raise GenerationError("a continuation must have only token ids; embeddings have no probability")
             ids = prefix_ids + added
             border = len(prefix_ids)
         if border == len(ids):
@@ -278,7 +277,7 @@ class LLM:
         choice: int = 0,
         constraint: Constraint | None = None,
     ) -> Request:
-        """A request for a scheduler; GenerationError, which calls the prompt `name`, where it cannot be answered."""
+        """A request for a scheduler. Raises GenerationError about the prompt `name` if it cannot be answered."""
         prompt_ids = self._as_ids(prompt, add_bos=True)
         if len(prompt_ids) >= self.context_length:
             raise GenerationError(
@@ -286,10 +285,10 @@ class LLM:
                 "with at least one for the answer; shorten the prompt"
             )
         rope_length = self._planned_length(len(prompt_ids), params.max_tokens)
-        # An answer of a given form ends where that does; a marker inside is a part of it.
+        # A constrained answer ends with its constraint; a marker inside it is part of the answer.
         ends_by_marker = is_chat and constraint is None
         stop = (*params.stop, *self.template.stop_strings) if ends_by_marker else params.stop
-        # A marker that is one special token never shows as text: it ends the answer as a token.
+        # A marker that is a single special token never appears as text, so it ends the answer as a token.
         marker_ids = {i for i in self.tokenizer.special_token_ids if self.tokenizer.id_to_token(i) in stop}
         return Request(
             index,
@@ -308,7 +307,7 @@ class LLM:
         )
 
     def _longest_answer(self, name: str, prompt_tokens: int, rope_length: int, max_tokens: int | None) -> int:
-        """Tokens an answer may have; without a limit of its own it gets that of the memory for keys and values."""
+        """Most tokens of an answer; without `max_tokens` the cache's memory may limit it further."""
         wanted = min(max_tokens or self.context_length, rope_length - prompt_tokens)
         cache_tokens = self._runtime.cache_tokens
         room = cache_tokens - prompt_tokens
@@ -319,10 +318,10 @@ class LLM:
         return room
 
     def _planned_length(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        """Length that prompt and answer may reach, which fixes the rotary base of dynamic NTK.
+        """The longest length of prompt and answer, which determines the rotary base of dynamic NTK.
 
-        The trained length, doubled until the prompt and a worthwhile answer fit: few different bases, so that the
-        turns of a growing conversation can share what was computed.
+        It is the trained length, doubled until the prompt and a reasonably long answer fit. This gives few different
+        bases, so that the turns of a growing conversation can share cached blocks.
         """
         trained = self.backend.trained_length
         wanted = prompt_tokens + (max_tokens or min(WORTHWHILE_ANSWER_TOKENS, trained // 4))
@@ -367,7 +366,7 @@ def _with_overrides(params: SamplingParams, overrides: dict[str, Any]) -> Sampli
 
 
 def _pieces(scheduler: RequestScheduler) -> Generator[Piece, None, None]:
-    """Pieces of all requests until each has finished; closing the iterator cancels what is left."""
+    """Pieces of all requests until each has finished; closing the iterator cancels the remaining ones."""
     try:
         while scheduler.is_busy:
             for _, event in scheduler.step():

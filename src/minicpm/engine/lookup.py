@@ -1,8 +1,8 @@
-"""Prompt-lookup decoding: what followed the last time the same tokens stood there is guessed, and verified in one step.
+"""Prompt-lookup decoding: drafts the tokens that followed the same tokens earlier in the text, and verifies them.
 
-Guesses never change an answer. A guessed token is kept only where sampling gives that very token, and its random
-number depends on seed and position alone; so this is for backends whose logits don't depend on what a step computes
-beside them. Whether it pays is measured, not believed: what a step of so many tokens takes, how many guesses are right.
+Drafts never change an answer. A drafted token is kept only if sampling gives the same token, and a token's random
+number depends only on seed and position. So it needs backends whose logits do not depend on the rest of a step. Whether
+drafting is faster is measured: the time of a step by its number of tokens, and the share of accepted drafts.
 """
 
 from __future__ import annotations
@@ -11,39 +11,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-# Tokens that must have stood in the same order before; the longer match is preferred.
+# Lengths of the matched sequence of tokens; the longer match is preferred.
 MATCHED_TOKENS = (3, 2)
-# So many tokens the native engine computes straight from the packed weights (kDirectTokens, csrc/kernels/kernels.h).
+# The native engine computes so many tokens directly from the packed weights (kDirectTokens, csrc/kernels/kernels.h).
 MOST_STEP_TOKENS = 16
-# What a drafted token is thought to cost, in plain steps, until one was drafted: too low is found out, too high never.
+# Estimated cost of a drafted token, in plain steps, before the first measurement. An underestimate is corrected by the
+# next measurement; an overestimate is never tried again.
 UNKNOWN_COST = 0.15
-# Drafting has to promise so much more than a plain step: estimates are no better.
+# Drafting must be expected to be faster than a plain step by this factor, because estimates are not more accurate.
 WORTHWHILE_GAIN = 1.05
-# A right guess before anything is known of a text, and how fast experience replaces it.
+# The chance of a right draft before any measurement, and the weight of each new measurement.
 FIRST_CHANCE, CHANCE_WEIGHT = 0.5, 0.1
-# A measured time that isn't renewed fades, so that a step which was slow by accident is tried again.
+# A measured time fades until it is measured again, so that a step that was slow by accident is tried again.
 TIME_WEIGHT, FADING_PER_STEP = 0.25, 0.999
 
 
 class Guesses:
-    """What one text's own past says about its next tokens, and how often that was right.
+    """Proposes the next tokens of one text from its own past, and measures how often that was right.
 
-    Embeddings have no token ids: nothing is looked up that holds one of their content ids, and no guess goes into them.
+    Content ids of embeddings are never matched and never proposed.
     """
 
     def __init__(self) -> None:
         self.chance = FIRST_CHANCE
         self._ids: list[int] = []
-        self._ends: dict[tuple[int, ...], int] = {}  # tokens -> where their latest occurrence but the newest ends
+        self._ends: dict[tuple[int, ...], int] = {}  # tokens -> the end of their last occurrence but one
         self._newest: dict[tuple[int, ...], int] = {}
 
     @property
     def length(self) -> int:
-        """Tokens of the text that were read."""
+        """The number of tokens that were read."""
         return len(self._ids)
 
     def read(self, token_ids: Sequence[int]) -> None:
-        """Go on with the text's next tokens."""
+        """Append the text's next tokens."""
         for token_id in token_ids:
             self._ids.append(token_id)
             end = len(self._ids)
@@ -58,40 +59,40 @@ class Guesses:
                 self._newest[key] = end
 
     def propose(self, most: int) -> list[int]:
-        """At most `most` tokens that followed the last time, none where the text's end is new to it."""
+        """At most `most` tokens that followed the last match of the text's end; none if there is no match."""
         for count in MATCHED_TOKENS:
             start = self._ends.get(tuple(self._ids[-count:]))
             if start is not None:
                 proposed = self._ids[start : start + most]
-                period = len(self._ids) - start  # a text that repeats itself goes on doing so
+                period = len(self._ids) - start  # assume that a repeating text continues to repeat
                 while len(proposed) < most:
                     proposed.append(proposed[-period])
                 return list(takewhile(lambda token_id: token_id >= 0, proposed))
         return []
 
     def learn(self, proposed: Sequence[int], actual: Sequence[int]) -> None:
-        """Compare with what came: `actual` begins where `proposed` does, and ends with a difference if not before."""
+        """Compare a proposal with the actual tokens from the same position on, which end at the first difference."""
         for guess, token_id in zip(proposed, actual):
             self.chance += CHANCE_WEIGHT * ((guess == token_id) - self.chance)
 
 
 class StepTimes:
-    """Seconds of a decoding step by the number of its tokens, learnt from the steps themselves."""
+    """Seconds of a decoding step by its number of tokens, measured on the steps themselves."""
 
     def __init__(self) -> None:
         self._steps = 0
-        self._measured: dict[int, tuple[float, int]] = {}  # tokens -> seconds, and the step they are of
+        self._measured: dict[int, tuple[float, int]] = {}  # tokens -> seconds, and the step of the measurement
 
     def learn(self, tokens: int, seconds: float) -> None:
         self._steps += 1
         known = self._measured.get(tokens)
         if known is not None:
-            # One interruption by another program must not count for more than the doubled time.
+            # Limit a measurement to twice the known time: another program may have interrupted the step.
             seconds = known[0] + TIME_WEIGHT * (min(seconds, 2 * known[0]) - known[0])
         self._measured[tokens] = (seconds, self._steps)
 
     def seconds(self, tokens: int) -> float | None:
-        """What a step of `tokens` is expected to take; None where nothing like it was measured."""
+        """The expected time of a step of `tokens` tokens; None if no step of at most so many was measured."""
         if tokens in self._measured:
             return self._faded(tokens)
         below = max((count for count in self._measured if count < tokens), default=None)
@@ -110,17 +111,17 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class Chance:
-    """What could be drafted for an answer: `count` tokens, each right with `probability` if those before it were."""
+    """A possible draft of an answer: `count` tokens, each right with `probability` if all before it are."""
 
     probability: float
     count: int
 
 
 def draft_lengths(times: StepTimes, chances: Sequence[Chance]) -> list[int]:
-    """How many tokens to draft for each running answer, so that most tokens a second are expected; often none.
+    """The number of tokens to draft for each running answer, to maximize the expected tokens per second; often 0.
 
-    A step of B answers makes B tokens; k drafted tokens of one answer add p + p**2 + ... + p**k. The likeliest are
-    drafted first, whoever's they are, since one step verifies the drafts of all.
+    A step of B answers makes B tokens; k drafted tokens of one answer add p + p**2 + ... + p**k. The likeliest tokens
+    of all answers are drafted first, because one step verifies the drafts of all.
     """
     lengths = [0] * len(chances)
     plain = times.seconds(len(chances))

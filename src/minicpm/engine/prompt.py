@@ -1,8 +1,8 @@
-"""Prompts that hold embeddings, of a picture for instance, in place of token ids.
+"""Prompts that hold embeddings, for instance of a picture, in place of token ids.
 
-A span's positions have no token id. Where the engine compares texts, in the cache and between requests, each stands as
-a content id: a negative number made of the span's key and the position's place in the span. So equal content is equal
-ids, and a content id never equals a token id.
+A span's positions have no token ids. Instead each has a content id: a negative number made from the span's key and the
+position in the span. The cache and requests compare texts by these ids. So equal content has equal ids, and a content
+id never equals a token id.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSpan:
-    """Embeddings (n, hidden) float32 for n positions of a prompt, and a key of what they show.
+    """Embeddings (n, hidden) float32 for n positions of a prompt, and a key of their content.
 
-    The first layer gets them as they are; `scale_emb` multiplies token embeddings alone. Spans of the same key and
-    length share cached keys and values, so `key` has to change with the content: a hash of the pixels and of how they
-    were processed. The numbers are copied. Raises ValueError for anything but finite float32 numbers and a key.
+    The first layer gets them unchanged; `scale_emb` multiplies only token embeddings. Spans with the same key and
+    length share cached keys and values. So `key` must identify the content, e.g. as a hash of the pixels and of their
+    preprocessing. The numbers are copied. Raises ValueError for anything but finite float32 numbers and a key.
     """
 
     embeddings: Floats
@@ -47,7 +47,7 @@ class EmbeddingSpan:
         if not np.isfinite(embeddings).all():
             raise ValueError("embeddings must be finite, but these hold NaN or infinity")
         if not isinstance(self.key, bytes) or not self.key:
-            raise ValueError(f"key must be one or more bytes that tell the content, got {self.key!r:.80}")
+            raise ValueError(f"key must be one or more bytes that identify the content, got {self.key!r:.80}")
         own = embeddings.copy(order="C")
         own.setflags(write=False)
         object.__setattr__(self, "embeddings", own)
@@ -57,8 +57,8 @@ class EmbeddingSpan:
 
     @property
     def content_ids(self) -> list[int]:
-        """A negative id for each position, the same for the same key, length and place."""
-        # Of another length a key's embeddings are others.
+        """A negative id for each position; equal for equal key, length and position."""
+        # The length is hashed, too: spans of different lengths have different embeddings.
         named = len(self).to_bytes(8, "little") + self.key
         first = int.from_bytes(hashlib.blake2b(named, digest_size=_DIGEST_BYTES).digest()) * MOST_SPAN_POSITIONS
         return [-1 - (first + place) for place in range(len(self))]
@@ -70,7 +70,7 @@ Prompt: TypeAlias = str | Sequence[int | EmbeddingSpan]
 class MixedIds(Sequence[int]):
     """Token ids and content ids of a prompt with spans, and the embeddings (n, hidden) of its n content ids in order.
 
-    A slice keeps the embeddings of its own positions; one without any is a plain list.
+    A slice keeps the embeddings of its own positions. A slice without content ids is a plain list.
     """
 
     def __init__(self, ids: list[int], embeddings: Floats):
@@ -96,7 +96,7 @@ class MixedIds(Sequence[int]):
         return MixedIds(ids, self.embeddings[first:last]) if first < last else ids
 
     def __add__(self, more: list[int]) -> MixedIds:
-        """With token ids behind it."""
+        """These ids, followed by token ids."""
         return MixedIds(self._ids + more, self.embeddings)
 
     def __eq__(self, other: object) -> bool:
@@ -109,19 +109,19 @@ Ids: TypeAlias = "list[int] | MixedIds"
 
 
 def embeddings_of(ids: Sequence[int]) -> Floats | None:
-    """The embeddings of the content ids among these, None where all are token ids."""
+    """The embeddings of the content ids; None if all are token ids."""
     return ids.embeddings if isinstance(ids, MixedIds) else None
 
 
 def token_ids_of(ids: Iterable[int]) -> list[int]:
-    """Those that are token ids."""
+    """The token ids among these, without content ids."""
     return [i for i in ids if i >= 0]
 
 
 def checked_ids(parts: Sequence[int | EmbeddingSpan], vocab_size: int, embedding_size: int | None) -> Ids:
-    """Ids of a prompt's tokens and spans; GenerationError where a model with such a vocabulary cannot read them.
+    """The ids of a prompt's tokens and spans. Raises GenerationError if the model cannot read them.
 
-    `embedding_size` is the width of embeddings that the backend takes, None where it takes none.
+    `embedding_size` is the width of embeddings that the backend takes; None if it takes none.
     """
     ids: list[int] = []
     spans: list[EmbeddingSpan] = []
@@ -139,11 +139,13 @@ def checked_ids(parts: Sequence[int | EmbeddingSpan], vocab_size: int, embedding
     if not spans:
         return ids
     if embedding_size is None:
-        raise GenerationError("this backend takes token ids, no embeddings; use the backend native, torch or numpy")
+        raise GenerationError(
+            "this backend takes only token ids; for embeddings use the backend native, torch or numpy"
+        )
     for span in spans:
         if span.embeddings.shape[1] != embedding_size:
             raise GenerationError(
-                f"the embeddings of a span have {span.embeddings.shape[1]} numbers a position, but this model's hidden "
-                f"size is {embedding_size}"
+                f"the embeddings of a span have {span.embeddings.shape[1]} numbers per position, but this model's "
+                f"hidden size is {embedding_size}"
             )
     return MixedIds(ids, np.concatenate([span.embeddings for span in spans]))

@@ -1,4 +1,4 @@
-"""One request and what comes of it: the pieces it streams and the completion they join to."""
+"""One request: its state, the pieces it streams, and its completion."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts; `cached_tokens` of the prompt were not computed again. A span's positions count as tokens.
+    """Token counts. `cached_tokens` of the prompt came from the cache. A span's positions count as tokens.
 
-    `drafted_tokens` were guessed by prompt lookup, and `accepted_tokens` of them were right.
+    Prompt lookup drafted `drafted_tokens`, of which `accepted_tokens` were accepted.
     """
 
     prompt_tokens: int
@@ -36,7 +36,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds and rates of one request, as its user felt them."""
+    """Wall-clock seconds and rates of one request, from its creation on."""
 
     first_token_s: float
     total_s: float
@@ -48,7 +48,7 @@ class Timings:
 class Completion:
     """A finished answer. `seed` reproduces it on the same backend and weights.
 
-    `end_token` is the one that ended it, where one did and log-probabilities are asked for; it is no part of the ids.
+    `end_token` is the token that ended it, if one did and log-probabilities were requested. `ids` does not contain it.
     """
 
     text: str
@@ -65,9 +65,9 @@ class Completion:
 class Piece:
     """Text that became final; the last piece of a request carries the whole completion.
 
-    `tokens`, where SamplingParams.logprobs asks for them, are those that the text is of. One whose text is held back,
-    as it may be the beginning of a character or of a stop string, comes with a later piece: those of all pieces are
-    the completion's `logprobs`.
+    With SamplingParams.logprobs, `tokens` are the tokens of the text. A token whose text is held back, because it may
+    begin a character or a stop string, comes with a later piece. The tokens of all pieces are the completion's
+    `logprobs`.
     """
 
     index: int
@@ -77,7 +77,7 @@ class Piece:
 
 
 class Request:
-    """A prompt on its way to a completion: what was computed, sampled and said so far."""
+    """A prompt, and the state of its completion: the tokens and the text so far."""
 
     def __init__(
         self,
@@ -97,8 +97,8 @@ class Request:
         matcher: Matcher | None = None,
     ):
         self.index = index
-        self.number = 0  # which request of its scheduler this is
-        self.overtaken = 0  # requests that came later and were admitted before
+        self.number = 0  # its number in the scheduler, in the order of arrival
+        self.overtaken = 0  # later requests that were admitted before it
         self.prompt_ids = prompt_ids
         self.params = params
         self.seed = seed
@@ -109,8 +109,8 @@ class Request:
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._guesses = Guesses()
-        self._proposed: list[int] = []  # what the lookup says comes next
-        self._draft: list[int] = []  # as much of it as is being verified
+        self._proposed: list[int] = []  # the tokens that the lookup proposes
+        self._draft: list[int] = []  # the first of them, which the current step verifies
         self._drafted_tokens = 0
         self._accepted_tokens = 0
         self._sampler = Sampler(params, seed, token_ids_of(prompt_ids), choice=choice)
@@ -121,7 +121,7 @@ class Request:
         self._ending_ids = frozenset() if params.ignore_eos else eos_token_ids
         self._stop_ids = frozenset(params.stop_token_ids) | marker_ids
         self._sampled: list[SampledToken] = []
-        self._streamed_tokens = 0  # of the sampled ones, those that a piece carried
+        self._streamed_tokens = 0  # sampled tokens that a piece has returned
         self._text: list[str] = []
         self._clock = _Clock()
 
@@ -136,18 +136,18 @@ class Request:
 
     @property
     def pending_tokens(self) -> int:
-        """Tokens whose keys and values are not in the sequence yet, at least the newest one."""
+        """Tokens whose keys and values are not computed yet: at least the newest one."""
         assert self.sequence is not None
         return self.length - self.sequence.length
 
     @property
     def planned_tokens(self) -> int:
-        """Prompt and the longest answer."""
+        """Tokens of the prompt and the longest answer."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     @property
     def is_constrained(self) -> bool:
-        """Whether the answer must have a given form."""
+        """Whether the request has a constraint."""
         return self._matcher is not None
 
     def next_tokens(self, count: int) -> Ids:
@@ -156,12 +156,12 @@ class Request:
         start = self.sequence.length - len(self.prompt_ids)
         if start >= 0:
             return self.new_ids[start : start + count]
-        # Of a prompt that is computed again, its answer's tokens may stand in the same chunk.
+        # If a preempted prompt is computed again, its last chunk may also have tokens of the answer.
         ids = self.prompt_ids[start:][:count]
         return ids + self.new_ids[: count - len(ids)]
 
     def shares_next_block(self, other: Request) -> bool:
-        """Whether another prompt goes on like this one up to the end of the block that is computed next."""
+        """Whether another prompt equals this one up to the end of the block that is computed next."""
         assert self.sequence is not None
         end = (self.sequence.length // BLOCK_TOKENS + 1) * BLOCK_TOKENS
         return (
@@ -171,7 +171,7 @@ class Request:
         )
 
     def admit(self, sequence: KVSequence) -> bool:
-        """Take a sequence that may already hold the first tokens; whether it is the request's first one."""
+        """Take a sequence that may already hold the first tokens; return whether it is the request's first one."""
         is_first = self.sequence is None
         self.sequence = sequence
         if is_first:
@@ -180,7 +180,7 @@ class Request:
         return is_first
 
     def begin(self) -> None:
-        """Note that an engine with keys and values of its own has taken the request."""
+        """Note that an engine with its own KV cache has taken the request."""
         self._clock.admitted()
 
     @property
@@ -189,7 +189,7 @@ class Request:
         return self._ending_ids | self._stop_ids
 
     def guess(self) -> Chance:
-        """Look up what may come next: how much of it could be drafted, and how likely it is right."""
+        """Look up the likely next tokens; return how many can be drafted, and the chance of each."""
         read = self._guesses.length
         self._guesses.read(self.prompt_ids[read:] + self.new_ids[max(0, read - len(self.prompt_ids)) :])
         # The last token of an answer is sampled after the draft before it.
@@ -198,19 +198,19 @@ class Request:
         return Chance(self._guesses.chance, len(self._proposed))
 
     def draft(self, count: int) -> list[int]:
-        """The first `count` of the guessed tokens, to be computed behind the next one."""
+        """The first `count` of the proposed tokens, to be computed after the next one."""
         self._draft = self._proposed[:count]
         return self._draft
 
     def draw(self, logits: npt.NDArray[np.float32]) -> Draw:
-        """The drawing of the next token from `logits` (vocab,) float32."""
+        """The draw of the next token from `logits` (vocab,) float32."""
         return Draw(self._sampler, logits, self.length, None if self._matcher is None else self._allowed_tokens)
 
     def take(self, logits: npt.NDArray[np.float32], first: SampledToken) -> list[Piece]:
-        """Go on with a sampled token, and with each drafted one as long as the drafted ones are sampled.
+        """Accept a sampled token, then sample after each drafted token as long as the drafts are right.
 
-        `logits` (n, vocab) follow the token before `first`, then each drafted one. Keys and values of the others are
-        dropped, so nothing is left of a wrong guess.
+        `logits` (n, vocab) are those after the token before `first`, then after each drafted token. Keys and values of
+        wrong drafts are dropped.
         """
         assert self.sequence is not None
         held, known = self.sequence.length - len(logits), len(self.new_ids)
@@ -232,7 +232,7 @@ class Request:
         return pieces
 
     def accept(self, sampled: SampledToken) -> Piece:
-        """Add a sampled token to the answer and return the text it made final."""
+        """Add a sampled token to the answer; return the text that became final."""
         self._clock.sampled()
         token_id = sampled.token_id
         if token_id in self._ending_ids or token_id in self._stop_ids:
@@ -251,7 +251,7 @@ class Request:
         return Piece(self.index, text, tokens=self._tokens_to_stream() if text else ())
 
     def _allowed_tokens(self) -> npt.NDArray[np.bool_]:
-        """Tokens (vocab,) that the answer's form lets come next."""
+        """Mask (vocab,) of the tokens that the constraint allows next."""
         assert self._matcher is not None
         allowed = self._matcher.allowed()
         if self.params.ignore_eos:

@@ -1,8 +1,9 @@
-"""Which tokens go into the next forward pass: running answers first, then prompts in chunks.
+"""Chooses the tokens of the next forward pass: running answers first, then chunks of prompts.
 
-Requests join and leave between any two steps. A prompt is computed in chunks beside the running answers, each no larger
-than what a step of STEP_S holds. Memory for keys and values is taken as answers grow; where it runs out the request
-that came last gives its own back and is computed again later, to the same bits. The scheduler never touches text.
+Requests join and leave between any two steps. A prompt is computed in chunks beside the running answers; a chunk is
+limited so that a step takes at most STEP_S. Memory for keys and values grows with the answers. If it runs out, the
+newest request is preempted: it releases its memory and is computed again later, to the same bits. The scheduler never
+touches text.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from minicpm.errors import GenerationError
 from minicpm.sampling import SampledToken, sample_together
 
 PREFILL_CHUNK_TOKENS = 512  # bounds activation memory: 512 x 5760 x 4 B is 12 MB per MLP tensor of MiniCPM-2B
-# What a step computes of prompts while answers are streamed: the first of these with which it takes no longer than
-# STEP_S. A quarter of a second would suit readers better, but the native engine unpacks its weights for every step of
-# more than 16 tokens: with MiniCPM-2B on two cores that alone takes most of it, and prompts would take for ever.
+# Prompt tokens per step while answers are streamed: the first of these with which a step takes no longer than STEP_S.
+# A quarter of a second would be better for readers, but the native engine unpacks its weights for every step of more
+# than 16 tokens. With MiniCPM-2B on two cores that takes most of the time, so prefill would be far too slow.
 CHUNKS = (512, 384, 256, 192, 128, 96, 64, 48, 32, 16)
 STEP_S = 0.4
-# Of what a step computes of prompts, the one that has waited longest gets this part, and the shortest ones the rest.
+# The oldest prompt gets this part of a step's prompt tokens, and the shortest prompts the rest.
 OLDEST_PART = 0.25
-# Tokens that an answer's memory grows by.
+# An answer's memory grows by so many tokens.
 GROWTH_TOKENS = 64
-# So many requests may be admitted past one that needs more memory than there is; then all wait for it.
+# So many later requests may be admitted before one that does not fit into memory; then all wait for it.
 MOST_OVERTAKING = 64
-# Waiting requests that are looked at for one that fits.
+# So many waiting requests are checked for one that fits.
 _LOOKAHEAD = 16
 
 Outcome = tuple[Request, Piece | GenerationError]
@@ -40,7 +41,7 @@ Outcome = tuple[Request, Piece | GenerationError]
 
 @dataclass
 class Work:
-    """Sums over all steps: tokens of prompts and answers, and requests that were put back to wait again."""
+    """Sums over all steps: tokens, preemptions and time."""
 
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
@@ -55,8 +56,8 @@ class Work:
 class Scheduler:
     """Runs requests on a backend, at most `max_batch` at a time, first come first served.
 
-    The first in line always gets the memory of its longest answer, so that something always goes on. With `step_times`
-    answers are guessed ahead by prompt lookup where that pays. What `pace` has learnt outlives a scheduler.
+    A request that is admitted alone gets memory for its longest answer, so progress never stops. With `step_times`,
+    prompt lookup drafts tokens if that is faster. `pace` keeps its measurements after the scheduler ends.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class Scheduler:
         self._step_times = step_times
         self._cache = cache
         self._max_batch = max_batch
-        self._waiting: list[Request] = []  # in the order they came
-        self._running: list[Request] = []  # in the order they came, too
-        self._planned: dict[Request, int] = {}  # tokens that a running request's memory is there for
-        self.admits = True  # False: who waits goes on waiting
-        self.others_go_on = False  # somebody else's use of the cache ends without this scheduler's doing
-        self._may_admit = False  # something changed since the last look at who waits
+        self._waiting: list[Request] = []  # in the order of arrival
+        self._running: list[Request] = []  # in the order of arrival
+        self._planned: dict[Request, int] = {}  # of running requests: tokens that have memory
+        self.admits = True  # False: no waiting request is admitted
+        self.others_go_on = False  # other users of the cache will release memory without this scheduler
+        self._may_admit = False  # a waiting request may fit since the last check
         self._pace = pace
         self._count = 0
 
@@ -96,18 +97,18 @@ class Scheduler:
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens beside the running answers that delay them no more than a prompt's chunk does."""
+        """Tokens that another task may compute between steps: no more than a prompt's chunk."""
         return self._pace.chunk_tokens(len(self._running)) if self._running else PREFILL_CHUNK_TOKENS
 
     def cache_usage(self) -> CacheUsage:
         return self._cache.usage()
 
     def no_room(self, tokens: int) -> GenerationError:
-        """The error of a plan of so many tokens while others hold the cache."""
+        """The error for a plan of so many tokens while others hold the cache."""
         return no_room(self._backend, self._cache, tokens)
 
     def cancel(self, request: Request) -> None:
-        """Leave a request out of all steps to come; one that is not here any more changes nothing."""
+        """Remove a request. Has no effect on one that has ended."""
         if request in self._planned:
             self._running.remove(request)
             self._give_back(request)
@@ -123,9 +124,9 @@ class Scheduler:
         self._waiting.clear()
 
     def step(self) -> list[Outcome]:
-        """Compute once; what became of the requests that got a token, in their order.
+        """Compute one step; return the outcomes of the requests that got a token, in their order.
 
-        An error ends its request. One of the whole step is raised, and every request is then still here.
+        An error of a request ends that request. An error of the whole step is raised, and all requests are kept.
         """
         start = time.perf_counter()
         outcomes = self._admit() if self._may_admit and self.admits else []
@@ -140,10 +141,10 @@ class Scheduler:
         self.work.step_seconds += time.perf_counter() - start
         return outcomes
 
-    # --- who runs ------------------------------------------------------------------------------------------------
+    # --- admission and preemption --------------------------------------------------------------------------------
 
     def _admit(self) -> list[Outcome]:
-        """Let waiting requests run as long as there is room, the longest waiting ones first."""
+        """Admit waiting requests while there is room, the oldest ones first."""
         self._may_admit = False
         failed: list[Outcome] = []
         misfits: list[Request] = []
@@ -159,7 +160,7 @@ class Scheduler:
                 for misfit in misfits:
                     misfit.overtaken += 1
             elif not self._running and not self.others_go_on:
-                # What holds the cache are requests of others, which need not move while this one waits.
+                # Other schedulers hold the cache, and they may not release it while this request waits.
                 failed.append((request, self.no_room(request.planned_tokens)))
             else:
                 self._may_admit |= self.others_go_on
@@ -171,7 +172,7 @@ class Scheduler:
         return failed
 
     def _open(self, request: Request) -> bool:
-        """Have memory for what is known of a request and for some more; for all of its plan if nobody else runs."""
+        """Get memory for a request's tokens and some more, or for its whole plan if no other request runs."""
         plan = request.planned_tokens if not self._running else self._next_plan(request)
         sequence = self._cache.open(request.known_ids, plan, request.rope_length)
         if sequence is None:
@@ -185,14 +186,14 @@ class Scheduler:
         return True
 
     def _is_being_computed(self, request: Request) -> bool:
-        """Whether a running request is about to compute the block that this one would begin with.
+        """Whether a running request is about to compute the next block of this one, too.
 
-        It shares that block if it waits: copies of one prompt are computed once.
+        If this one waits, it can share that block: copies of one prompt are computed once.
         """
         return any(other.pending_tokens > 1 and other.shares_next_block(request) for other in self._running)
 
     def _make_room(self) -> list[Outcome]:
-        """Let the memory of answers grow, in the order they came; the one that came last gives way."""
+        """Let the memory of answers grow in the order of arrival; preempt the newest request if it does not fit."""
         failed: list[Outcome] = []
         for request in [r for r in self._running if r.length > self._planned[r]]:
             while request in self._planned and not self._grow(request, self._next_plan(request)):
@@ -216,7 +217,7 @@ class Scheduler:
         return min(request.planned_tokens, request.length + GROWTH_TOKENS)
 
     def _put_back(self, request: Request) -> None:
-        """A running request waits again, before those that came later; what it said stays said."""
+        """Preempt a running request: it waits again, before later ones. Its text so far is kept."""
         self._running.remove(request)
         self._give_back(request)
         place = next((i for i, r in enumerate(self._waiting) if r.number > request.number), len(self._waiting))
@@ -229,7 +230,7 @@ class Scheduler:
         del self._planned[request]
         self._may_admit = True
 
-    # --- what is computed ----------------------------------------------------------------------------------------
+    # --- computation ---------------------------------------------------------------------------------------------
 
     def _next_batch(self) -> tuple[list[Row], list[Request]]:
         rows: list[Row] = []
@@ -252,7 +253,7 @@ class Scheduler:
         return rows, requests
 
     def _forward(self, rows: list[Row], requests: list[Request]) -> list[npt.NDArray[np.float32]]:
-        """Compute a step, and learn from the time it takes; answers alone may go on with their drafts."""
+        """Compute a step and record its time. A step without prompts may also verify drafts."""
         prompt_tokens = sum(len(row.token_ids) for row in rows if len(row.token_ids) > 1)
         if not prompt_tokens and self._step_times is not None and len(rows) < MOST_STEP_TOKENS:
             rows = self._with_drafts(rows, requests, self._step_times)
@@ -266,7 +267,7 @@ class Scheduler:
         return logits
 
     def _with_drafts(self, rows: list[Row], requests: list[Request], step_times: StepTimes) -> list[Row]:
-        """The same step with what may come next behind each answer's token, as far as verifying it seems to pay."""
+        """The same step with drafts after the answers' tokens, as many as are expected to make it faster."""
         counts = draft_lengths(step_times, [request.guess() for request in requests])
         return [
             Row(row.sequence, [*row.token_ids, *request.draft(count)], "all")
@@ -276,7 +277,7 @@ class Scheduler:
         ]
 
     def _sample(self, requests: Sequence[Request], logits: Sequence[npt.NDArray[np.float32]]) -> list[Outcome]:
-        """Sample for all requests that have logits, and hand each its own."""
+        """Sample a token for every request that has logits, and continue each with its own."""
         sampling = [(request, rows) for request, rows in zip(requests, logits) if len(rows)]
         firsts = sample_together([request.draw(rows[0]) for request, rows in sampling])
         outcomes: list[Outcome] = []
@@ -297,13 +298,13 @@ class Scheduler:
 
 
 class Pace:
-    """How many tokens of prompts a step may compute beside answers, learnt from what steps of all sizes took."""
+    """Limits the prompt tokens of a step beside answers, by the measured times of steps of all sizes."""
 
     def __init__(self) -> None:
         self._times = StepTimes()
 
     def chunk_tokens(self, answers: int) -> int:
-        """The largest chunk with which a step of so many answers is expected to take no longer than STEP_S."""
+        """The largest chunk with which a step of so many answers should take no longer than STEP_S."""
         for chunk in CHUNKS:
             seconds = self._times.seconds(answers + chunk)
             if seconds is not None and seconds <= STEP_S:
@@ -311,23 +312,22 @@ class Pace:
         return CHUNKS[-1]
 
     def learn(self, tokens: int, seconds: float, *, has_prompts: bool) -> None:
-        # What was measured fades with every lesson, so the many steps without prompts are no lessons but for the first.
+        # Every measurement makes older ones fade. So the many steps without prompts are not used, except the first.
         if has_prompts or self._times.seconds(tokens) is None:
             self._times.learn(tokens, seconds)
 
 
 def no_room(backend: Backend, cache: KVCache, tokens: int) -> GenerationError:
-    """The error of a plan of so many tokens while others hold the cache."""
+    """The error for a plan of so many tokens while others hold the cache."""
     megabytes, tokens = backend.cache_bytes_per_token / 1e6, backend.held_tokens(tokens)
     return GenerationError(
-        f"{tokens} tokens need {tokens * megabytes:,.1f} MB for keys and values, and other streams that are not "
-        f"finished hold too much of the {cache.tokens * megabytes:,.1f} MB there are; finish or close those, or lower "
-        "max_tokens"
+        f"{tokens} tokens need {tokens * megabytes:,.1f} MB for keys and values, but other unfinished streams hold too "
+        f"much of the cache's {cache.tokens * megabytes:,.1f} MB; finish or close those, or lower max_tokens"
     )
 
 
 def _shares(prompts: list[Request], budget: int) -> list[tuple[Request, int]]:
-    """How many tokens of each prompt a step computes: a part for the one that came first, the rest for the shortest."""
+    """The tokens of each prompt in a step: a part for the oldest prompt, the rest for the shortest ones."""
     oldest = prompts[0]
     shares = {oldest: min(oldest.pending_tokens, max(CHUNKS[-1], int(OLDEST_PART * budget)), budget)}
     left = budget - shares[oldest]

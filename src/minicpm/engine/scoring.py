@@ -1,7 +1,7 @@
-"""Scores, logits and embeddings of texts that are there already: token ids in, numbers out.
+"""Scores, logits and embeddings of given texts: token ids in, numbers out.
 
-Texts are computed in steps, so that whoever has other work can do some of it in between. The memory comes from the
-cache that requests use, too. Text never gets here; LLM makes the ids.
+Texts are computed in steps, so that the caller can do other work in between. Keys and values are held in the same cache
+as those of requests. LLM makes the ids; this module never sees text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minicpm.engine.scheduler import PREFILL_CHUNK_TOKENS, no_room
 from minicpm.errors import GenerationError
 from minicpm.sampling import SampledToken, scored_token
 
-# Logits of a whole text are looked at in parts of so many bytes: 130 tokens of MiniCPM-2B's vocabulary.
+# The logits of a text are processed in parts of so many bytes: 130 tokens of MiniCPM-2B's vocabulary.
 LOGITS_BYTES = 64 << 20
 
 T = TypeVar("T")
@@ -38,16 +38,16 @@ class Loglikelihood:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Ids of a prefix, which may hold spans, and its continuation; those from `border` on, at least 1, are scored."""
+    """Ids of a prefix, which may hold spans, and its continuation. Those from `border` (at least 1) on are scored."""
 
     ids: Ids
     border: int
 
 
 class StepScorer:
-    """Scores on a backend that computes a step at a time, within the keys and values of `cache`.
+    """Scores texts on a backend that computes step by step, with keys and values in `cache`.
 
-    GenerationError where a text needs more memory than there is.
+    Raises GenerationError if a text needs more memory than the cache has.
     """
 
     def __init__(self, backend: StepBackend, cache: KVCache, context_length: int):
@@ -61,7 +61,7 @@ class StepScorer:
             return self._forward_in_chunks(sequence, ids, "all")
 
     def loglikelihood(self, texts: Sequence[Continuation]) -> list[Loglikelihood]:
-        """Score texts that have the same ids up to their lowest border; those are computed once."""
+        """Score texts that have the same ids up to their lowest border. The common prefix is computed once."""
         shared = min((text.border for text in texts), default=0)
         if not shared:
             return []
@@ -84,10 +84,10 @@ class StepScorer:
     def embed_in_steps(
         self, texts: list[Ids], most_tokens: Callable[[], int]
     ) -> Generator[int, None, npt.NDArray[np.float32]]:
-        """`embed`, a step of about `most_tokens()` at a time.
+        """`embed` in steps of about `most_tokens()` tokens.
 
-        Yields 0 after a step, and the tokens that there is no room for where it has to be tried again. A text that can
-        never be computed is refused at once.
+        Yields 0 after a step. If there is no room in the cache, it yields the number of missing tokens and tries again
+        when it is resumed. A text that can never be computed is refused before the first step.
         """
         self._require_fitting(texts)
         return self._embed(texts, most_tokens)
@@ -95,15 +95,15 @@ class StepScorer:
     def prompt_logprobs_in_steps(
         self, texts: list[Ids], top: int, most_tokens: Callable[[], int]
     ) -> Generator[int, None, list[list[SampledToken]]]:
-        """Per text all its tokens, each with its log-probability behind those before it and the `top` likeliest ones.
+        """Per text all its tokens, each with its log-probability given the tokens before it, and the `top` likeliest.
 
-        The first position has neither, and a span's positions are left out. In steps, and refused, like
-        `embed_in_steps`; of the logits (T, vocab) no more than LOGITS_BYTES are held at a time.
+        The first position has neither, and a span's positions are left out. Steps and refusals are as in
+        `embed_in_steps`. At most LOGITS_BYTES of the logits (T, vocab) are held at a time.
         """
         self._require_fitting(texts)
         return self._score_prompts(texts, top, most_tokens)
 
-    # --- how texts are computed ----------------------------------------------------------------------------------
+    # --- computation ---------------------------------------------------------------------------------------------
 
     def _embed(self, texts: list[Ids], most_tokens: Callable[[], int]) -> Generator[int, None, npt.NDArray[np.float32]]:
         means = [_Mean() for _ in texts]
@@ -125,7 +125,7 @@ class StepScorer:
         compute: Callable[[Sequence[Row]], list[npt.NDArray[np.float32]]],
         most_tokens: Callable[[], int],
     ) -> Generator[int, None, None]:
-        """Hand what is computed of every text's tokens to its reader, as `embed_in_steps` says."""
+        """Compute all texts in steps and pass the results of each to its reader; yields as `embed_in_steps` does."""
         done = 0
         while done < len(texts):
             batch = _first_batch(texts[done:], most_tokens())
@@ -150,7 +150,7 @@ class StepScorer:
             done += len(batch)
 
     def _at_once(self, work: Generator[int, None, T]) -> T:
-        """What work in steps returns, where nobody else waits for the memory."""
+        """The result of work in steps. Raises GenerationError if it would have to wait for memory."""
         while True:
             try:
                 missing_tokens = next(work)
@@ -163,13 +163,13 @@ class StepScorer:
     def _forward_in_chunks(
         self, sequence: KVSequence, ids: Ids, logits: Literal["last", "all"]
     ) -> npt.NDArray[np.float32]:
-        """Compute `ids` (T,); logits (T, vocab), or (1, vocab) after the last."""
+        """Compute `ids` (T,); returns the logits (T, vocab), or (1, vocab) after the last id."""
         chunks = Row(sequence, ids, logits).chunks(PREFILL_CHUNK_TOKENS)
         return np.concatenate([self._backend.forward([chunk])[0] for chunk in chunks])
 
     @contextmanager
     def _open(self, prompt_ids: Ids, tokens: int) -> Iterator[KVSequence]:
-        """A sequence of the cache that may grow to `tokens`, holding what is known of all but the prompt's last."""
+        """A sequence that may grow to `tokens`. It holds the cached prefix of the prompt, without the last token."""
         if tokens > self._cache.tokens:
             raise beyond_budget(self._backend, self._cache.tokens, "the text", tokens)
         sequence = self._cache.open(prompt_ids, tokens, tokens, keeps_all=True)
@@ -191,7 +191,7 @@ class StepScorer:
 
 
 def _first_batch(texts: list[Ids], most_tokens: int) -> list[Ids]:
-    """The first texts, as many as have at most so many tokens together, but one at least."""
+    """The first texts that have at most `most_tokens` tokens together, but at least one text."""
     count, tokens = 1, len(texts[0])
     while count < len(texts) and tokens + len(texts[count]) <= most_tokens:
         tokens += len(texts[count])
@@ -210,22 +210,22 @@ def _loglikelihood(logits: npt.NDArray[np.float32], token_ids: Ids) -> Loglikeli
 
 
 class _Reader(Protocol):
-    """Takes in what a backend computes of a text's tokens, chunk after chunk (T, n)."""
+    """Processes what a backend computes for a text's tokens, chunk by chunk (T, n)."""
 
     def add(self, computed: npt.NDArray[np.float32]) -> None: ...
 
 
 class _Scores:
-    """A text's tokens with their log-probabilities, from the logits (T, vocab) of all chunks that are added."""
+    """A text's tokens with their log-probabilities, from the logits (T, vocab) of all added chunks."""
 
     def __init__(self, ids: Ids, top: int):
         self._ids = ids
         self._top = top
-        self._read = 1  # positions that are done with
+        self._read = 1  # processed positions
         self.tokens = [SampledToken(token_id) for token_id in ids[:1] if token_id >= 0]
 
     def add(self, computed: npt.NDArray[np.float32]) -> None:
-        # The last logits predict a token that is not there. A span's positions have content ids, below 0.
+        # The last logits predict a token after the text. A span's positions have content ids, which are negative.
         for logits, token_id in zip(computed, self._ids[self._read :]):
             if token_id >= 0:
                 self.tokens.append(scored_token(logits, token_id, self._top))
@@ -233,14 +233,14 @@ class _Scores:
 
 
 class _Mean:
-    """Mean over the tokens of all chunks (T, hidden) that are added: (hidden,) float64."""
+    """The mean (hidden,), float64, over the tokens of all added chunks (T, hidden)."""
 
     def __init__(self) -> None:
         self._sum: npt.NDArray[np.float64] | None = None
         self._count = 0
 
     def add(self, computed: npt.NDArray[np.float32]) -> None:
-        # The sum so far is the first of the rows, which numpy adds one by one: chunks don't change its bits.
+        # The sum so far is the first row, and numpy adds rows one by one: so the chunks do not change the bits.
         rows = computed.astype(np.float64) if self._sum is None else np.vstack([self._sum, computed])
         self._sum = rows.sum(axis=0)
         self._count += len(computed)

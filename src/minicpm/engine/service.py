@@ -1,7 +1,7 @@
-"""Many users of one model: a thread that computes, and requests that come from any other.
+"""Serves many users with one model: one thread computes, and requests come from any other thread.
 
-The thread owns the scheduler and the backend. Between two steps it takes in what came: new requests, cancellations, and
-other work on the model. It calls back with pieces; what becomes of them, a socket or a queue, is not known here.
+The thread owns the scheduler and the backend. Between two steps it takes new requests, cancellations and other work on
+the model. It passes pieces to callbacks, and does not know what they do with them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from minicpm.sampling import SampledToken, SamplingParams
 
 _LOGGER = logging.getLogger(__name__)
 
-# What a full queue tells its callers to wait, at the least and at the most.
+# Bounds of the waiting time that a full queue recommends.
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
-# How fast the time between two finished requests follows what was measured.
+# Weight of a new measurement in the average time between two finished requests.
 _INTERVAL_WEIGHT = 0.1
 
 T = TypeVar("T")
@@ -40,20 +40,20 @@ OUTCOMES = ("stop", "length", "cancelled", "failed", "refused")
 
 @dataclass(frozen=True)
 class ServiceStatistics:
-    """Where a service stands, and what it has done since it began."""
+    """The current state of a service, and its totals since its start."""
 
     waiting: int  # requests
     running: int
-    cache_tokens: int  # the budget for keys and values; of it,
-    cache_held_tokens: int  # what running requests hold,
-    cache_idle_tokens: int  # and what is kept of earlier ones
+    cache_tokens: int  # the budget for keys and values
+    cache_held_tokens: int  # of the budget, held by running requests
+    cache_idle_tokens: int  # of the budget, kept of finished requests
     outcomes: dict[str, int] = field(default_factory=dict)  # requests by OUTCOMES
     prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0  # of those, not computed again
-    generated_tokens: int = 0  # sampled, those that end an answer too
-    drafted_tokens: int = 0  # guessed by prompt lookup
-    accepted_tokens: int = 0  # of those, right
-    preemptions: int = 0  # times that a running request gave its memory back and waited again
+    cached_prompt_tokens: int = 0  # of the prompt tokens, those from the cache
+    generated_tokens: int = 0  # sampled, including those that end an answer
+    drafted_tokens: int = 0  # drafted by prompt lookup
+    accepted_tokens: int = 0  # of the drafted tokens
+    preemptions: int = 0  # of running requests
     steps: int = 0
     step_seconds: float = 0.0
 
@@ -62,17 +62,17 @@ class Ticket(Protocol):
     """One submitted request."""
 
     def cancel(self) -> None:
-        """Stop before the next step and give the memory back. Nothing is called back from now on, but for a call that
-        is under way on the engine's thread. Cancelling twice, or what has finished, changes nothing.
+        """Stop before the next step and release the memory. No callback follows, except one that is already running on
+        the engine's thread. Cancelling twice, or after the end, has no effect.
         """
 
 
 class Engine(Protocol):
-    """What the server and the demo need of a Service; the tests have one that computes nothing."""
+    """The part of a Service that the server and the demo use; tests implement it without a model."""
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread that computes is there: until the end, unless a bug ended it."""
+        """Whether the computing thread is alive. Before the end, only a bug ends it."""
 
     def submit(
         self,
@@ -87,27 +87,27 @@ class Engine(Protocol):
     ) -> Ticket:
         """Queue a rendered prompt (or token ids and spans) and return at once; pieces come on the engine's thread.
 
-        The last piece carries the completion; after an error nothing comes. `choice` tells several answers to one
-        prompt and seed apart, and is the pieces' `index`. Callbacks should be quick, since every request waits for
-        them; one that raises cancels its own request. Raises GenerationError for a request that can never be answered,
-        QueueFull where too many wait.
+        The last piece has the completion; nothing follows an error. `choice` distinguishes several answers to one
+        prompt and seed, and is the pieces' `index`. Callbacks must be quick, because every request waits for them; one
+        that raises cancels its own request. Raises GenerationError for a request that can never be answered, QueueFull
+        if too many wait.
         """
 
     def embed(self, texts: str | Sequence[str | Sequence[int]]) -> Future[npt.NDArray[np.float32]]:
         """LLM.embed, in steps between those of the streams; cancelling the future ends the work.
 
         It waits for memory as a stream does. Raises GenerationError for a text that can never be embedded, QueueFull
-        where too much waits.
+        if too many calls wait.
         """
 
     def prompt_logprobs(self, prompts: Sequence[Sequence[int]], top: int) -> Future[list[list[SampledToken]]]:
         """Per prompt all its tokens, with their log-probabilities and the `top` likeliest; the first one has neither.
 
-        Computed, and refused, like embeddings.
+        Steps and refusals are as in `embed`.
         """
 
     def statistics(self) -> ServiceStatistics:
-        """Counts of this moment."""
+        """The current counts."""
 
 
 class _Ticket:
@@ -122,16 +122,16 @@ class _Ticket:
         self.request = request
         self.on_piece = on_piece
         self.on_error = on_error
-        self.is_over = False  # nothing is called back any more
+        self.is_over = False  # no more callbacks
 
     def cancel(self) -> None:
         self._service._cancel(self)
 
 
 class Service(Engine):
-    """Runs an LLM for many callers. While it is open the LLM is used through it alone: as an Engine, and by `call`.
+    """Runs an LLM for many callers. While it is open, use the LLM only through it: as an Engine, and by `call`.
 
-    At most `queue_limit` requests wait for the `max_batch` that run.
+    At most `max_batch` requests run and `queue_limit` requests wait.
     """
 
     def __init__(self, llm: LLM, *, queue_limit: int = QUEUE_LIMIT):
@@ -141,7 +141,7 @@ class Service(Engine):
         self.queue_limit = queue_limit
         self._scheduler = llm.new_scheduler()
         self._changed = threading.Condition()
-        self._tickets: dict[Request, _Ticket] = {}  # of everything submitted that isn't over
+        self._tickets: dict[Request, _Ticket] = {}  # of all requests that are not over
         self._arrived: deque[_Ticket] = deque()
         self._cancelled: deque[_Ticket] = deque()
         self._works: deque[tuple[Generator[int, None, Any], Future[Any]]] = deque()
@@ -186,10 +186,10 @@ class Service(Engine):
         return ticket
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run something else on the model, e.g. `lambda: service.llm.logits(ids)`, between two steps; its result.
+        """Run a function on the model, e.g. `lambda: service.llm.logits(ids)`, between two steps; return its result.
 
-        Streams stand still meanwhile, so it should be short. One call is made per step. Not for callbacks, which are on
-        the very thread that would have to make the call.
+        Streams wait meanwhile, so it should be short. One call is made per step. Callbacks must not use it, because
+        they run on the thread that makes the call.
         """
         assert threading.current_thread() is not self._thread, "a callback waits for its own thread"
         return self._queued(_in_one_step(function)).result()
@@ -218,7 +218,7 @@ class Service(Engine):
         return self._thread.is_alive()
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Refuse what is new, let requests finish for at most so long, then end the rest with an error."""
+        """Refuse new requests, let running ones finish for at most `timeout_s`, then end the rest with an error."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -229,7 +229,7 @@ class Service(Engine):
         self._thread.join()
 
     def _queued(self, work: Generator[int, None, T]) -> Future[T]:
-        """What work will return; the service's thread does a step of it whenever it has done one of the scheduler's."""
+        """A future of the work's result. The service's thread does a step of it after each step of the scheduler."""
         future: Future[T] = Future()
         with self._changed:
             self._require_open()
@@ -251,7 +251,7 @@ class Service(Engine):
 
     def _require_open(self) -> None:
         if self._is_closing:
-            raise GenerationError("the service is closing and takes nothing new; start another one")
+            raise GenerationError("the service is closing and takes no new requests; start another one")
 
     # --- on the service's thread ---------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class Service(Engine):
         self._abort()
 
     def _take_in(self) -> bool:
-        """Wait for something to do and hand it to the scheduler; False at the end."""
+        """Wait for work and pass requests and cancellations to the scheduler; False at the end."""
         with self._changed:
             while not (self._is_aborted or self._arrived or self._cancelled or self._works or self._scheduler.is_busy):
                 if self._is_closing:
@@ -310,7 +310,7 @@ class Service(Engine):
         self._tickets.pop(ticket.request, None)
 
     def _work(self) -> None:
-        """A step of the work that has waited longest. Nothing new is admitted while it waits for memory."""
+        """Do a step of the work that has waited longest. No request is admitted while it waits for memory."""
         with self._changed:
             if not self._works:
                 return
@@ -363,7 +363,7 @@ def _in_one_step(function: Callable[[], T]) -> Generator[int, None, T]:
 
 
 class _Counts:
-    """Requests by what became of them, and how fast they end."""
+    """Counts requests by outcome, and measures how fast they finish."""
 
     def __init__(self) -> None:
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
@@ -372,7 +372,7 @@ class _Counts:
 
     @property
     def retry_after_s(self) -> float:
-        """When a place in the queue may be free: about what two requests' ends lie apart."""
+        """The expected time until a place in the queue is free: about the time between two finished requests."""
         return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, self._interval_s))
 
     def finished(self) -> None:

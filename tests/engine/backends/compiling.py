@@ -1,4 +1,4 @@
-"""Compile the kernels of steps of MiniCPM-2B for a GPU that need not be there: `compiling.py CAPABILITY`.
+"""Compile the kernels of MiniCPM-2B's steps for a GPU that may be absent: `compiling.py CAPABILITY`.
 
 Steps are taken as on a GPU, but for one layer of weights that nobody wrote, and nothing is launched. Prints a line for
 each kernel, as it was called: its name, what it was made for, and how it reads memory.

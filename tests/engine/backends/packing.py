@@ -94,7 +94,7 @@ def with_small_files(folder: Path) -> dict[str, Any]:
 
 
 def as_nobody(folder: Path) -> dict[str, Any]:
-    """As somebody who may read, but not write what is root's; everybody but root is one already."""
+    """Run as a user who may read, but not write root's files. Any user but root is one already."""
     if os.geteuid() == 0:
         os.setegid(NOBODY)
         os.seteuid(NOBODY)

@@ -1,4 +1,4 @@
-"""Nothing allocates on the token path: a step of a size that the native engine has had asks the heap for nothing."""
+"""Nothing allocates on the token path: once the native engine has run a step size, it allocates nothing for it."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_a_step_of_a_known_size_asks_for_no_memory(calls):
 
 
 def test_the_counter_sees_the_memory_of_a_larger_step(calls):
-    """What makes the test above worth something: its memory comes from the functions that are counted."""
+    """The test above can fail: the engine's memory comes from the functions that are counted."""
     for found in calls:
         assert found["the first step"][0] > 0 and found["a longer step than before"][0] > 0

@@ -103,7 +103,7 @@ def references(folders: dict[str, Path]) -> dict[str, NumpyBackend]:
     return {name: load_numpy(folders[name]) for name in MODELS}
 
 
-# --- the same bits as the engine written to be read --------------------------------------------------------------
+# --- the same bits as the numpy engine ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("isa", EVERY_ISA)

@@ -1,4 +1,4 @@
-"""The engine written to be read: equal to the original code in float32, to itself to the last bit in int4 and int8."""
+"""The numpy engine: equal to the original code in float32; deterministic to the last bit in int4 and int8."""
 
 from __future__ import annotations
 

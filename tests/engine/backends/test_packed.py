@@ -1,4 +1,4 @@
-"""The packed file: made once, mapped ever after, never believed when anything differs."""
+"""The packed file: written once, then mapped, and refused if anything differs."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_two_that_pack_at_once_both_have_the_weights(checkpoint, tmp_path: Path)
 
 
 def overtaken(monkeypatch: pytest.MonkeyPatch, module: ModuleType, meanwhile: Callable[[], None]) -> None:
-    """What `module` is about to lock is opened already; before it has the lock, `meanwhile` happens, once."""
+    """Call `meanwhile` once, after `module` has opened a file and before it locks it."""
     lock = module.lock
 
     def late(descriptor: int, **options: bool) -> None:
@@ -337,7 +337,7 @@ def test_what_is_no_file_stands_in_nobodys_way(checkpoint, tmp_path: Path, what:
 
 
 def test_a_copied_machine_packs_again(checkpoint, tmp_path: Path):
-    """Same paths, contents and times: as from a backup, or a home that two machines share."""
+    """Equal paths, contents and times, as after a backup or in a home that two machines share."""
     packed_weights(checkpoint, "plan", NBYTES, Filler(1))
     original = (tmp_path / "model").rename(tmp_path / "original")
     shutil.copytree(original, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The packed file among real processes: that pack at once, are killed, or meet a disk that is full or not theirs."""
+"""The packed file among real processes: they pack at once, are killed, or find a full or foreign disk."""
 
 from __future__ import annotations
 

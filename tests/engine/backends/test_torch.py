@@ -1,4 +1,4 @@
-"""The torch backend: steps of single tokens beside the model they come from, sequences that grow, quantized weights."""
+"""The torch backend: single-token steps against the model, growing sequences, quantized weights."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_single_tokens_give_the_original_codes_logits(golden: Path):
 
 
 def spanned(backend: TorchBackend, text: list[int], first: int, last: int) -> MixedIds:
-    """The text with what tokens' embeddings are, once scale_emb has multiplied them, in the place of some tokens."""
+    """The text with some tokens replaced by spans of their own embeddings, multiplied by scale_emb."""
     with torch.inference_mode():
         embeddings = backend._embed(text[first:last], None).float().numpy()
     return checked_ids(
@@ -253,5 +253,5 @@ def test_quantized_weights_stay_with_the_native_engine_unless_a_gpu_is_named():
     assert LLM().backend.name in ("native", "numpy")
     assert LLM(device="cpu").backend.name in ("native", "numpy")
     if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="device cuda was asked for, but torch sees 0 cuda devices"):
+        with pytest.raises(ModelError, match="device cuda is not available: torch sees 0 cuda devices"):
             LLM(embedded.folder(), device="cuda")

@@ -1,4 +1,4 @@
-"""The GPU's kernels on the CPU, by Triton's interpreter, beside the plain operations; and that they compile for GPUs.
+"""The GPU's kernels on the CPU, by Triton's interpreter, against the plain operations; and their compilation for GPUs.
 
 `make test-triton` brings Triton and runs these in a process of their own, as the interpreter has to be asked for before
 Triton is imported. Where there is a GPU, and Triton came with torch, the same steps run on it, recorded.

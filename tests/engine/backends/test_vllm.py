@@ -1,4 +1,4 @@
-"""What of the vLLM backend can be seen without vLLM: refusals, which folders it reads, what expanding writes."""
+"""The parts of the vLLM backend that can be tested without vLLM: refusals, readable folders, expansion."""
 
 from __future__ import annotations
 

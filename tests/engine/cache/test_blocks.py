@@ -1,4 +1,4 @@
-"""Blocks of keys and values: shared, counted, dropped, never too many, and never a wrong token in them."""
+"""Blocks of keys and values: shared, counted and evicted, within the budget, and always with the right tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minicpm.errors import GenerationError
 
 
 class TokenPool:
-    """A pool whose memory is the tokens themselves: what a text's table leads to can be read back."""
+    """A pool whose memory holds the tokens themselves, so that a text's table can be read back."""
 
     def __init__(self, blocks: int):
         self.blocks = blocks
@@ -41,7 +41,7 @@ def rope_key(length: int) -> float:
 
 
 def content_ids(key: bytes, positions: int) -> list[int]:
-    """What stands for the positions of a span."""
+    """The content ids of a span."""
     return EmbeddingSpan(np.zeros((positions, 1), np.float32), key).content_ids
 
 
@@ -67,7 +67,7 @@ def compute(sequence: BlockSequence, token_ids: Sequence[int]) -> None:
 
 
 def held(sequence: BlockSequence) -> list[object]:
-    """What the table leads to, for every token the sequence says it holds."""
+    """The content of the table's blocks, for every token that the sequence holds."""
     content = sequence.pool.content  # type: ignore[attr-defined]
     return [content[sequence.table[i // BLOCK_TOKENS]][i % BLOCK_TOKENS] for i in range(sequence.length)]
 
@@ -240,7 +240,7 @@ class TestBlockCache:
 
 
 def check_counts(cache: BlockCache, users: list[int]) -> None:
-    """Every block has so many users, is free or idle without any, and promises are of those alone."""
+    """Every block has the right number of users; unused ones are free or idle, and cover the promises."""
     assert cache._users == users
     unused = {block for block, count in enumerate(users) if count == 0}
     assert {*cache._free} | {*cache._idle} == unused
@@ -249,7 +249,7 @@ def check_counts(cache: BlockCache, users: list[int]) -> None:
 
 
 def check_tree(cache: BlockCache) -> None:
-    """Every cached block stands behind a cached one, and is found there."""
+    """Every cached block has a cached parent, and is found there."""
     for block, key in cache._keys.items():
         assert key.parent == -1 or key.parent in cache._keys
         assert cache._children[key.root, key.parent][key.token_ids] == block
@@ -267,14 +267,14 @@ def check_nothing_stays(cache: BlockCache) -> None:
 
 
 class Machine(RuleBasedStateMachine):
-    """Texts of a small alphabet come, grow, are cut and go, in a pool that is too small for them."""
+    """Texts of a small alphabet are opened, grown, truncated and closed, in a pool that is too small for all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = TokenPool(9)
         self.cache = BlockCache(self.pool, rope_key)
         self.open: list[tuple[BlockSequence, int]] = []  # with their plans
-        self.was_cut: set[BlockSequence] = set()  # these have given away what their plans counted on
+        self.was_cut: set[BlockSequence] = set()  # these have released blocks that their plans included
         self.texts: list[list[int]] = [[]]
 
     @rule(
@@ -315,7 +315,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data(), more=st.integers(1, 40))
     def plan_more(self, data: st.DataObject, more: int) -> None:
-        """What is granted is there, even for a text that gave something away before."""
+        """A granted plan has its blocks, even for a text that released some before."""
         index = data.draw(st.integers(0, len(self.open) - 1))
         sequence, plan = self.open[index]
         if self.cache.grow(sequence, plan + more):
@@ -332,7 +332,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data(), back=st.integers(1, 20))
     def draft_and_reject(self, data: st.DataObject, back: int) -> None:
-        """Tokens are computed and cut again, as drafts are that don't come true."""
+        """Tokens are computed and truncated, as rejected drafts are."""
         sequence, plan = data.draw(st.sampled_from(self.open))
         length = sequence.length
         drafts = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=back))[: plan - length]

@@ -1,4 +1,4 @@
-"""Sliding windows with attention sinks: against the published rule, written token by token over the torch model."""
+"""Sliding windows with attention sinks, against the published rule, implemented token by token on the torch model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts under a sliding window: they leave blocks, others find what is left, and nobody is promised too much."""
+"""Texts under a sliding window: they release blocks, later texts reuse them, and promises stay within the budget."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_next_turn_of_a_long_conversation_computes_what_is_new_alone():
     first = opened(cache, text)
     read(first, text)
     cache.close(first)
-    other = opened(cache, [5] * 80)  # takes the memory of what the text has left
+    other = opened(cache, [5] * 80)  # takes the memory of the blocks that the text has released
     read(other, [5] * 80)
     cache.close(other)
     second = opened(cache, [*text, 1, 2, 3])
@@ -102,7 +102,7 @@ def test_two_texts_share_their_windows_until_one_goes_on():
 
 
 def test_sharing_a_window_promises_no_block_twice():
-    """The second text needs the blocks of its window for itself as soon as the first has left them."""
+    """The second text needs its own window blocks as soon as the first has released them."""
     text = [*range(320)]
     needed_blocks = 2 * WINDOW.held_blocks - WINDOW.sink_blocks
     for blocks in (needed_blocks - 1, needed_blocks):
@@ -174,7 +174,7 @@ def test_windows_and_sinks_are_whole_blocks():
 
 
 class Machine(RuleBasedStateMachine):
-    """Long texts of a small alphabet come, grow, are cut and go, in a pool that is too small for them."""
+    """Long texts of a small alphabet are opened, grown, truncated and closed, in a pool that is too small for all."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""One backend per file or folder; each computes what engine/backend.py defines."""
+"""One backend per file or folder. Each implements the interface of engine/backend.py."""

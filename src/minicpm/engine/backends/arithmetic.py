@@ -1,7 +1,7 @@
-"""Operations of docs/numerics.md in numpy, of which the engine that is written to be read is made.
+"""The operations of docs/numerics.md in numpy, used by the numpy backend.
 
-A float32 matrix product of whole numbers is exact as long as sums stay below 2**24, so BLAS does the integer arithmetic
-whatever its order.
+A float32 matrix product of whole numbers is exact while sums stay below 2**24. So BLAS can do the integer arithmetic,
+in any order.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ Floats = npt.NDArray[np.float32]
 
 LANES = 16  # virtual lanes of a float sum
 LARGEST_CODE = np.float32(127)
-# Below this a group of activations counts as zero: 127 / m would overflow near 2**-121, results would be subnormal.
+# A group of activations below this counts as zero: near 2**-121, 127 / m would overflow, and results be subnormal.
 SMALLEST_ACTIVATION = np.float32(2.0**-100)
 SMALLEST_NORMAL = np.float32(2.0**-126)
-BLOCK_ELEMENTS = 1 << 20  # of temporaries: they stay in the cache
+BLOCK_ELEMENTS = 1 << 20  # of temporaries, so that they fit into the cache
 
 
 def lane_sum(values: Floats) -> Floats:
-    """Sums over the last axis (..., K) by 16 virtual lanes, whatever K: (...)."""
+    """Sums (...) over the last axis of (..., K) by 16 virtual lanes, for any K."""
     K = values.shape[-1]
     padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -K % LANES)])
-    # accumulate, unlike sum, promises to add one after the other.
+    # accumulate, unlike sum, guarantees to add one after the other.
     lanes = np.add.accumulate(padded.reshape(*values.shape[:-1], -1, LANES), axis=-2)[..., -1, :]
     return fold(lanes)
 
@@ -39,9 +39,9 @@ def fold(lanes: Floats) -> Floats:
 
 
 def exp(x: Floats) -> Floats:
-    """exp by single-precision additions and multiplications alone: the same bits on every machine."""
+    """exp by single-precision additions and multiplications only: the same bits on every machine."""
     series, n = split_exp(np.clip(np.atleast_1d(x), np.float32(-87), np.float32(88)))
-    with np.errstate(invalid="ignore"):  # a NaN has no exponent, and stays NaN whatever it is multiplied by
+    with np.errstate(invalid="ignore"):  # the exponent of a NaN is arbitrary, but the product stays NaN
         exponents = (n.astype(np.int32) + 127) << 23
     values: Floats = np.where(x < -87, np.float32(0), series * exponents.view(np.float32)).reshape(np.shape(x))
     return values
@@ -59,7 +59,7 @@ def rms_norm(hidden_states: Floats, weight: Floats, eps: float) -> Floats:
 
 
 def quantize_activations(x: Floats, group_size: int) -> tuple[Floats, Floats]:
-    """(T, K) -> whole numbers -127..127 as float32 (K / G, T, G), and scales (K / G, T); K is padded with zeros."""
+    """(T, K) -> integers -127..127 as float32 (K / G, T, G), and scales (K / G, T); K is padded with zeros."""
     T, K = x.shape
     groups = np.pad(x, ((0, 0), (0, -K % group_size))).reshape(T, -1, group_size).transpose(1, 0, 2)
     largest = np.abs(groups).max(axis=2)

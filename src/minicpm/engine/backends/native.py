@@ -1,7 +1,7 @@
-"""The native backend: weights as stored, on the CPU, one call of the C++ engine a step, the bits of the numpy backend.
+"""The native backend: runs the stored weights on the CPU, with one call of the C++ engine per step.
 
-Here weights become the packed form that the kernels read, and rows of a batch become arrays; everything that is
-computed is computed in csrc/, as docs/numerics.md defines it.
+This module packs weights into the kernels' layout and turns the rows of a batch into arrays. csrc/ does all the
+computation, as docs/numerics.md defines it, with the same bits as the numpy backend.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-# Most tokens of one call: what the engine keeps for a step grows with it. The scheduler stays far below.
+# Most tokens of one call, because the engine's memory for a step grows with them. The scheduler stays far below.
 MAX_STEP_TOKENS = 1024
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Weights that lie behind each other in one packed piece: same input, bits, groups and kind of scales."""
+    """Weights that are packed together: they share input, bits, group size and dtype of scales."""
 
     names: tuple[str, ...]
     rows: int
@@ -58,7 +58,7 @@ class _Part:
 
     @property
     def shape(self) -> tuple[str, int, int, bool]:
-        """Kind, columns, group size and whether scales are binary16: what weights of one part share."""
+        """What the weights of one part share: kind, columns, group size, and whether scales are binary16."""
         return self.kind, self.columns, self.packing.group_size, self.has_half_scales
 
     @property
@@ -88,10 +88,10 @@ class _Part:
 
 
 class _Weights:
-    """All matrices of a model by the names that share an input, packed into one piece of memory.
+    """All matrices of a model, by the names that share an input, packed into one piece of memory.
 
-    Where they lie follows from the headers of the model's files. Their codes and scales are read and checked when they
-    are packed; a packed file bears the key of the very files that were checked then.
+    The headers of the model's files determine the offsets. Codes and scales are read and checked when they are packed.
+    The key of a packed file identifies the files that were checked.
     """
 
     def __init__(self, checkpoint: Checkpoint):
@@ -99,7 +99,7 @@ class _Weights:
         self._shapes = checkpoint.config.parameter_shapes()
         self._parts: dict[tuple[str, ...], list[_Part | TensorView]] = {}
         self._bytes: Bytes = np.zeros(0, np.uint8)
-        self.file_bytes = 0  # of weights that are pages of a file, read at every token
+        self.file_bytes = 0  # of weights in mapped files, which every token reads
 
     def add(self, *names: str) -> None:
         """Plan the layer of one or several weights (N, K) that share their input, stacked along N."""
@@ -122,7 +122,7 @@ class _Weights:
         self._parts[names] = parts
 
     def pack(self) -> None:
-        """Make the packed bytes, or map them where they are kept from an earlier start."""
+        """Pack the weights, or map them if they were packed before."""
         plan = json.dumps([[*part.shape, part.rows, part.nbytes] for part in self._packed_parts()])
         nbytes = sum(_aligned(part.nbytes) for part in self._packed_parts())
         self._bytes, is_mapped = packed_weights(self._checkpoint, plan, nbytes, self._fill)
@@ -146,7 +146,7 @@ class _Weights:
         return [part for parts in self._parts.values() for part in parts if isinstance(part, _Part)]
 
     def _fill(self, out: Bytes) -> None:
-        """Pack everything; the pages of the model's own file are given back layer by layer."""
+        """Pack all weights; the pages of the model's own files are released layer by layer."""
         start = 0
         for names, parts in self._parts.items():
             for part in parts:
@@ -167,16 +167,16 @@ def _aligned(nbytes: int) -> int:
 
 
 def _float_weight(view: TensorView) -> Weight:
-    """A weight kept in floating point, over the file's own pages."""
+    """A weight in floating point, as a view of the file's pages."""
     rows, columns = view.shape
     weight = native.extension().Weight(view.dtype, np.frombuffer(view.buffer, np.uint8), rows, columns)
     return cast("Weight", weight)
 
 
 class NativeBackend:
-    """Runs an opened checkpoint with the native engine, its weights as they are stored.
+    """Runs an opened checkpoint with the native engine on its stored weights.
 
-    ImportError where the extension is not built.
+    Raises ImportError if the extension is not built.
     """
 
     name = "native"
@@ -255,7 +255,7 @@ class NativeBackend:
 
     def free_cache_bytes(self) -> int | None:
         free = free_memory_bytes()
-        # The system counts mapped pages of a file as free, since it could drop them, but every token needs them.
+        # The system counts mapped pages of a file as free, because it could drop them. But every token needs them.
         return None if free is None else max(0, free - self._file_bytes)
 
     def forward(self, rows: Sequence[Row]) -> list[Floats]:
@@ -277,7 +277,7 @@ class NativeBackend:
             raise
 
     def _row_in_steps(self, row: Row, is_hidden: bool) -> Floats:
-        """(n, vocab or hidden) of a row alone, cut into steps."""
+        """(n, vocab or hidden) of a single row, computed in several steps."""
         return np.concatenate([self._step([part], is_hidden)[0] for part in row.chunks(self._most_row_tokens)])
 
     def _step(self, rows: Sequence[Row], is_hidden: bool) -> list[Floats]:
@@ -313,7 +313,7 @@ class NativeBackend:
         return [out[end - n : end] for end, n in zip(accumulate(wanted_counts), wanted_counts)]
 
     def _load(self, checkpoint: Checkpoint) -> int:
-        """Hand the weights to the model; returns how many bytes of them are pages of files."""
+        """Give the weights to the model; return how many of their bytes are in mapped files."""
         weights = _Weights(checkpoint)
         head = EMBEDDING if self.config.tie_word_embeddings else HEAD
         layers = [_layer_names(index) for index in range(self.config.num_hidden_layers)]
@@ -340,7 +340,7 @@ class NativeBackend:
 
 
 def _layer_names(index: int) -> tuple[tuple[str, ...], ...]:
-    """Published names of one decoder block's weights, those of one input together: qkv, o, gate and up, down."""
+    """Published names of one decoder block's weights, grouped by input: qkv, o, gate and up, down."""
     name = f"model.layers.{index}"
     return (
         tuple(f"{name}.self_attn.{part}_proj.weight" for part in "qkv"),

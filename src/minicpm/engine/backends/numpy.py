@@ -1,5 +1,5 @@
-"""The INT4/INT8 engine written to be read: docs/numerics.md in numpy, oracle of every faster engine, and the fallback
-where there is no compiler and no torch. It also runs unquantized checkpoints in float32.
+"""The readable INT4/INT8 engine: docs/numerics.md in numpy. It is the oracle of every faster engine, and the fallback
+without a compiler and torch. It also runs unquantized checkpoints in float32.
 
 All shapes are per call: T new tokens of the whole ragged batch, S tokens of one sequence.
 """
@@ -42,7 +42,7 @@ from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import IntWeight, read_weight
 
-# Expanded codes (float32) of small models are kept between calls; those of larger ones would not fit beside the model.
+# The expanded codes (float32) of small models are kept between calls; those of larger models need too much memory.
 MAX_KEPT_BYTES = 1 << 29
 
 
@@ -55,7 +55,7 @@ class Linear(Protocol):
 
 
 class IntLinear:
-    """Whole-number sums inside a group, groups added in order; several weights of one input stacked along N."""
+    """Integer sums inside a group, groups added in order. Several weights of one input are stacked along N."""
 
     def __init__(self, weights: Sequence[IntWeight], keep: bool):
         self._weights = weights
@@ -83,7 +83,9 @@ class IntLinear:
 
 
 def _grouped_product(codes: Floats, scales: Floats, weight_codes: Floats, weight_scales: Floats) -> Floats:
-    """(T, N) of activations (K / G, T, G) with scales (K / G, T), and weights (K / G, G, N) with scales (K / G, N)."""
+    """The product (T, N) of activations (K / G, T, G) with scales (K / G, T) and weights (K / G, G, N) with scales
+    (K / G, N).
+    """
     total = np.zeros((codes.shape[1], weight_codes.shape[2]), np.float32)
     for a, d, w, s in zip(codes, scales, weight_codes, weight_scales):
         sums = a @ w
@@ -94,7 +96,7 @@ def _grouped_product(codes: Floats, scales: Floats, weight_codes: Floats, weight
 
 
 class LaneLinear:
-    """A weight that is not quantized: float sums by 16 virtual lanes, of bfloat16 pair by pair."""
+    """An unquantized weight: float sums by 16 virtual lanes; bfloat16 is summed in pairs."""
 
     def __init__(self, view: TensorView):
         self._view = view
@@ -109,7 +111,7 @@ class LaneLinear:
         weight = _rows(self._view, slice(start, stop))
         if self._view.dtype == "bfloat16":
             x = as_bfloat16(x)
-            # The second numbers of all pairs are added before the first ones.
+            # The second number of each pair is added before the first.
             x, weight = (self._steps(part, 2)[:, :, ::-1] for part in (x, weight))
         else:
             x, weight = (self._steps(part, 1) for part in (x, weight))
@@ -121,13 +123,13 @@ class LaneLinear:
 
     @staticmethod
     def _steps(values: Floats, numbers: int) -> Floats:
-        """(n, K) -> (n, steps, numbers, 16): a step gives every lane so many neighbours, zeros behind the end."""
+        """(n, K) -> (n, steps, numbers, 16): each step gives every lane `numbers` neighbours, with zeros as padding."""
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % (LANES * numbers))))
         return padded.reshape(len(values), -1, LANES, numbers).swapaxes(2, 3)
 
 
 class FloatLinear:
-    """fp32 mode: BLAS on the weights as float32, over the file's own pages where they are stored so."""
+    """fp32 mode: BLAS on the weights as float32. Weights stored as float32 are views of the file's pages."""
 
     def __init__(self, views: Sequence[TensorView], keep: bool):
         self._views = views
@@ -165,9 +167,9 @@ class _Layer:
 
 
 class NumpyBackend:
-    """Runs an opened checkpoint with numpy on the CPU, and bit by bit as docs/numerics.md says where `is_exact`.
+    """Runs an opened checkpoint with numpy on the CPU. If `is_exact`, it has the bits that docs/numerics.md defines.
 
-    None: quantized weights are computed exactly, others in float32 by BLAS, which is faster and closer to the model.
+    None: quantized weights are computed exactly, others in float32 by BLAS, which is faster and more accurate.
     """
 
     name = "numpy"
@@ -181,7 +183,7 @@ class NumpyBackend:
         kv_dtype: str = "auto",
         window: SlidingWindow | None = None,
     ):
-        """`config`: compute as if the checkpoint had this one, of the same shape."""
+        """`config` overrides the checkpoint's; it must have the same shapes."""
         if checkpoint.folded_scales is not None:
             raise ModelError(
                 f"{checkpoint.path}: a llama-format model; convert it --to hf, the numpy backend reads that"
@@ -218,7 +220,7 @@ class NumpyBackend:
 
     def free_cache_bytes(self) -> int | None:
         free = free_memory_bytes()
-        # The system counts the mapped weights' pages as free, since it could drop them, but every token needs them.
+        # The system counts the mapped weights' pages as free, because it could drop them. But every token needs them.
         return None if free is None else max(0, free - self._checkpoint.nbytes)
 
     def vector(self, name: str) -> Floats:
@@ -239,7 +241,7 @@ class NumpyBackend:
         return FloatLinear(views, self._keeps_expanded)
 
     def forward(self, rows: Sequence[Row]) -> list[Floats]:
-        # Infinities and NaN travel to the logits, where sampling refuses them by name.
+        # Infinities and NaN propagate to the logits, where sampling raises an error.
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             return self._logits(self._hidden(rows), rows)
 
@@ -249,7 +251,7 @@ class NumpyBackend:
         return np.split(h, np.cumsum([len(row.token_ids) for row in rows])[:-1])
 
     def _hidden(self, rows: Sequence[Row]) -> Floats:
-        """(T, hidden) of all rows' tokens behind the last decoder block."""
+        """(T, hidden) of all rows' tokens after the last decoder block."""
         config = self.config
         scale = np.float32(config.residual_scale)
         lengths = [len(row.token_ids) for row in rows]
@@ -266,7 +268,7 @@ class NumpyBackend:
         return h
 
     def _embed(self, ids: list[int], embeddings: Floats | None) -> Floats:
-        """(T, hidden) of T ids as flat_ids gives them: a token's row, scaled, and given embeddings as they are."""
+        """(T, hidden) of T ids from flat_ids: scaled rows of tokens, and unscaled embeddings of spans."""
         table, wanted = self._embedding, np.array(ids, np.int64)
         is_content = wanted < 0
         wanted[is_content] = 0
@@ -285,7 +287,7 @@ class NumpyBackend:
         rotation: tuple[Floats, Floats],
         sink_rotation: tuple[Floats, Floats] | None,
     ) -> Floats:
-        """(T, q + k + v features) of all rows -> (T, hidden); keys and values are filed on the way."""
+        """(T, q + k + v features) of all rows -> (T, hidden); also stores the new keys and values."""
         config = self.config
         heads = qkv.reshape(len(qkv), -1, config.head_dim)
         H, H_kv = config.num_attention_heads, config.num_key_value_heads
@@ -303,7 +305,7 @@ class NumpyBackend:
         return np.concatenate(outputs).reshape(len(qkv), -1)
 
     def _logits(self, h: Floats, rows: Sequence[Row]) -> list[Floats]:
-        """Per row (n, vocab): the head runs over the wanted positions only."""
+        """Per row the logits (n, vocab) of the wanted positions; the head computes no others."""
         wanted, counts = wanted_places(rows)
         logits: Floats = np.zeros((0, self.vocab_size), np.float32)
         if wanted:
@@ -312,12 +314,12 @@ class NumpyBackend:
         return np.split(logits, np.cumsum(counts)[:-1])
 
     def weight(self, name: str) -> IntWeight | TensorView:
-        """The weight (N, K) of a published name that is computed with."""
+        """The weight (N, K) of a published name."""
         return read_weight(self._checkpoint, name)
 
 
 class _Stacked:
-    """Layers of one input, their outputs behind each other."""
+    """Layers of one input, with concatenated outputs."""
 
     def __init__(self, layers: Sequence[Linear]):
         self._layers = layers

@@ -1,6 +1,6 @@
 """Keys, values and attention of the numpy engine: docs/numerics.md, sections 6 to 8.
 
-Shapes are of one sequence: T new tokens of S.
+Shapes are those of one sequence: T new tokens of S.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KV_BLOCK = 32  # numbers of a head that share a scale
 # --- rotation ----------------------------------------------------------------------------------------------------
 
 
-# pi / 2 in three parts of 33 bits, so that n times a part is exact for n up to 2**20.
+# pi / 2 in three parts of 33 bits: n times a part is exact for n up to 2**20.
 _HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487111665e-21)
 
 
@@ -60,7 +60,7 @@ def rope_table(base: float, head_dim: int, factor: float, length: int) -> tuple[
 
 
 class RotaryTables:
-    """cos and sin of every position a model's sequences have reached, per rotary base."""
+    """cos and sin of all positions that a model's sequences have reached, per rotary base."""
 
     def __init__(self, config: DecoderConfig, window: SlidingWindow | None = None):
         self._config = config
@@ -68,7 +68,7 @@ class RotaryTables:
         self._tables: dict[float, tuple[Floats, Floats]] = {}
 
     def base(self, rope_length: int) -> float:
-        """Of a text planned for `rope_length`; under a sliding window no distance is longer than its reach."""
+        """The rotary base of a text of planned `rope_length`; a sliding window limits distances to its reach."""
         return self._config.rope_base(rope_length if self._window is None else min(rope_length, self._window.reach))
 
     def of(self, rows: Sequence[Row]) -> tuple[Floats, Floats]:
@@ -78,7 +78,7 @@ class RotaryTables:
         )
 
     def of_sinks(self, rows: Sequence[Row]) -> tuple[Floats, Floats] | None:
-        """The same as the attention sinks see the new tokens; None without a sliding window."""
+        """cos and sin of the new tokens' positions relative to the attention sinks; None without a sliding window."""
         if self._window is None:
             return None
         return self._chosen(rows, [self._window.sink_positions(_positions(row)) for row in rows])
@@ -106,7 +106,7 @@ def _positions(row: Row) -> npt.NDArray[np.int64]:
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
-    """Rotary embedding of (T, H, D) by cos and sin (T, D / 2)."""
+    """Apply the rotary embedding cos and sin (T, D / 2) to x (T, H, D)."""
     first, second = np.split(x, 2, axis=2)
     cos, sin = cos[:, None], sin[:, None]
     return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=2)
@@ -132,7 +132,7 @@ def quantize_heads(x: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.floa
 
 @dataclass(frozen=True)
 class AttentionKind:
-    """How keys and values are kept, and what is done with them: docs/numerics.md, sections 7 and 8."""
+    """The storage of keys and values, and the operations on them: docs/numerics.md, sections 7 and 8."""
 
     width: int  # numbers of a head that share a scale
     dtype: type[np.generic]
@@ -144,8 +144,8 @@ class AttentionKind:
 class NumpySequence(KVSequence):
     """Keys and values of one text in blocks of 16 tokens: codes with scales, or numbers with scales of 1.
 
-    A forward pass writes behind `length` and extends it when all layers are done, so an interrupted pass leaves the
-    sequence as it was.
+    A forward pass writes after `length`, and extends it when all layers are done. So an interrupted pass leaves the
+    sequence unchanged.
     """
 
     def __init__(self, config: DecoderConfig, rope_length: int, kind: AttentionKind):
@@ -156,7 +156,7 @@ class NumpySequence(KVSequence):
         self._scales = np.ones(shape, np.float16)
 
     def append(self, layer: int, keys: Floats, values: Floats) -> None:
-        """Write (T, H_kv, D) keys and values of a layer behind the held ones."""
+        """Write a layer's new keys and values (T, H_kv, D) after the held ones."""
         end = self.length + len(keys)
         if self._codes.shape[2] < end:
             self._grow(max(end, 2 * self._codes.shape[2]))
@@ -168,9 +168,9 @@ class NumpySequence(KVSequence):
                 self._scales[part] = scales
 
     def read(self, layer: int, which: int, end: int) -> tuple[Floats, Floats]:
-        """Keys (`which` 0) or values (1) before token `end`, up to whole blocks of 16 tokens, as float32.
+        """Keys (`which` 0) or values (1) before token `end`, padded to whole blocks of 16 tokens, as float32.
 
-        Codes (H_kv, E, S, width) and scales (H_kv, E, S); what is not written yet is zero.
+        Returns codes (H_kv, E, S, width) and scales (H_kv, E, S). From `end` on they are zero.
         """
         S = -(-end // LANES) * LANES
         codes = self._codes[layer, which, :S].transpose(1, 2, 0, 3).astype(np.float32)
@@ -193,9 +193,9 @@ def attend(
     window: SlidingWindow | None = None,
     sink_queries: Floats | None = None,
 ) -> Floats:
-    """Attention of the T newest tokens, already appended: queries (T, H, D), rotated and scaled -> (T, H, D).
+    """Attention of the T newest tokens, which are already appended: rotated, scaled queries (T, H, D) -> (T, H, D).
 
-    With a `window`, `sink_queries` are the same, rotated as the attention sinks see them.
+    With a `window`, `sink_queries` are the same queries, rotated by their positions relative to the attention sinks.
     """
     T, H, _ = queries.shape
     step = max(1, BLOCK_ELEMENTS // (H * 4 * (sequence.length + T)))
@@ -224,7 +224,7 @@ def _attend_chunk(
     H_kv, E, S, width = codes.shape
 
     def scores_of(queries: Floats) -> Floats:
-        # Queries that share a head of keys and values lie behind each other: (H_kv, T R, D) -> (H_kv, T R, S).
+        # Queries that share a key-value head are grouped: (H_kv, T R, D) -> (H_kv, T R, S).
         grouped = queries.reshape(T, H_kv, -1, D).transpose(1, 0, 2, 3).reshape(H_kv, -1, D)
         return kind.score(grouped, *keys)
 
@@ -239,7 +239,7 @@ def _attend_chunk(
     running = np.maximum.accumulate(blocks.max(axis=3), axis=2)
     p = exp(blocks - running[..., None])
     alpha = exp(running[:, :, :-1] - running[:, :, 1:])
-    # A token that is not seen may hold anything, even NaN: nothing of it reaches the query.
+    # A masked token may hold anything, even NaN, and must not affect the query.
     visible = seen.reshape(1, -1, S // LANES, 1, LANES)
     scales = scales.reshape(H_kv, 1, E, S // LANES, LANES).swapaxes(2, 3)
     weights = np.where(visible, p[:, :, :, None] * scales, np.float32(0))  # (H_kv, T R, blocks, E, 16)
@@ -257,7 +257,7 @@ def _attend_chunk(
 
 
 def _quantized_scores(queries: Floats, codes: Floats, scales: Floats) -> Floats:
-    """(H_kv, n, S) of queries (H_kv, n, D): whole-number sums inside a block of 32, blocks added in order."""
+    """Scores (H_kv, n, S) of queries (H_kv, n, D): integer sums inside a block of 32, blocks added in order."""
     H_kv, n, D = queries.shape
     query_codes, query_scales = quantize_activations(queries.reshape(-1, D), KV_BLOCK)
     scores = np.zeros((H_kv, n, codes.shape[2]), np.float32)
@@ -268,9 +268,9 @@ def _quantized_scores(queries: Floats, codes: Floats, scales: Floats) -> Floats:
 
 
 def _quantized_sums(weights: Floats, codes: Floats) -> Floats:
-    """(..., n, width) of weights (..., n, 16) and codes (..., 16, width): whole-number sums over a block's tokens.
+    """(..., n, width) of weights (..., n, 16) and codes (..., 16, width): integer sums over a block's tokens.
 
-    The scale is the weights' sum over that of their codes, so that rounding takes nothing from a block as a whole.
+    The scale is the weights' sum divided by the sum of their codes, so that rounding keeps a block's total weight.
     """
     (rounded,), (steps,) = quantize_activations(weights.reshape(-1, LANES), LANES)
     count = rounded.sum(axis=1)
@@ -285,7 +285,7 @@ def _file_bfloat16(x: Floats) -> tuple[Floats, None]:
 
 
 def _ordered_scores(queries: Floats, keys: Floats, scales: Floats) -> Floats:
-    """(H_kv, n, S) of queries (H_kv, n, D): the products of a head's numbers added one after the other."""
+    """Scores (H_kv, n, S) of queries (H_kv, n, D): the products of a head are added one after the other."""
     H_kv, n, D = queries.shape
     scores = np.zeros((H_kv, n, keys.shape[2]), np.float32)
     for k in range(D):
@@ -294,7 +294,7 @@ def _ordered_scores(queries: Floats, keys: Floats, scales: Floats) -> Floats:
 
 
 def _ordered_sums(weights: Floats, values: Floats) -> Floats:
-    """(..., n, width) of weights (..., n, 16) and values (..., 16, width), token after token; of weight 0 nothing."""
+    """(..., n, width) of weights (..., n, 16) and values (..., 16, width), token by token; weight 0 adds nothing."""
     total = np.zeros((*weights.shape[:-1], values.shape[-1]), np.float32)
     for t in range(LANES):
         weight = weights[..., t, None]
@@ -319,7 +319,7 @@ def attention_kind(dtype: str, head_dim: int) -> AttentionKind:
 
 
 def cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
-    """Bytes of the keys and values of a token, all layers, kept as int8 with scales, bfloat16 or float32."""
+    """Bytes of one token's keys and values in all layers, as int8 with scales, bfloat16 or float32."""
     heads = 2 * config.num_hidden_layers * config.num_key_value_heads
     if dtype == "int8":
         return heads * -(-config.head_dim // KV_BLOCK) * (KV_BLOCK + 2)

@@ -1,1 +1,1 @@
-"""Keys and values of all texts within one budget: blocks that texts share, and the same under a sliding window."""
+"""The KV cache of all texts within one budget: shared blocks, with or without a sliding window."""

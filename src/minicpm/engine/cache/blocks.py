@@ -1,8 +1,8 @@
-"""Which texts' keys and values are kept, shared and dropped; token ids and block numbers, never the memory itself.
+"""Decides which texts' keys and values are kept, shared and evicted. It knows ids and block numbers, not the memory.
 
-`BlockCache` serves a backend whose memory is a pool of 16-token blocks: a text is a table of block numbers, and texts
-share the blocks of what they have in common, while they run and afterwards. `SequenceCache` serves backends whose
-sequences have memory of their own: there an idle text goes as a whole to the next one that begins like it.
+`BlockCache` is for a backend whose memory is a pool of 16-token blocks. A text is a table of block numbers, and texts
+share the blocks of a common prefix, while they run and later. `SequenceCache` is for backends whose sequences have
+their own memory: an idle sequence is reused as a whole by the next text with the same prefix.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import numpy.typing as npt
 from minicpm.engine.backend import BLOCK_TOKENS, Backend, CacheUsage, KVSequence, StepBackend
 from minicpm.errors import GenerationError, ModelError
 
-# An answer that memory would cut below this is refused rather than begun.
+# A request is refused if memory allows only a shorter answer than this.
 SHORTEST_ANSWER_TOKENS = 64
-# Of the free memory, keys and values take no more than this; the rest is for a step's own numbers and other programs.
+# Keys and values take at most this part of the free memory; the rest is for activations and other programs.
 MOST_OF_FREE_MEMORY = 0.8
 
-ROOT = -1  # stands for the block before a text's first one
+ROOT = -1  # the parent of a text's first block
 
 
 def blocks_of(tokens: int) -> int:
-    """Blocks that so many tokens take."""
+    """The number of blocks for so many tokens."""
     return -(-tokens // BLOCK_TOKENS)
 
 
 def budget_tokens(backend: StepBackend, text_tokens: int, max_batch: int, kv_cache_bytes: int | None) -> int:
-    """Tokens whose keys and values may be held at once for as long as a model is loaded, in whole blocks.
+    """The budget of the cache in tokens, in whole blocks.
 
-    Without `kv_cache_bytes` there is room for `max_batch` texts of which `text_tokens` are held and for one more, so
-    that a batch doesn't wipe out what was computed before; less where less memory is free.
+    Without `kv_cache_bytes` it is `max_batch` texts of `text_tokens` held tokens and one more, so that a batch does not
+    evict all earlier texts. It is smaller if less memory is free.
     """
     block_bytes = BLOCK_TOKENS * backend.cache_bytes_per_token
     if kv_cache_bytes is not None:
@@ -54,14 +54,14 @@ def budget_tokens(backend: StepBackend, text_tokens: int, max_batch: int, kv_cac
     room = int(free * MOST_OF_FREE_MEMORY) // block_bytes * BLOCK_TOKENS
     if room < SHORTEST_ANSWER_TOKENS:
         raise ModelError(
-            f"{free / 1e6:,.1f} MB of memory are free beside the model's weights, which leaves the keys and values of "
-            f"{room} tokens; at least {SHORTEST_ANSWER_TOKENS} are needed. Stop other programs, or take a smaller model"
+            f"{free / 1e6:,.1f} MB of memory are free beside the model's weights, enough for the keys and values of "
+            f"{room} tokens; at least {SHORTEST_ANSWER_TOKENS} are needed. Stop other programs, or use a smaller model"
         )
     return min(wanted, room)
 
 
 def beyond_budget(backend: Backend, cache_tokens: int, name: str, tokens: int) -> GenerationError:
-    """The error of what is called `name` and would never fit into a cache of so many tokens."""
+    """The error for a text, called `name`, of `tokens` tokens that can never fit into the cache."""
     megabytes = backend.cache_bytes_per_token / 1e6
     tokens = backend.held_tokens(tokens)
     return GenerationError(
@@ -72,7 +72,7 @@ def beyond_budget(backend: Backend, cache_tokens: int, name: str, tokens: int) -
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two sequences have in common from their start on."""
+    """The length of the common prefix of two sequences."""
     for i, (x, y) in enumerate(zip(a, b)):
         if x != y:
             return i
@@ -80,7 +80,7 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class BlockPool(Protocol):
-    """The memory behind a BlockCache; csrc/kv_pool.h."""
+    """The memory of a BlockCache; csrc/kv_pool.h."""
 
     @property
     def blocks(self) -> int: ...
@@ -89,22 +89,22 @@ class BlockPool(Protocol):
         """Copy one block into another."""
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give the memory of blocks back to the system; what they held is lost."""
+        """Return the memory of blocks to the system; their content is lost."""
 
 
 class Root(NamedTuple):
-    """What all blocks of a text have in common. Texts of different roots share nothing."""
+    """What all blocks of a text have in common. Texts with different roots share no blocks."""
 
-    rope_base: float  # that keys are rotated by
-    adapter: str | None  # whose weights computed them, None for the model's own
+    rope_base: float  # of the keys' rotation
+    adapter: str | None  # that computed keys and values; None: the model's own weights
 
 
 @dataclass(frozen=True)
 class _Key:
-    """What a cached block holds: these tokens behind those of its parent, computed under this root.
+    """The content of a cached block: its tokens, its parent block and its root.
 
-    Of embeddings `token_ids` are content ids (engine/prompt.py). The parent is a cached block itself and stays one as
-    long as this, so its number says all that lies before. Only the last block of a text may hold fewer than 16 tokens.
+    `token_ids` has content ids (engine/prompt.py) for embeddings. The parent stays cached as long as this block, so its
+    number identifies the whole text before it. Only the last block of a text may hold fewer than 16 tokens.
     """
 
     root: Root
@@ -113,10 +113,10 @@ class _Key:
 
 
 class BlockSequence(KVSequence):
-    """One text of a BlockCache: its tokens and the table of the blocks that hold them.
+    """One text of a BlockCache: its tokens and the table of its blocks.
 
-    Full blocks are cached, may be shared and are never written again. The block that new tokens go to is this
-    sequence's own.
+    Full blocks are cached, may be shared and are never written again. Only this sequence uses the block that it writes
+    to.
     """
 
     def __init__(self, cache: BlockCache, rope_length: int, root: Root, promised_blocks: int):
@@ -124,8 +124,8 @@ class BlockSequence(KVSequence):
         self.pool = cache.pool
         self.root = root
         self.blocks: list[int] = []
-        self.promised_blocks = promised_blocks  # still to come by plan; nobody else gets them
-        self.is_last_cached = False  # the last block was cached, then cut: not to be written as it is
+        self.promised_blocks = promised_blocks  # reserved for its plan, but not taken yet
+        self.is_last_cached = False  # the last block is cached and truncated: it must not be written
         self._cache = cache
         self._table = np.zeros(0, np.int32)
 
@@ -137,7 +137,7 @@ class BlockSequence(KVSequence):
         return self._table
 
     def reserve(self, length: int) -> None:
-        """Have blocks to write the tokens behind the held ones to, up to `length`; GenerationError without any."""
+        """Take blocks for new tokens up to `length`. Raises GenerationError if there are none."""
         if self.is_last_cached or length > BLOCK_TOKENS * len(self.blocks):
             self._cache.reserve(self, length)
             self.forget_table()
@@ -158,13 +158,12 @@ class BlockSequence(KVSequence):
 
 
 class BlockCache:
-    """The blocks of a pool: free ones, those of open sequences (counted), and idle ones, least recently used first.
+    """The blocks of a pool: free ones, those of open sequences (with user counts), and idle ones in LRU order.
 
-    A block is cached once it is full, and at the end of its text at the latest, under what it holds (_Key). Every user
-    of a block uses its parent, too, and gives its blocks back last one first: so a parent is never dropped before what
-    stands behind it. May be used from several threads.
+    A block is cached by its content (_Key) when it is full, or when its text ends. Every user of a block also uses its
+    parent, and releases its blocks last to first. So a parent is never evicted before its children. Thread-safe.
 
-    Never more blocks are promised than are free or idle, so an open sequence always gets what it was opened for.
+    The cache never promises more blocks than are free or idle, so an open sequence always gets its planned blocks.
     """
 
     def __init__(self, pool: BlockPool, rope_key: Callable[[int], float]):
@@ -176,7 +175,7 @@ class BlockCache:
         self._users = [0] * pool.blocks
         self._keys: dict[int, _Key] = {}
         self._children: dict[tuple[Root, int], dict[tuple[int, ...], int]] = {}
-        # Their ids in order: what has most in common with a text stands beside the text's own place.
+        # The children's ids in sorted order: the child with the longest common prefix is beside a text's own place.
         self._ordered: dict[tuple[Root, int], list[tuple[int, ...]]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._promised = 0
@@ -224,7 +223,7 @@ class BlockCache:
     def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
         assert isinstance(sequence, BlockSequence)
         with self._lock:
-            # A last block that must not be written as it is may have to be copied.
+            # A last block that must not be written may need a copy.
             wanted = self._missing_blocks(sequence, planned_tokens)
             wanted += sequence.is_last_cached - sequence.promised_blocks
             if wanted > 0:
@@ -271,9 +270,9 @@ class BlockCache:
                 sequence.blocks.append(self._take(sequence))
 
     def keep_full_blocks(self, sequence: BlockSequence, first: int) -> None:
-        """Cache the full blocks from the `first` on; what another text has cached already is shared instead.
+        """Cache the full blocks from the `first` on. A block that is cached already is shared instead.
 
-        The two hold the same bits: docs/numerics.md promises them whatever a token was computed together with.
+        Both hold the same bits: by docs/numerics.md these do not depend on the rest of a step.
         """
         with self._lock:
             for index in range(first, sequence.length // BLOCK_TOKENS):
@@ -285,17 +284,17 @@ class BlockCache:
                     self._share(sequence, index, known)
 
     def cut(self, sequence: BlockSequence) -> None:
-        """Give back the blocks behind the sequence's length."""
+        """Release the blocks after the sequence's length."""
         with self._lock:
             for index in range(len(sequence.blocks) - 1, blocks_of(sequence.length) - 1, -1):
                 self._give_back(sequence, index, sequence.blocks.pop())
             is_partial = sequence.length % BLOCK_TOKENS != 0
             sequence.is_last_cached = is_partial and sequence.blocks[-1] in self._keys
 
-    # --- finding -------------------------------------------------------------------------------------------------
+    # --- lookup --------------------------------------------------------------------------------------------------
 
     def _cached_chain(self, root: Root, token_ids: Sequence[int]) -> list[int]:
-        """The longest run of cached full blocks from the start of a text on."""
+        """The longest chain of cached full blocks that a text begins with."""
         chain: list[int] = []
         for start in range(0, len(token_ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
             ids = tuple(token_ids[start : start + BLOCK_TOKENS])
@@ -314,9 +313,9 @@ class BlockCache:
         return _Key(sequence.root, parent, tuple(ids))
 
     def _take_partial(self, sequence: BlockSequence, token_ids: Sequence[int]) -> None:
-        """Begin a sequence's first block of its own with what a cached one has in common with the text.
+        """Start a sequence's own first block with the cached block that shares the longest prefix with the text.
 
-        The end of an earlier text is taken over as it is, nobody else needs it; of a full block a copy is made.
+        The partial last block of an earlier text is taken over; a full block is copied.
         """
         parent = sequence.blocks[-1] if sequence.blocks else ROOT
         best_ids, best_length = self._most_similar((sequence.root, parent), tuple(token_ids[:BLOCK_TOKENS]))
@@ -333,13 +332,13 @@ class BlockCache:
             self.pool.copy(best, block)
             sequence.blocks.append(block)
             self._leave(best)
-        else:  # the last idle block, which would have to go for its own copy
+        else:  # this is the last idle block, and its copy would evict it
             self._leave(best)
             return
         sequence.token_ids += token_ids[:best_length]
 
     def _most_similar(self, parent: tuple[Root, int], ids: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-        """Ids of the child that has most in common with these, and how many."""
+        """Ids of the child with the longest common prefix with `ids`, and the length of that prefix."""
         ordered = self._ordered.get(parent, [])
         place = bisect_left(ordered, ids)
         beside = ordered[max(0, place - 1) : place + 1]
@@ -347,10 +346,10 @@ class BlockCache:
         longest = max(lengths, default=0)
         return (beside[lengths.index(longest)], longest) if longest else ((), 0)
 
-    # --- keeping -------------------------------------------------------------------------------------------------
+    # --- caching and eviction ------------------------------------------------------------------------------------
 
     def _share(self, sequence: BlockSequence, index: int, known: int) -> None:
-        """A sequence takes a cached block in the place of its own one, which holds the same."""
+        """Replace a sequence's own block with a cached block of the same content."""
         own = sequence.blocks[index]
         self._use(known)
         sequence.blocks[index] = known
@@ -360,17 +359,17 @@ class BlockCache:
     def _keep(self, block: int, key: _Key) -> None:
         children = self._children.setdefault((key.root, key.parent), {})
         for length in range(1, len(key.token_ids)):
-            # The end of an earlier text that went on like this one: this block holds all of it.
+            # A partial block of an earlier text is redundant if this block begins with its tokens.
             beginning = children.get(key.token_ids[:length])
             if beginning is not None:
                 self._drop(beginning)
-        # Dropping the last child took the dictionary away.
+        # Dropping the last child removed the dictionary.
         self._children.setdefault((key.root, key.parent), {})[key.token_ids] = block
         insort(self._ordered.setdefault((key.root, key.parent), []), key.token_ids)
         self._keys[block] = key
 
     def _keep_partial(self, sequence: BlockSequence) -> None:
-        """Cache the block that a text ends in, unless a cached one begins with the same tokens."""
+        """Cache a text's partial last block, unless a cached block begins with the same tokens."""
         index = sequence.length // BLOCK_TOKENS
         block, key = sequence.blocks[index], self._key(sequence, index)
         _, length = self._most_similar((key.root, key.parent), key.token_ids)
@@ -378,7 +377,7 @@ class BlockCache:
             self._keep(block, key)
 
     def _forget(self, block: int) -> None:
-        """A cached block with one user becomes that user's own: whatever stands behind it is idle, and dropped."""
+        """Remove a block from the cache for its only user. Its descendants are idle, so they are evicted."""
         key = self._keys.pop(block)
         siblings, ordered = self._children[key.root, key.parent], self._ordered[key.root, key.parent]
         del siblings[key.token_ids]
@@ -389,7 +388,7 @@ class BlockCache:
             self._drop(child)
 
     def _drop(self, block: int) -> None:
-        """An idle block, and whatever stands behind it, becomes free."""
+        """Evict an idle block and its descendants."""
         del self._idle[block]
         self._forget(block)
         self._free.append(block)
@@ -413,15 +412,15 @@ class BlockCache:
     # --- counting ------------------------------------------------------------------------------------------------
 
     def _missing_blocks(self, sequence: BlockSequence, planned_tokens: int) -> int:
-        """Blocks that an open sequence has yet to get to reach `planned_tokens`."""
+        """The blocks that an open sequence still needs for `planned_tokens`."""
         return blocks_of(planned_tokens) - len(sequence.blocks)
 
     def _let_go(self, sequence: BlockSequence, index: int, block: int) -> None:
-        """A sequence that is closed leaves its block `index`."""
+        """Release block `index` of a sequence that is being closed."""
         self._leave(block)
 
     def _take(self, sequence: BlockSequence) -> int:
-        """A block for one user, an idle one's where none is free."""
+        """A block for one user; evicts an idle block if none is free."""
         if not sequence.promised_blocks and self._available <= self._promised:
             raise GenerationError(
                 f"a sequence of {sequence.length} tokens outgrew its plan, and all {self.pool.blocks} blocks of "
@@ -452,7 +451,7 @@ class BlockCache:
                 self._free.append(block)
 
     def _give_back(self, sequence: BlockSequence, index: int, block: int) -> None:
-        """An open sequence leaves its block `index`; if that makes one available, it is promised to it again."""
+        """Release block `index` of an open sequence. If that frees a block, it is promised to the sequence again."""
         self._leave(block)
         if self._users[block] == 0:
             sequence.promised_blocks += 1
@@ -460,7 +459,7 @@ class BlockCache:
 
 
 class SequenceCache:
-    """Whole sequences, each used by one text at a time; idle ones are dropped least recently used first."""
+    """Whole sequences, each used by one text at a time; idle ones are evicted in LRU order."""
 
     def __init__(self, new_sequence: Callable[[int], KVSequence], rope_key: Callable[[int], float], tokens: int):
         self.tokens = tokens
@@ -515,9 +514,9 @@ class SequenceCache:
             self._idle.popitem(last=False)
 
     def _take_similar(self, token_ids: Sequence[int], rope_length: int, adapter: str | None) -> KVSequence | None:
-        """The idle sequence with the longest common prefix, cut to it; None where it is worth more to its own text.
+        """The idle sequence with the longest common prefix, truncated to it; None if too little is in common.
 
-        That is where less than half of the sequence and less than half of the new text are the same.
+        The prefix must be at least half of the sequence or half of the new text.
         """
         root = Root(self._rope_key(rope_length), adapter)
         best, best_length = None, 0

@@ -1,7 +1,7 @@
-"""Sliding windows with attention sinks: what a token attends to when it does not attend to all that lies before it.
+"""Sliding windows with attention sinks: limits the tokens that a token attends to.
 
 After Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453), in whole blocks
-of the cache. The sinks count as if they stood right before the window, so no distance is ever longer than both.
+of the cache. The sinks get positions directly before the window, so no distance exceeds the length of both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from minicpm.engine.backend import BLOCK_TOKENS
 
-# rotation tables are exact to there (engine/backends/numpy_attention.py).
+# Rotation tables are exact up to this position (engine/backends/numpy_attention.py).
 MOST_POSITIONS = 1 << 20
 
 
@@ -26,7 +26,7 @@ class SlidingWindow:
 
     tokens: int
     sinks: int = BLOCK_TOKENS
-    slack_tokens: int = 64  # a text can be cut back by so many, and no more
+    slack_tokens: int = 64  # a text can be truncated by at most so many tokens
     step_tokens: int = 512  # most new tokens of a text in one step
 
     def __post_init__(self) -> None:
@@ -40,17 +40,17 @@ class SlidingWindow:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the window before a token's own."""
+        """Blocks of the window before a token's own block."""
         return self.tokens // BLOCK_TOKENS
 
     @property
     def reach(self) -> int:
-        """Positions a model must be made for: no sink is further from its token."""
+        """Positions that a model must support: no attended token is further away."""
         return self.sinks + self.tokens + BLOCK_TOKENS
 
     @property
     def held_blocks(self) -> int:
-        """Most blocks that a text has in use, however long it is: also while a step is computed or cut back."""
+        """Most blocks that a text of any length uses, including those for a step and for truncation."""
         return self.sink_blocks + self.blocks + (self.slack_tokens + self.step_tokens) // BLOCK_TOKENS + 2
 
     @property
@@ -58,15 +58,15 @@ class SlidingWindow:
         return self.held_blocks * BLOCK_TOKENS
 
     def first_block(self, position: int) -> int:
-        """The first block of the window of the token at this position, or the first one behind the sinks."""
+        """The first block of the window of the token at this position, but not before the sinks' end."""
         return max(self.sink_blocks, position // BLOCK_TOKENS - self.blocks)
 
     def attended_tokens(self, position: int) -> int:
-        """How many tokens before it the token at this position attends to."""
+        """The number of earlier tokens that the token at this position attends to."""
         gap = self.first_block(position) - self.sink_blocks
         return position - BLOCK_TOKENS * gap
 
     def sink_positions(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where tokens at `positions` stand for the sinks: as if nothing lay between these and the window."""
+        """The positions of tokens relative to the sinks, without the gap between sinks and window."""
         first: npt.NDArray[np.int64] = np.maximum(self.sink_blocks, positions // BLOCK_TOKENS - self.blocks)
         return positions - BLOCK_TOKENS * (first - self.sink_blocks)

@@ -1,11 +1,11 @@
-"""A BlockCache whose texts leave blocks behind: those between the attention sinks and the sliding window.
+"""A BlockCache for sliding windows: texts release the blocks between the attention sinks and the window.
 
-A block that was left stays cached like one of a finished text. Where its memory is given to another, while what stands
-behind it is still cached, a ghost takes its place: a number without memory, so that later texts find the way to what
-they can still use. A text can begin with a run of cached blocks if its sinks and its window are there.
+A released block stays cached, like one of a finished text. If it is evicted while its children are still cached, a
+ghost replaces it: a block number without memory, through which later texts still find the children. A text can reuse
+a chain of cached blocks if none of its sinks and its window is a ghost.
 
-A block of a window that several open texts share is counted as if each had its own: whoever leaves it first needs
-another one for what comes next, while nothing becomes available.
+A shared window block is charged to every sequence. The first to slide past it allocates a new block, and the shared
+block does not become available.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from minicpm.errors import GenerationError
 
 
 class WindowSequence(BlockSequence):
-    """One text of a WindowCache; of its blocks those from the sinks' end to `gone_to` are left.
+    """One text of a WindowCache. Its blocks from the sinks' end to `gone_to` are released.
 
-    In their places in the table stands the first block, which nobody writes to.
+    The table has the first block in their places, which is never written.
     """
 
     def __init__(self, cache: WindowCache, rope_length: int, root: Root, promised_blocks: int, *, keeps_all: bool):
@@ -39,8 +39,8 @@ class WindowSequence(BlockSequence):
     def truncate(self, length: int) -> None:
         if self._window_cache.window.first_block(length) < self.gone_to:
             raise GenerationError(
-                f"a text of {self.length} tokens under a sliding window was to be cut to {length}, but what its window "
-                f"held there is gone; at most {self._window_cache.window.slack_tokens} tokens can be taken back"
+                f"a text of {self.length} tokens under a sliding window cannot be truncated to {length}: its window "
+                f"there is released; at most {self._window_cache.window.slack_tokens} tokens can be removed"
             )
         super().truncate(length)
 
@@ -92,7 +92,7 @@ class WindowCache(BlockCache):
             sequence.gone_to = self.window.sink_blocks
 
     def leave_behind(self, sequence: WindowSequence) -> None:
-        """Leave the blocks that no token to come attends to, nor one that comes when the text is cut a little."""
+        """Release the blocks that no future token attends to, not even after truncation by `slack_tokens`."""
         if sequence.keeps_all:
             return
         with self._lock:
@@ -123,13 +123,13 @@ class WindowCache(BlockCache):
         self._promised -= self._is_counted(index, block)
 
     def _is_counted(self, index: int, block: int) -> bool:
-        """Whether others' use of this block of a window is counted in the promises, beside their plans."""
+        """Whether the promises include an extra block, because others still use this window block."""
         return index >= self.window.sink_blocks and self._users[block] > 0
 
     def _give_back(self, sequence: BlockSequence, index: int, block: int) -> None:
         super()._give_back(sequence, index, block)
         if self._is_counted(index, block):
-            sequence.promised_blocks += 1  # out of what was counted for sharing it
+            sequence.promised_blocks += 1  # the extra block that was counted for sharing
 
     def _share(self, sequence: BlockSequence, index: int, known: int) -> None:
         if known >= self.pool.blocks:
@@ -137,14 +137,14 @@ class WindowCache(BlockCache):
             return
         is_counted = self._is_counted(index, known)
         super()._share(sequence, index, known)
-        # As many blocks as before are the sequence's: what it was promised for its own is for sharing, or for nothing.
+        # The sequence has as many blocks as before. The block promised for its own one now covers the sharing, or none.
         sequence.promised_blocks -= 1
         self._promised -= not is_counted
 
     # --- ghosts --------------------------------------------------------------------------------------------------
 
     def _usable(self, chain: list[int], keeps_all: bool) -> int:
-        """How many blocks of a cached run a text can begin with: its sinks and its window are no ghosts."""
+        """The number of blocks of a cached chain that a text can reuse: no ghost may be among its sinks and window."""
         length = len(chain)
         while length:
             first = self.window.sink_blocks if keeps_all else self.window.first_block(BLOCK_TOKENS * length)
@@ -166,7 +166,7 @@ class WindowCache(BlockCache):
         if self._users[last] == 1 and (sequence.root, last) not in self._children:
             super()._make_last_writable(sequence)
             return
-        # Others may be writing behind it, having left it.
+        # Sequences that released this block may be writing its children.
         block = self._take(sequence)
         self.pool.copy(last, block)
         sequence.blocks[-1] = block
@@ -183,7 +183,7 @@ class WindowCache(BlockCache):
             self._drop(block)
 
     def _rename(self, old: int, new: int) -> None:
-        """A cached block gets another number: a ghost's, or a ghost gets memory."""
+        """Change a cached block's number: to a ghost's, or from a ghost's to one with memory."""
         key = self._keys[new] = self._keys.pop(old)
         self._children[key.root, key.parent][key.token_ids] = new
         if (key.root, old) in self._children:
@@ -195,7 +195,7 @@ class WindowCache(BlockCache):
     def _forget(self, block: int) -> None:
         parent, root = self._keys[block].parent, self._keys[block].root
         super()._forget(block)
-        # A ghost that leads nowhere is forgotten, and so on.
+        # Remove ghosts without children, up the chain.
         while parent >= self.pool.blocks and (root, parent) not in self._children:
             ghost, parent = parent, self._keys[parent].parent
             super()._forget(ghost)

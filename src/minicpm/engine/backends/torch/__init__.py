@@ -1,10 +1,9 @@
 """The torch backend: a model on a CPU or GPU, in floating point or with its weights as INT4 or INT8 codes.
 
-Prompts, and any mix with answers, go through transformers' model classes (ragged.py), and so does every position that
-has an embedding in place of a token id. A step that gives every row one token id goes through a decoder made for it
-(decode.py), on an NVIDIA GPU as a recorded graph of a few kernels (graphs.py,
-kernels.py). Both read and write the same sequences. Floating point: the same request may differ in the last bits with
-what it shares a batch with; the integer backends are the ones that promise equal bits.
+Transformers' model classes compute prompts, batches with prompts, and positions with embeddings (ragged.py). A step
+with one token id per row uses a special decoder (decode.py), on an NVIDIA GPU as a recorded graph of a few kernels
+(graphs.py, kernels.py). Both read and write the same sequences. In floating point the last bits of a request depend on
+the rest of its batch; only the integer backends guarantee equal bits.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from minicpm.models import MiniCPMForCausalLM, load_model
 
 _LOGGER = logging.getLogger(__name__)
 
-# Computes M tokens behind M sequences: (M, vocab) float32 logits.
+# Appends M tokens to M sequences: (M, vocab) float32 logits.
 Decode = Callable[[Sequence[TorchSequence], Sequence[int]], torch.Tensor]
 
 
 class TorchBackend:
-    """Runs an opened checkpoint with torch on a CPU or GPU, in its own dtype or another."""
+    """Runs an opened checkpoint with torch on a CPU or GPU, in the checkpoint's or another dtype."""
 
     name = "torch"
     is_exact = False
@@ -82,7 +81,7 @@ class TorchBackend:
         if self._device.type == "cuda":
             return int(torch.cuda.mem_get_info(self._device)[0])
         free = free_memory_bytes() if self._device.type == "cpu" else None
-        # The system counts the weights' pages as free, since it could drop them, but every token needs them.
+        # The system counts the weights' pages as free, because it could drop them. But every token needs them.
         return None if free is None else max(0, free - self._mapped_bytes)
 
     def forward(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
@@ -120,7 +119,7 @@ class TorchBackend:
         return np.split(values, np.cumsum(counts)[:-1])
 
     def _embed(self, ids: list[int], embeddings: npt.NDArray[np.float32] | None) -> torch.Tensor:
-        """(T, hidden) of T ids as flat_ids gives them: a token's row, scaled, and given embeddings as they are."""
+        """(T, hidden) of T ids from flat_ids: scaled rows of tokens, and unscaled embeddings of spans."""
         wanted = torch.tensor(ids, device=self._device)
         h: torch.Tensor = self._model.model.embed_tokens(wanted.clamp(min=0))
         if embeddings is not None:
@@ -128,7 +127,7 @@ class TorchBackend:
         return h
 
     def _read(self, rows: Sequence[Row], h: torch.Tensor, wanted: list[int], is_hidden: bool) -> torch.Tensor:
-        """(len(wanted), vocab) logits of any rows that layer 0 gets h of, or the hidden states of all their tokens."""
+        """Logits (len(wanted), vocab) of rows with embeddings h (T, hidden), or the hidden states of all T tokens."""
         for row in rows:
             row.sequence.reserve(row.sequence.length + len(row.token_ids))
         inputs = RaggedBatch(rows, self._device).inputs(h, self._device)
@@ -139,13 +138,13 @@ class TorchBackend:
 
 
 def _decoder(model: MiniCPMForCausalLM, config: DecoderConfig, device: torch.device) -> Decode:
-    """The best way to give each of several sequences one token: recorded on an NVIDIA GPU, step by step elsewhere."""
+    """The decoder of steps with one token per sequence: recorded graphs on an NVIDIA GPU, plain torch elsewhere."""
     if device.type == "cuda":
         if (missing := _why_no_graphs(model)) is None:
             from minicpm.engine.backends.torch.graphs import GraphedDecoder
 
             return GraphedDecoder(model, config)
-        _LOGGER.warning("answers come slowly on %s: no kernels for it, since %s", device, missing)
+        _LOGGER.warning("decoding is slow on %s: its kernels cannot be used, because %s", device, missing)
     decoder = Decoder(model, joins=False)
 
     def decode(sequences: Sequence[TorchSequence], token_ids: Sequence[int]) -> torch.Tensor:
@@ -166,8 +165,10 @@ def _why_no_graphs(model: MiniCPMForCausalLM) -> str | None:
 
 @contextmanager
 def _fastest_matmul(token_count: int, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Keep oneDNN away from a single token in bfloat16 on the CPU: torch's own product decodes twice as fast
-    (benchmarks/results/decode_onednn.json), sums in float32 as well, and is the slower one from two tokens on.
+    """Disable oneDNN for a single token in bfloat16 on the CPU.
+
+    There torch's own product decodes twice as fast (benchmarks/results/decode_onednn.json), and also sums in float32.
+    From two tokens on it is slower.
     """
     if token_count != 1 or dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.enabled:
         yield
@@ -187,7 +188,7 @@ def _choose_device(device: str) -> str:
     kind, _, index = device.partition(":")
     count = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}[kind]
     if int(index or 0) >= count:
-        raise ModelError(f"device {device} was asked for, but torch sees {count} {kind} devices here; try device cpu")
+        raise ModelError(f"device {device} is not available: torch sees {count} {kind} devices here; try device cpu")
     return device
 
 

@@ -1,11 +1,11 @@
-"""One token for each of several sequences: the decoder as a few operations that a GPU can do in a kernel each.
+"""Decodes one token for each of several sequences, by a few operations that a GPU can do in one kernel each.
 
     h = embed(ids)
     h = h + residual_scale * o(attend(qkv(norm(h))));  h = h + residual_scale * down(gated(gate_up(norm(h))))
     logits = head(norm(h)) * logit_scale
 
-The same weights and muP constants as models/modeling.py, whose modules these are. What is here is plain torch and runs
-anywhere; kernels.py has the same two operations, `project` and attention, for a GPU, and graphs.py replays a step.
+It uses the modules of models/modeling.py, with the same weights and muP constants. This module is plain torch and runs
+anywhere. kernels.py has the same two operations, `project` and attention, for a GPU, and graphs.py replays a step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Attention = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class Project(Protocol):
-    """x (M, K) -> (M, N): what stands between two attentions, in one operation."""
+    """x (M, K) -> (M, N): a norm, a layer, and a gate or a residual, in one operation."""
 
     def __call__(
         self,
@@ -39,9 +39,9 @@ class Project(Protocol):
         factor: float | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """layer(norm(x)), of which `is_gated` takes silu(first half) * second half.
+        """layer(norm(x)); with `is_gated`, silu(first half) * second half of it.
 
-        With a residual, that and `factor` times the product; without one, `factor` times it in float32.
+        With a residual, `residual` plus `factor` times that. With only a factor, `factor` times that in float32.
         """
 
 
@@ -56,10 +56,10 @@ class _Layer:
 
 
 class Decoder:
-    """A model's modules in the order of a decode step. Nothing in a step waits for the device or depends on lengths.
+    """A model's modules in the order of a decode step. A step never waits for the device or depends on lengths.
 
-    With `joins` layers of one input become one, and the model's own become views of it: for weights in memory of their
-    own, since those of a mapped file would be copied.
+    With `joins`, layers of one input become one layer, and the model's own layers become views of it. Do not use it for
+    the weights of a mapped file, because it copies them.
     """
 
     def __init__(self, model: MiniCPMForCausalLM, *, joins: bool):
@@ -109,7 +109,7 @@ def project(
 
 
 class RowAttention:
-    """`Attention` in plain torch, a row at a time over its sequence, which has memory for one more token."""
+    """`Attention` in plain torch, row by row. Each sequence must have memory for one more token."""
 
     def __init__(self, model: MiniCPMForCausalLM, sequences: Sequence[TorchSequence]):
         config = model.config
@@ -132,7 +132,7 @@ class RowAttention:
 
 
 class _SideBySide(nn.Module):
-    """Layers of one input, their outputs behind each other."""
+    """Layers of one input, with concatenated outputs."""
 
     def __init__(self, layers: Sequence[nn.Module]):
         super().__init__()
@@ -143,7 +143,7 @@ class _SideBySide(nn.Module):
 
 
 def can_be_joined(model: MiniCPMForCausalLM) -> bool:
-    """Whether the layers that a step takes together are of one kind everywhere, as in all presets."""
+    """Whether all layers to be joined have the same quantization or dtype, as in all presets."""
     return all(
         len({_kind(layer) for layer in layers}) == 1
         for block in model.model.layers
@@ -161,7 +161,7 @@ def _kind(layer: nn.Module) -> tuple[object, ...]:
 
 
 def _joined(layers: Sequence[nn.Module]) -> nn.Module:
-    """One layer with the outputs of several, whose weights become views of its own."""
+    """One layer with the concatenated outputs of several. Their weights become views of its weight."""
     if isinstance(layers[0], QuantizedLinear):
         return QuantizedLinear.joined([layer for layer in layers if isinstance(layer, QuantizedLinear)])
     weight = torch.cat([layer.weight for layer in layers])

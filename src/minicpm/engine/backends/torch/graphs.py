@@ -1,7 +1,7 @@
-"""Decode steps on an NVIDIA GPU, each kind recorded once as a CUDA graph and replayed: one launch a token.
+"""Decode steps on an NVIDIA GPU. Each kind of step is recorded once as a CUDA graph and replayed: one launch per token.
 
-A kind is a number of rows and a longest text, both rounded up to a power of two. What differs from step to step, token
-ids, lengths and where the sequences lie, is a small table that is copied to the device before each.
+A kind is a number of rows and a longest text, both rounded up to a power of two. Token ids, lengths and the addresses
+of sequences differ from step to step. A small table with them is copied to the device before each step.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from minicpm.models.quantized import QuantizedLinear
 
 _SMALLEST_HEAD_DIM = 16
 
-# Computes a step; its result is always the same memory.
+# Computes a step; its result is always in the same memory.
 Compute = Callable[[], torch.Tensor]
-# A computation's result, and what computes it again into the same memory.
+# A computation's result, and a function that computes it again into the same memory.
 Recorded = tuple[torch.Tensor, Callable[[], object]]
 
 
 def why_not(model: MiniCPMForCausalLM) -> str | None:
-    """Why the kernels cannot run a model, None where they can."""
+    """The reason why the kernels cannot run a model; None if they can."""
     dim = model.config.head_dim
     if dim < _SMALLEST_HEAD_DIM or dim & (dim - 1):
-        return f"its heads have {dim} dimensions, which is no power of two from {_SMALLEST_HEAD_DIM} on"
+        return f"its heads have {dim} dimensions, not a power of two of at least {_SMALLEST_HEAD_DIM}"
     if not can_be_joined(model):
         return "weights that share an input are quantized in different ways"
     return None
@@ -39,7 +39,8 @@ def why_not(model: MiniCPMForCausalLM) -> str | None:
 
 def cuda_graph(compute: Compute) -> Recorded:
     """Record a computation on the current device."""
-    # Once as it is, beside everything else: kernels are compiled and libraries set up, which no recording may contain.
+    # First run it on a separate stream without recording: this compiles kernels and initializes libraries, which is not
+    # allowed during a recording.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -61,23 +62,23 @@ class _Step:
 
 
 class GraphedDecoder:
-    """Decode steps of a model: M tokens behind M sequences give (M, vocab) float32 logits on the host.
+    """Decode steps of a model: appends M tokens to M sequences and returns (M, vocab) float32 logits on the host.
 
-    The model itself, which reads prompts, shares the weights and gets their kernels.
+    The model itself, which computes prompts, shares the weights and uses their kernels.
     """
 
     def __init__(
         self, model: MiniCPMForCausalLM, config: DecoderConfig, record: Callable[[Compute], Recorded] = cuda_graph
     ):
         self._decoder = Decoder(model, joins=True)
-        for layer in model.modules():  # prompts go through these
+        for layer in model.modules():  # they compute prompts
             if isinstance(layer, QuantizedLinear):
                 layer.weights = partial(weights_of, layer)
         self._config, self._record = config, record
         self._device = model.model.norm.weight.device
         self._steps: dict[tuple[int, int], _Step] = {}
         self._rotations: dict[float, torch.Tensor] = {}
-        # Rows that a step has too many read and write here.
+        # The sequence of padding rows.
         self._nobody = TorchSequence(config, 1, model.model.norm.weight.dtype, self._device)
         self._nobody.reserve(1)
 
@@ -111,7 +112,7 @@ class GraphedDecoder:
         return torch.tensor(content, pin_memory=self._device.type == "cuda")
 
     def _rotations_of(self, sequence: TorchSequence) -> torch.Tensor:
-        """(positions, 2, D / 2) float32, cos and sin of a sequence's rotary base: the same for all of one base."""
+        """cos and sin of a sequence's rotary base, (positions, 2, D / 2) float32; one tensor per base."""
         base = self._config.rope_base(sequence.rope_length)
         if base not in self._rotations:
             positions = torch.arange(self._config.context_length, device=self._device)[None]
@@ -121,5 +122,5 @@ class GraphedDecoder:
 
 
 def _power_of_two(count: int) -> int:
-    """The smallest power of two from `count` on."""
+    """The smallest power of two that is at least `count`."""
     return 1 << (count - 1).bit_length()

@@ -1,9 +1,9 @@
 """The two operations of a decode step (decode.py) for a GPU, in Triton.
 
-A single row goes through one kernel a product, which reads every weight once and does the norm before it and what
-follows it on the way; attention of any number of rows is one kernel, or two for long texts. Where sequences lie and how
-long they are is read from a table on the device, so that a recorded step serves all sequences at all lengths.
-Triton's interpreter (TRITON_INTERPRET=1) runs them on the CPU, which is how the tests prove them.
+For a single row, one kernel per product reads every weight once and includes the norm before it and the operations
+after it. Attention of any number of rows is one kernel, or two for long texts. Kernels read the addresses and lengths
+of sequences from a table on the device, so a recorded step works for all sequences of any length. Triton's interpreter
+(TRITON_INTERPRET=1) runs them on the CPU, where the tests prove them.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from minicpm.engine.backends.torch import decode
 from minicpm.engine.backends.torch.ragged import TorchSequence
 from minicpm.models.quantized import QuantizedLinear
 
-# Columns of the table of rows, int64: the token, its position, how many tokens the sequence's memory is for, and the
-# addresses of the rotations of all positions (positions, 2, D / 2) float32 and of that memory.
+# Columns of the table of rows, int64: the token, its position, the capacity of the sequence's memory in tokens, the
+# address of the rotations of all positions (positions, 2, D / 2) float32, and the address of that memory.
 TOKEN, POSITION, CAPACITY, ROTATIONS, MEMORY, COLUMNS = (tl.constexpr(i) for i in range(6))
-# Positions that one program of attention looks at; those of longer texts are put together by a second kernel.
+# Positions per program of attention. A second kernel joins the programs' results of longer texts.
 SPLIT = 256
 _BLOCK = 64
-# More rows than this multiply quantized weights as a prompt does.
+# With more rows than this, quantized weights are multiplied as for a prompt.
 MOST_ROWS = 64
-# What a program reads of the weights at once, 128 bytes a thread, less where that would leave too few programs.
+# Bytes of weights that a program reads at once, 128 per thread; fewer if there would be too few programs.
 _READ_BYTES, _FEWEST_PROGRAMS = 16384, 256
 _FLOAT_GROUP = 64
 _ONES = 0x4B000000  # 2 ** 23
 _EXPANDED_GROUPS = 32
-# Words of a row that are multiplied at a time where there are several inputs.
+# Words of a row that are multiplied at a time if there are several inputs.
 _WORDS = 32
 
 
@@ -41,8 +41,8 @@ _WORDS = 32
 def _field(word, ones, i: tl.constexpr, BITS: tl.constexpr):
     """The codes at bit BITS * i of 32-bit words, times 2 ** (BITS * i % 16), in float32.
 
-    Two operations, and no conversion: the bits become the last ones of `ones`, which is 2 ** 23 in float32 and no
-    constant, as that would take a third; then 2 ** 23 and the codes' offset are taken off.
+    It takes two operations and no conversion: the bits become the lowest ones of `ones`, which is 2 ** 23 in float32;
+    then 2 ** 23 and the codes' offset are subtracted. `ones` is an argument: a constant would need a third operation.
     """
     bit: tl.constexpr = BITS * i % 16
     if BITS * i >= 16:
@@ -68,7 +68,7 @@ def _groups_product(
     G: tl.constexpr,
     HAS_NORM: tl.constexpr,
 ):
-    """Products of output features with x over GROUPS groups of K, and the sum of the squares of x there."""
+    """Products of output features with x over GROUPS groups of K, and the sum of squares of x over these groups."""
     FIELDS: tl.constexpr = 1 if BITS == 16 else 32 // BITS
     W: tl.constexpr = G // FIELDS
     COUNT: tl.constexpr = (K + G - 1) // G
@@ -76,7 +76,7 @@ def _groups_product(
     is_group = is_row[:, None] & (g < COUNT)[None, :]
     is_word = is_group[:, :, None]
     k = g[:, None] * G + w[None, :]
-    if BITS == 16:  # rows of codes are filled up to whole groups, those of floats end at K
+    if BITS == 16:  # rows of codes are padded to whole groups; rows of floats end at K
         is_word = is_word & (k < K)[None, :, :]
     place = n.to(tl.int64)[:, None, None] * row_stride + (g * W)[None, :, None] + w[None, None, :]
     word = tl.load(codes + place, mask=is_word, other=0)
@@ -126,7 +126,7 @@ def _product_kernel(
 ):
     """Some output features of one row. All of K is read, in two powers of two of groups: GROUPS and MORE_GROUPS."""
     i = tl.arange(0, BLOCK_N)
-    if IS_GATED:  # a gate and its own counterpart behind each other
+    if IS_GATED:  # each gate is followed by its own up
         n = tl.program_id(0) * (BLOCK_N // 2) + i // 2
         is_row = n < N // 2
         n += i % 2 * (N // 2)
@@ -172,7 +172,7 @@ def _rows_kernel(
     BLOCK_N: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """Some output features of several rows: weights are made in the inputs' dtype, WORDS of a row at a time."""
+    """Some output features of several rows; weights are dequantized to the inputs' dtype, WORDS of a row at a time."""
     FIELDS: tl.constexpr = 32 // BITS
     W: tl.constexpr = G // FIELDS
     m, n = tl.arange(0, BLOCK_M), tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -204,7 +204,7 @@ def _weights_kernel(
     G: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Some groups of one row in floating point."""
+    """Dequantize some groups of one row."""
     FIELDS: tl.constexpr = 32 // BITS
     W: tl.constexpr = G // FIELDS
     COUNT: tl.constexpr = (K + G - 1) // G
@@ -233,7 +233,7 @@ def _attention_kernel(
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One head of one row over SPLIT positions; who has the new token's position writes its key and value."""
+    """One head of one row over SPLIT positions. The program with the new token's position writes its key and value."""
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(table + row * COLUMNS + POSITION)
     start = split * SPLIT
@@ -261,7 +261,7 @@ def _attention_kernel(
     new_low, new_high = (key_low * cos - key_high * sin).to(dtype), (key_high * cos + key_low * sin).to(dtype)
     new_value = tl.load(own + (HEADS + KV_HEADS + kv_head) * D + d)
 
-    # The new token is the first that is looked at, by the last split alone: the others give it no weight.
+    # Start with the new token, which only the last split includes: the others give it no weight.
     is_last = start + SPLIT > position
     score = tl.sum(rotated_low * new_low.to(tl.float32) + rotated_high * new_high.to(tl.float32), 0)
     largest = tl.where(is_last, score, -1e30)
@@ -270,7 +270,7 @@ def _attention_kernel(
     end = tl.minimum(position, start + SPLIT)
     for first in range(start, end, BLOCK):
         s = first + tl.arange(0, BLOCK)
-        # The compiler cannot see that an address read from the table allows wide reads.
+        # The compiler does not know that an address from the table allows wide reads.
         held = tl.multiple_of(keys + s[:, None] * D + half[None, :], (1, 16))
         is_held = (s < end)[:, None]
         low = tl.load(held, mask=is_held, other=0.0).to(tl.float32)
@@ -309,7 +309,7 @@ def _join_kernel(
     SPLITS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """One head of one row from what its splits found."""
+    """Join the results of the splits of one head of one row."""
     row, head = tl.program_id(0), tl.program_id(1)
     position = tl.load(table + row * COLUMNS + POSITION)
     split, d = tl.arange(0, SPLITS), tl.arange(0, D)
@@ -324,7 +324,7 @@ def _join_kernel(
 
 @dataclass(frozen=True)
 class TableAttention:
-    """`decode.Attention` over what a table of rows (M, COLUMNS) says, for texts of up to `splits` times SPLIT."""
+    """`decode.Attention` over the rows of a table (M, COLUMNS), for texts of up to `splits` times SPLIT positions."""
 
     table: torch.Tensor
     heads: int
@@ -356,7 +356,7 @@ def project(
     factor: float | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`decode.Project`: one kernel for one row; for several the product alone is one, where weights are quantized."""
+    """`decode.Project`: one kernel for a single row. For several rows, only a quantized product is a kernel."""
     if len(x) > 1:
         is_quantized = isinstance(layer, QuantizedLinear) and len(x) <= MOST_ROWS
         product = partial(_product_of_rows, layer) if is_quantized else layer
@@ -404,9 +404,9 @@ def _project_one(
 
 
 def _tile(N: int, K: int, bits: int, group_size: int, itemsize: int) -> tuple[int, int, int]:
-    """Output features of a program, and the groups of its two reads, powers of two that cover K.
+    """The output features of a program, and the groups of its two reads: powers of two that together cover K.
 
-    `itemsize` is that of weights which are not codes.
+    `itemsize` is that of unquantized weights.
     """
     count = -(-K // group_size)
     groups = 1 << count.bit_length() - 1
@@ -419,7 +419,7 @@ def _tile(N: int, K: int, bits: int, group_size: int, itemsize: int) -> tuple[in
 
 
 def _product_of_rows(layer: QuantizedLinear, x: torch.Tensor) -> torch.Tensor:
-    """A quantized layer's outputs of up to MOST_ROWS rows (M, K)."""
+    """A quantized layer's outputs for up to MOST_ROWS rows (M, K)."""
     M, N, K = len(x), layer.out_features, layer.in_features
     out = x.new_empty((M, N))
     block = 16 if N <= 4096 else 32
@@ -456,5 +456,5 @@ def weights_of(layer: QuantizedLinear, rows: slice, dtype: torch.dtype) -> torch
 
 
 def table_row(token_id: int, sequence: TorchSequence, rotations: torch.Tensor) -> tuple[int, ...]:
-    """What the kernels have to know of a row, in the order of the columns."""
+    """A row of the kernels' table, in the order of the columns."""
     return token_id, sequence.length, sequence.capacity, rotations.data_ptr(), sequence.memory.data_ptr()

@@ -1,7 +1,7 @@
-"""Any mix of prompts and answers through transformers' model classes, as one flattened row of tokens.
+"""Computes any mix of prompts and answers with transformers' model classes, as one flattened row of tokens.
 
-All rows' tokens lie behind each other in a batch of one, so every projection is one matrix product over all of them and
-nothing is padded. Each row keeps its own keys and values, a `TorchSequence`, and attends to them alone.
+All rows' tokens are concatenated in a batch of one. So every projection is one matrix product over all of them, without
+padding. Each row has its own keys and values, a `TorchSequence`, and attends only to them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _INITIAL_CAPACITY = 256
 class TorchSequence(KVSequence):
     """Keys and values of one text in one piece of memory, (layers, 2, H_kv, capacity, D), grown by doubling.
 
-    A step reserves memory, writes behind `length` in every layer and extends the sequence when all layers are done, so
-    an interrupted step leaves it as it was.
+    A step reserves memory, writes after `length` in every layer, and extends the sequence when all layers are done. So
+    an interrupted step leaves it unchanged.
     """
 
     def __init__(self, config: DecoderConfig, rope_length: int, dtype: torch.dtype, device: torch.device):
@@ -37,7 +37,7 @@ class TorchSequence(KVSequence):
         return self.memory.shape[3]
 
     def reserve(self, length: int) -> None:
-        """Have memory for the tokens up to `length`."""
+        """Allocate memory for tokens up to `length`."""
         if length <= self.capacity:
             return
         layers, two, heads, capacity, dim = self.memory.shape
@@ -47,7 +47,7 @@ class TorchSequence(KVSequence):
         self.memory = grown
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (H_kv, T, D) keys and values behind the held ones; return all of them, (H_kv, length + T, D)."""
+        """Write (H_kv, T, D) keys and values after the held ones; return all of them, (H_kv, length + T, D)."""
         end = self.length + keys.shape[1]
         held_keys, held_values = self.memory[layer]
         held_keys[:, self.length : end] = keys
@@ -63,7 +63,7 @@ def attend(
     mask: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention of one sequence: query (1, H, T, D) over (H_kv, S, D), causal where there is no mask and T = S."""
+    """Attention of one sequence: query (1, H, T, D) over (H_kv, S, D); causal if there is no mask and T = S."""
     T = query.shape[2]
     return torch.nn.functional.scaled_dot_product_attention(
         query,
@@ -77,7 +77,7 @@ def attend(
 
 
 class RaggedBatch(Cache):
-    """Hands the model's new keys and values to the rows' sequences; attention reads them from there."""
+    """Writes the model's new keys and values to the rows' sequences, from which attention reads them."""
 
     def __init__(self, rows: Sequence[Row], device: torch.device):
         super().__init__(layers=[])
@@ -87,7 +87,7 @@ class RaggedBatch(Cache):
         self.masks = [_chunk_mask(s.length, n, device) for s, n in zip(self._sequences, self.lengths)]
 
     def inputs(self, h: torch.Tensor, device: torch.device) -> dict[str, Any]:
-        """What the model is called with, to compute all rows' tokens from their embeddings h (T, hidden)."""
+        """The model's arguments for all rows' tokens with embeddings h (T, hidden)."""
         spans = list(zip(self._sequences, self.lengths))
         positions = torch.cat([torch.arange(s.length, s.length + n) for s, n in spans])
         return {
@@ -126,7 +126,7 @@ AttentionInterface.register(ATTENTION, _ragged_attention)
 
 
 def _chunk_mask(past: int, T: int, device: torch.device) -> torch.Tensor | None:
-    """(T, past + T) booleans for a chunk behind held tokens; None where the plain causal rule says it all."""
+    """The mask (T, past + T) of a chunk after held tokens; None if plain causal attention is enough."""
     if T == 1 or past == 0:
         return None
     return torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
