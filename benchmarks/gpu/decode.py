@@ -217,7 +217,7 @@ def speed_row(
         "weights": weights,
         "engine": engine,
         "tokens_per_s": round(tokens_per_s, 1),
-        "% of what the device can do": round(100 * part, 1),
+        "% of what the device can do": float(f"{100 * part:.3g}"),
         "goal": goal,
     }
 

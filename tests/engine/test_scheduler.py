@@ -214,8 +214,8 @@ def test_no_more_requests_than_the_limit_pass_one_that_does_not_fit(llm: LLM, mo
     scheduler.close()
 
 
-def test_equal_requests_finish_in_the_order_they_came_whoever_gives_way(llm: LLM):
-    crowded = small(llm, 320)
+def test_equal_requests_finish_in_the_order_they_came_though_some_are_preempted(llm: LLM):
+    crowded = small(llm, 320, lookup="off")  # drafts that are right would let one get ahead
     scheduler = crowded.new_scheduler()
     added(crowded, scheduler, prompts_of(*[20] * 8), SamplingParams(seed=3, ignore_eos=True, max_tokens=100))
     assert [*completed(scheduler)] == [*range(8)]
@@ -224,7 +224,7 @@ def test_equal_requests_finish_in_the_order_they_came_whoever_gives_way(llm: LLM
 
 def test_a_request_that_gives_way_waits_behind_an_earlier_one_that_it_had_passed(llm: LLM):
     """Of 15 blocks the giant needs 14; until the one before it grows, there is room for the one behind it."""
-    crowded = small(llm, 240)
+    crowded = small(llm, 240, lookup="off")
     scheduler = crowded.new_scheduler()
     for index, (length, answer) in enumerate([(5, 3), (16, 144), (200, 24), (20, 150)]):
         params = SamplingParams(seed=3, ignore_eos=True, max_tokens=answer)
