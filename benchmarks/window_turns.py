@@ -4,11 +4,11 @@
 
 Conversations of MiniCPM-nano take turns, round after round, ten turns each, so that every turn finds its own
 conversation evicted in part by the others. The cache has the size that `LLM` gives it by default for four requests at
-once. Three policies say what goes when a block is needed whose successors are still cached (engine/cache/window.py):
+once. Three policies for evicting a block whose successors are still cached (engine/cache/window.py) are compared:
 
-- ghosts: its memory goes, a number without memory keeps the way to its successors. This is the product's policy.
-- with successors: the block goes and all that stands behind it.
-- ends first: the least recently used block without successors goes, and one with successors only if there is no other.
+- ghosts: the memory is freed, and a number without memory keeps the path to the successors. The product does this.
+- with successors: the block is evicted together with all its successors.
+- ends first: the least recently used block without successors is evicted first; others only if there is none.
 
 The model is not run: what is cached depends on token ids alone, and answers are random words. Everything is counted in
 tokens, so the figures are the same on every machine. Writes benchmarks/results/window_turns.json and RESULTS.md.
