@@ -22,11 +22,11 @@ from outliers import write_outlier_copy, write_unrounded
 from report import write_report
 
 from minicpm import native
-from minicpm.engine.backend import StepBackend
+from minicpm.engine.backend import KV_BLOCK, StepBackend
 from minicpm.engine.backends.arithmetic import Floats
 from minicpm.engine.backends.native import NativeBackend
 from minicpm.engine.backends.numpy import Linear, NumpyBackend
-from minicpm.engine.backends.numpy_attention import KV_BLOCK, NumpySequence, attention_kind
+from minicpm.engine.backends.numpy_attention import NumpySequence, attention_kind
 from minicpm.eval.likelihood import logits_of
 from minicpm.export.convert import convert
 from minicpm.export.quantize import quantize_folder

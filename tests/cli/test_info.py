@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from minicpm.cli.verbs.info import cache_bytes_per_token, weight_memory
+from minicpm.cli.verbs.info import weight_memory
+from minicpm.engine.backend import cache_bytes_per_token
 from minicpm.formats.config import DecoderConfig, read_config_json
 
 
@@ -85,5 +86,5 @@ def test_the_sizes_of_minicpm_2b_are_the_known_ones(real_configs: Path):
     memory = weight_memory(config)
     assert memory["bfloat16"] == 2 * 2_724_880_896
     assert 1.5e9 < memory["int4"] < 1.7e9
-    assert cache_bytes_per_token(config)["float16"] == 368_640
-    assert cache_bytes_per_token(config)["int8"] == 195_840
+    assert cache_bytes_per_token(config, "float16") == 368_640
+    assert cache_bytes_per_token(config, "int8") == 195_840

@@ -10,7 +10,7 @@ same ones. A string with a space in it is a message, whose wording no test fixes
 
 Every mutation is made in a copy of the package, which PYTHONPATH puts first; nothing in src is written. The tests are
 those of the room: tests/ROOM, with the file of the same name first. They stop at the first failure, or after three
-times the time that they take without a mutation.
+times the time that they take without a mutation, or when a process wants more than MEMORY_BYTES.
 
 A mutation that no test notices is printed as a difference. Either a test is missing, or the program does the same with
 the mutation and without it. An equivalent one is listed with its reason under "equivalent" in tests/mutations.json and
@@ -26,6 +26,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "tests" / "mutations.json"
 SEED = 2024
 LEAST_TIMEOUT_S, TIMES_CLEAN = 20.0, 3.0
+MEMORY_BYTES = 4 << 30  # of a process: a mutated size can ask for any amount
 # Rooms whose tests, or some of them, stand in another folder than tests/ROOM.
 ALSO_TESTED_IN = {
     "compat.py": ("test_compat.py",),
@@ -143,7 +145,9 @@ def judge(package: Path, mutations: Sequence[Mutation], command: Sequence[str], 
             "HYPOTHESIS_STORAGE_DIRECTORY": str(Path(folder, "hypothesis")),
         }
         started_s = time.monotonic()
-        clean = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+        clean = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, preexec_fn=_limit_memory
+        )
         timeout_s = max(LEAST_TIMEOUT_S, TIMES_CLEAN * (time.monotonic() - started_s))
         if clean.returncode:
             raise SystemExit(f"the tests fail without a mutation:\n{clean.stdout[-4000:]}{clean.stderr[-4000:]}")
@@ -179,7 +183,14 @@ def _fails(command: Sequence[str], cwd: Path, environment: dict[str, str], timeo
     """Whether the command ends with an error, or not at all; the programs it started end with it."""
     quiet = subprocess.DEVNULL
     with subprocess.Popen(
-        command, cwd=cwd, env=environment, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=quiet,
+        stdout=quiet,
+        stderr=quiet,
+        start_new_session=True,
+        preexec_fn=_limit_memory,
     ) as process:
         try:
             return process.wait(timeout_s) != 0
@@ -188,6 +199,10 @@ def _fails(command: Sequence[str], cwd: Path, environment: dict[str, str], timeo
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def tests_of(room: str) -> list[str]:

@@ -59,6 +59,12 @@ def test_a_mutation_that_hangs_is_killed(toy: Path, monkeypatch: pytest.MonkeyPa
     assert judged(toy, hanging).killed == 1
 
 
+def test_a_mutation_that_takes_too_much_memory_is_killed(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "MEMORY_BYTES", 1 << 30)
+    greedy = mutation("room.py", SOURCE, SOURCE.replace("return 2 * x", "return bytes(2 << 30) and 2 * x"))
+    assert judged(toy, greedy).killed == 1
+
+
 def test_tests_that_fail_without_a_mutation_judge_nothing(toy: Path):
     with pytest.raises(SystemExit, match="the tests fail without a mutation"):
         judged(toy, TESTED, test="assert False")

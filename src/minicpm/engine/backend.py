@@ -15,8 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm.engine.prompt import embeddings_of
+from minicpm.formats.config import DecoderConfig
 
 BLOCK_TOKENS = 16  # of the cache, as in docs/numerics.md, section 7
+KV_BLOCK = 32  # numbers of a head that share a float16 scale in an int8 cache
+
+CACHE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
+
+
+def cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of one token's keys and values in all layers; `dtype` is int8 or one of CACHE_BYTES."""
+    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+    if dtype == "int8":
+        return heads * -(-config.head_dim // KV_BLOCK) * (KV_BLOCK + 2)
+    return heads * config.head_dim * CACHE_BYTES[dtype]
 
 
 class KVSequence:

@@ -12,6 +12,7 @@ from minicpm.cli.arguments import BUILT_IN, add_model_argument
 from minicpm.cli.models import resolve_model
 from minicpm.cli.output import printable
 from minicpm.cli.progress import format_bytes
+from minicpm.engine.backend import CACHE_BYTES, cache_bytes_per_token
 from minicpm.export.hf_folder import is_licence
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -20,8 +21,6 @@ from minicpm.formats.llama import EMBEDDING, HEAD
 # Bytes per weight, with a float16 scale per 64 weights (docs/numerics.md, section 2).
 SCALE_BYTES = 2 / 64
 INT8_BYTES, INT4_BYTES = 1 + SCALE_BYTES, 0.5 + SCALE_BYTES
-# An int8 cache has a float16 scale per 32 numbers.
-INT8_CACHE_BYTES = 1 + 2 / 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +81,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "has_chat_template": checkpoint.has_chat_template,
         "licence_files": _licence_files(checkpoint.path),
         "memory_bytes": weight_memory(config),
-        "cache_bytes_per_token": cache_bytes_per_token(config),
+        "cache_bytes_per_token": {dtype: cache_bytes_per_token(config, dtype) for dtype in (*CACHE_BYTES, "int8")},
     }
 
 
@@ -114,17 +113,6 @@ def weight_memory(config: DecoderConfig) -> dict[str, int]:
         "float16": 2 * total,
         "int8": round((matrices + outer) * INT8_BYTES) + 2 * vectors,
         "int4": round(matrices * INT4_BYTES + outer * INT8_BYTES) + 2 * vectors,
-    }
-
-
-def cache_bytes_per_token(config: DecoderConfig) -> dict[str, int]:
-    """Bytes of one token's keys and values in the cache, per number format."""
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return {
-        "float32": 4 * numbers,
-        "bfloat16": 2 * numbers,
-        "float16": 2 * numbers,
-        "int8": round(numbers * INT8_CACHE_BYTES),
     }
 
 

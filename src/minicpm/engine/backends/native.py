@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm import native
-from minicpm.engine.backend import Row, flat_ids, wanted_places
-from minicpm.engine.backends.numpy_attention import RotaryTables, cache_bytes_per_token
+from minicpm.engine.backend import Row, cache_bytes_per_token, flat_ids, wanted_places
+from minicpm.engine.backends.numpy_attention import RotaryTables
 from minicpm.engine.backends.packed import packed_weights
 from minicpm.engine.cache.blocks import BlockCache, BlockSequence, blocks_of
 from minicpm.engine.cache.sliding_window import MOST_POSITIONS, SlidingWindow

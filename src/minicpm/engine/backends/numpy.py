@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import Row, flat_ids, wanted_places
+from minicpm.engine.backend import Row, cache_bytes_per_token, flat_ids, wanted_places
 from minicpm.engine.backends.arithmetic import (
     BLOCK_ELEMENTS,
     LANES,
@@ -29,7 +29,6 @@ from minicpm.engine.backends.numpy_attention import (
     RotaryTables,
     attend,
     attention_kind,
-    cache_bytes_per_token,
     rotate,
 )
 from minicpm.engine.cache.blocks import SequenceCache

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.backend import KVSequence, Row
+from minicpm.engine.backend import KV_BLOCK, KVSequence, Row
 from minicpm.engine.backends.arithmetic import (
     BLOCK_ELEMENTS,
     LANES,
@@ -27,9 +27,6 @@ from minicpm.engine.backends.arithmetic import (
 )
 from minicpm.engine.cache.sliding_window import SlidingWindow
 from minicpm.formats.config import DecoderConfig
-
-KV_BLOCK = 32  # numbers of a head that share a scale
-
 
 # --- rotation ----------------------------------------------------------------------------------------------------
 
@@ -316,11 +313,3 @@ def attention_kind(dtype: str, head_dim: int) -> AttentionKind:
     if dtype == "bfloat16":
         return AttentionKind(head_dim, np.float32, _file_bfloat16, _ordered_scores, _ordered_sums)
     return AttentionKind(head_dim, np.float32, _file_float, _float_scores, np.matmul)
-
-
-def cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
-    """Bytes of one token's keys and values in all layers, as int8 with scales, bfloat16 or float32."""
-    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
-    if dtype == "int8":
-        return heads * -(-config.head_dim // KV_BLOCK) * (KV_BLOCK + 2)
-    return heads * config.head_dim * {"bfloat16": 2, "float32": 4}[dtype]

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minicpm.engine.backend import cache_bytes_per_token
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.engine.options import EngineOptions
 from minicpm.engine.request import Request
@@ -40,7 +41,6 @@ _LOGGER = logging.getLogger(__name__)
 
 # Head sizes that vLLM's attention kernels for the CPU support (0.32.0: CPUAttentionBackend).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Environment variables of vLLM that are set unless the user has set them: the engine runs in this process, so a script
 # needs no main guard; its log goes to stderr; on the CPU it uses all cores that numactl or taskset allow.
 SWITCHES = {
@@ -158,7 +158,7 @@ def cpu_arguments(checkpoint: Checkpoint, *, dtype: str, context: int, max_batch
         "enforce_eager": True
     }  # its compiler needs a C++ compiler and minutes, for no gain here
     if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-        bytes_per_token = _cache_bytes_per_token(checkpoint.config, dtype)
+        bytes_per_token = cache_bytes_per_token(checkpoint.config, dtype)
         wanted = (max_batch + 1) * context * bytes_per_token
         free = free_memory_bytes()
         # vLLM counts in blocks of 128 tokens on the CPU, and needs a spare block.
@@ -167,10 +167,6 @@ def cpu_arguments(checkpoint: Checkpoint, *, dtype: str, context: int, max_batch
             wanted = min(wanted, int(0.8 * (free - expanded_bytes(checkpoint, dtype))))
         arguments["kv_cache_memory_bytes"] = max(wanted, least)
     return arguments
-
-
-def _cache_bytes_per_token(config: DecoderConfig, dtype: str) -> int:
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * BYTES[dtype]
 
 
 # --- the engine --------------------------------------------------------------------------------------------------
@@ -192,7 +188,7 @@ class VllmBackend:
         vllm_options = options.vllm_options or {}
         self.vocab_size = config.vocab_size
         self.context_length = self.trained_length = context_of(config, options.context)
-        self.cache_bytes_per_token = _cache_bytes_per_token(config, dtype)
+        self.cache_bytes_per_token = cache_bytes_per_token(config, dtype)
         _make_way()
         arguments: dict[str, Any] = {
             "dtype": dtype,

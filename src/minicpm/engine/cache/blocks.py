@@ -119,12 +119,12 @@ class BlockSequence(KVSequence):
     to.
     """
 
-    def __init__(self, cache: BlockCache, rope_length: int, root: Root, promised_blocks: int):
+    def __init__(self, cache: BlockCache, rope_length: int, root: Root):
         super().__init__(rope_length, root.adapter)
         self.pool = cache.pool
         self.root = root
         self.blocks: list[int] = []
-        self.promised_blocks = promised_blocks  # reserved for its plan, but not taken yet
+        self.promised_blocks = 0  # reserved for its plan, but not taken yet
         self.is_last_cached = False  # the last block is cached and truncated: it must not be written
         self._cache = cache
         self._table = np.zeros(0, np.int32)
@@ -135,6 +135,10 @@ class BlockSequence(KVSequence):
         if len(self._table) != len(self.blocks):
             self._table = np.array(self.blocks, np.int32)
         return self._table
+
+    def holds(self, index: int) -> bool:
+        """Whether this sequence uses block `index` of its table."""
+        return True
 
     def reserve(self, length: int) -> None:
         """Take blocks for new tokens up to `length`. Raises GenerationError if there are none."""
@@ -181,14 +185,6 @@ class BlockCache:
         self._promised = 0
 
     @property
-    def free_blocks(self) -> int:
-        return len(self._free)
-
-    @property
-    def idle_blocks(self) -> int:
-        return len(self._idle)
-
-    @property
     def _available(self) -> int:
         return len(self._free) + len(self._idle)
 
@@ -206,18 +202,20 @@ class BlockCache:
         with self._lock:
             root = Root(self._rope_key(rope_length), adapter)
             chain = self._cached_chain(root, prompt_ids[:-1])
-            wanted = blocks_of(planned_tokens) - len(chain)
-            revived = sum(self._users[block] == 0 for block in chain)
-            if self._available - revived < self._promised + wanted:
+            sequence = self._sequence(chain, rope_length, root, keeps_all)
+            held = [(index, block) for index, block in enumerate(sequence.blocks) if sequence.holds(index)]
+            wanted = self._missing_blocks(sequence, planned_tokens)
+            counted = wanted + sum(self._is_counted(index, block) for index, block in held)
+            revived = sum(self._users[block] == 0 for _, block in held)
+            if self._available - revived < self._promised + counted:
                 return None
-            sequence = BlockSequence(self, rope_length, root, wanted)
-            self._promised += wanted
-            for block in chain:
+            sequence.promised_blocks = wanted
+            self._promised += counted
+            for _, block in held:
                 self._use(block)
-                sequence.blocks.append(block)
-            held = BLOCK_TOKENS * len(chain)
-            sequence.token_ids += prompt_ids[:held]
-            self._take_partial(sequence, prompt_ids[held:-1])
+            cached = BLOCK_TOKENS * len(sequence.blocks)
+            sequence.token_ids += prompt_ids[:cached]
+            self._take_partial(sequence, prompt_ids[cached:-1])
             return sequence
 
     def grow(self, sequence: KVSequence, planned_tokens: int) -> bool:
@@ -242,7 +240,10 @@ class BlockCache:
                 self._keep_partial(sequence)
             sequence.token_ids.clear()
             for index in range(len(sequence.blocks) - 1, -1, -1):
-                self._let_go(sequence, index, sequence.blocks.pop())
+                block = sequence.blocks.pop()
+                if sequence.holds(index):
+                    self._leave(block)
+                    self._promised -= self._is_counted(index, block)
             sequence.is_last_cached = False
             sequence.forget_table()
 
@@ -290,6 +291,12 @@ class BlockCache:
                 self._give_back(sequence, index, sequence.blocks.pop())
             is_partial = sequence.length % BLOCK_TOKENS != 0
             sequence.is_last_cached = is_partial and sequence.blocks[-1] in self._keys
+
+    def _sequence(self, chain: list[int], rope_length: int, root: Root, keeps_all: bool) -> BlockSequence:
+        """A new sequence whose table is as much of a cached chain as it can reuse. It uses none of its blocks yet."""
+        sequence = BlockSequence(self, rope_length, root)
+        sequence.blocks += chain
+        return sequence
 
     # --- lookup --------------------------------------------------------------------------------------------------
 
@@ -415,9 +422,9 @@ class BlockCache:
         """The blocks that an open sequence still needs for `planned_tokens`."""
         return blocks_of(planned_tokens) - len(sequence.blocks)
 
-    def _let_go(self, sequence: BlockSequence, index: int, block: int) -> None:
-        """Release block `index` of a sequence that is being closed."""
-        self._leave(block)
+    def _is_counted(self, index: int, block: int) -> bool:
+        """Whether the promises include an extra block, because others also use block `index` of a text."""
+        return False
 
     def _take(self, sequence: BlockSequence) -> int:
         """A block for one user; evicts an idle block if none is free."""

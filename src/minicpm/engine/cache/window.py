@@ -26,11 +26,14 @@ class WindowSequence(BlockSequence):
     The table has the first block in their places, which is never written.
     """
 
-    def __init__(self, cache: WindowCache, rope_length: int, root: Root, promised_blocks: int, *, keeps_all: bool):
-        super().__init__(cache, rope_length, root, promised_blocks)
+    def __init__(self, cache: WindowCache, rope_length: int, root: Root, *, keeps_all: bool):
+        super().__init__(cache, rope_length, root)
         self.keeps_all = keeps_all
         self.gone_to = cache.window.sink_blocks
         self._window_cache = cache
+
+    def holds(self, index: int) -> bool:
+        return not self._window_cache.window.sink_blocks <= index < self.gone_to
 
     def extend(self, token_ids: Sequence[int]) -> None:
         super().extend(token_ids)
@@ -53,38 +56,6 @@ class WindowCache(BlockCache):
         self.window = window
         self._ghosts = count(pool.blocks)
 
-    def open(
-        self,
-        prompt_ids: Sequence[int],
-        planned_tokens: int,
-        rope_length: int,
-        *,
-        keeps_all: bool = False,
-        adapter: str | None = None,
-    ) -> WindowSequence | None:
-        with self._lock:
-            root = Root(self._rope_key(rope_length), adapter)
-            chain = self._cached_chain(root, prompt_ids[:-1])
-            del chain[self._usable(chain, keeps_all) :]
-            sinks = self.window.sink_blocks
-            gone_to = sinks if keeps_all else self.window.first_block(BLOCK_TOKENS * len(chain))
-            held = chain[:sinks] + chain[gone_to:]
-            wanted = self._most_blocks(planned_tokens, keeps_all) - len(held)
-            shared = sum(self._users[block] > 0 for block in held[sinks:])
-            revived = sum(self._users[block] == 0 for block in held)
-            if self._available - revived < self._promised + wanted + shared:
-                return None
-            sequence = WindowSequence(self, rope_length, root, wanted, keeps_all=keeps_all)
-            self._promised += wanted + shared
-            for block in held:
-                self._use(block)
-            sequence.blocks += chain[:sinks] + chain[:1] * (gone_to - sinks) + chain[gone_to:]
-            sequence.gone_to = gone_to
-            cached = BLOCK_TOKENS * len(chain)
-            sequence.token_ids += prompt_ids[:cached]
-            self._take_partial(sequence, prompt_ids[cached:-1])
-            return sequence
-
     def close(self, sequence: KVSequence) -> None:
         assert isinstance(sequence, WindowSequence)
         with self._lock:
@@ -104,6 +75,15 @@ class WindowCache(BlockCache):
                 sequence.gone_to = first
                 sequence.forget_table()
 
+    def _sequence(self, chain: list[int], rope_length: int, root: Root, keeps_all: bool) -> WindowSequence:
+        sequence = WindowSequence(self, rope_length, root, keeps_all=keeps_all)
+        chain = chain[: self._usable(chain, keeps_all)]
+        sinks = self.window.sink_blocks
+        if not keeps_all:
+            sequence.gone_to = self.window.first_block(BLOCK_TOKENS * len(chain))
+        sequence.blocks += chain[:sinks] + chain[:1] * (sequence.gone_to - sinks) + chain[sequence.gone_to :]
+        return sequence
+
     # --- counting ------------------------------------------------------------------------------------------------
 
     def _most_blocks(self, planned_tokens: int, keeps_all: bool) -> int:
@@ -115,15 +95,7 @@ class WindowCache(BlockCache):
         held = len(sequence.blocks) - (sequence.gone_to - self.window.sink_blocks)
         return self._most_blocks(planned_tokens, sequence.keeps_all) - held
 
-    def _let_go(self, sequence: BlockSequence, index: int, block: int) -> None:
-        assert isinstance(sequence, WindowSequence)
-        if self.window.sink_blocks <= index < sequence.gone_to:
-            return
-        super()._let_go(sequence, index, block)
-        self._promised -= self._is_counted(index, block)
-
     def _is_counted(self, index: int, block: int) -> bool:
-        """Whether the promises include an extra block, because others still use this window block."""
         return index >= self.window.sink_blocks and self._users[block] > 0
 
     def _give_back(self, sequence: BlockSequence, index: int, block: int) -> None:

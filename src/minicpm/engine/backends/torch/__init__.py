@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minicpm.engine.backend import Row, flat_ids, wanted_places
+from minicpm.engine.backend import Row, cache_bytes_per_token, flat_ids, wanted_places
 from minicpm.engine.backends.torch.decode import Decoder, RowAttention, project
 from minicpm.engine.backends.torch.ragged import ATTENTION, RaggedBatch, TorchSequence
 from minicpm.engine.cache.blocks import SequenceCache
@@ -57,8 +57,7 @@ class TorchBackend:
         self.embedding_size = self.config.hidden_size
         self.context_length = self.config.context_length
         self.trained_length = self.config.max_position_embeddings
-        kv_values = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
-        self.cache_bytes_per_token = kv_values * self._dtype.itemsize
+        self.cache_bytes_per_token = cache_bytes_per_token(self.config, str(self._dtype).removeprefix("torch."))
         self._decode: Decode = _decoder(self._model, self.config, self._device)
 
     @property
