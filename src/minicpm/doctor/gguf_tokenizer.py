@@ -168,8 +168,8 @@ def _first_blank(fields: dict[str, Field], pieces: list[str]) -> Fault | None:
     return Fault(
         "no-space-prefix",
         f"{key} is false, but the pieces are MiniCPM-2B's",
-        "answers differ from those of transformers: the first word of a text becomes another token, and so does <用户> "
-        "(95396 for 1786)",
+        "answers differ from those of transformers: the first word of a text becomes another token, as does <用户> "
+        "(95396 instead of 1786)",
         "true: a blank in front of every text, as 2024's tokenizer.json has it",
     )
 
