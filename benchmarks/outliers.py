@@ -90,7 +90,7 @@ def _write(
 ) -> None:
     """The model in float32 with every weight changed, in a new folder."""
     check_places(checkpoint.path, destination, overwrite)
-    plan = plan_floats(checkpoint.config.with_dtype("float32"), companion_files(checkpoint))
+    plan = plan_floats(checkpoint.config.with_dtype("float32"), companion_files(checkpoint.path))
 
     def content(info: TensorInfo) -> tuple[memoryview]:
         weight = read_weight(checkpoint, info.name)

@@ -27,6 +27,9 @@ except ImportError:  # Windows
 # A comma takes one byte, but a parsed value up to a hundred: a file of commas would fill the memory.
 MAX_JSON_ITEMS = 3_000_000
 
+# The text that Git LFS puts in a large file's place; git-lfs(1) reads at most 1024 bytes of it.
+POINTER_START, MAX_POINTER_BYTES = b"version https://git-lfs.github.com/spec/v", 1024
+
 HAS_LOCKS = fcntl is not None
 # For os.open. Windows has neither flag, but also no named pipes in folders that an open would wait for.
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -68,7 +71,22 @@ def file_in(folder: Path, name: str) -> Path:
         raise FormatError(path, f"is a symbolic link out of the model folder, to {target}; copy the file instead")
     if not stat.S_ISREG(target.stat().st_mode):
         raise FormatError(path, "not a regular file")
+    require_no_pointer(path)
     return path
+
+
+def require_no_pointer(path: Path) -> None:
+    """Raise FormatError if a regular file is Git LFS's pointer to the file itself."""
+    if path.stat().st_size > MAX_POINTER_BYTES:
+        return
+    with path.open("rb") as file:
+        if file.read(len(POINTER_START)) != POINTER_START:
+            return
+    raise FormatError(
+        path,
+        "is a pointer of Git LFS, not the file itself; run 'git lfs install' and 'git lfs pull' in the clone, "
+        "or download the file",
+    )
 
 
 def _readable_roots(folder: Path) -> Iterator[Path]:

@@ -73,6 +73,37 @@ def test_the_functions_that_transformers_offers_are_there(render: Render):
         render("{{ raise_exception('roles must\nalternate') }}")
 
 
+def test_the_parts_of_an_answer_that_transformers_tracks_are_rendered(render: Render):
+    """{% generation %} marks what is learned; what is set inside stays inside."""
+    template = (
+        "{% set x = 'out' %}{% for m in messages %}{% if m.role == 'assistant' %}\n"
+        "{% generation %}\n{% set x = 'in' %}{{ m.content }}{{ eos_token }}{{ x }}{% endgeneration %}\n"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}{{ x }}"
+    )
+    assert render(template) == "简短。a < b & 'c' \"d\" \n是\t</s>in再见 😀out"
+    with pytest.raises(FormatError, match="endgeneration"):
+        render("{% generation %}{{ messages[0].content }}")
+
+
+def test_what_a_prompt_without_tools_lacks_is_none(render: Render):
+    assert render("{{ tools is none }} {{ documents is none }} {{ add_generation_prompt }}") == "True True True"
+    assert render("{% if tools %}tools{% endif %}{% if tools is not none %}more{% endif %}-") == "-"
+
+
+def test_only_tokens_that_exist_are_defined(render: Render):
+    template = "{{ bos_token is defined }} {{ pad_token is defined }} {{ unk_token is defined }}"
+    assert render(template) == "True False False"
+    assert render(template, '{"pad_token": "</s>", "bos_token": null}') == "False True False"
+
+
+def test_json_takes_the_arguments_of_transformers(render: Render):
+    value = "{'b': [1, 'ä'], 'a': none}"
+    for arguments in ({}, {"indent": 2}, {"separators": (",", ":")}, {"sort_keys": True}, {"ensure_ascii": True}):
+        written = ", ".join(f"{name}={argument!r}" for name, argument in arguments.items())
+        expected = json.dumps({"b": [1, "ä"], "a": None}, **{"ensure_ascii": False, **arguments})
+        assert render(f"{{{{ {value} | tojson({written}) }}}}") == expected
+
+
 BOMBS = {
     "giant string": "{{ 'a' * 2000000000 }}",
     "giant list": "{{ [0] * 2000000000 }}",
@@ -126,7 +157,7 @@ def test_a_template_cannot_leave_the_sandbox(render: Render, tmp_path: Path, tem
 
 
 def test_names_that_do_not_exist_are_empty_as_in_transformers(render: Render):
-    assert render("[{{ tools }}{{ messages[0].name }}]") == "[]"
+    assert render("[{{ custom_tools }}{{ messages[0].name }}]") == "[]"
 
 
 def test_the_callers_environment_does_not_reach_a_template(render: Render, monkeypatch: pytest.MonkeyPatch):

@@ -120,3 +120,19 @@ def test_a_hostile_source_gives_one_sentence(minicpm, toy: Path, tmp_path: Path)
     assert done.err.count("\n") == 1
     assert "not a torch zip checkpoint" in done.err
     assert not Path("TRIPPED").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        (None, "became float32: the same numbers as stored"),
+        ("bf16", "became bfloat16: each rounded once, by at most 1/256 of it"),
+    ],
+)
+def test_the_loss_of_a_quantized_source_is_told(minicpm, tmp_path: Path, dtype: str | None, words: str):
+    """The built-in model is INT4 and INT8."""
+    more = [] if dtype is None else ["--dtype", dtype]
+    done = minicpm("convert", "minicpm-nano", tmp_path / "out", "--to", "hf", *more)
+    assert done.code == 0
+    assert f"INT4 and INT8 weights {words}" in done.err
+    assert minicpm("run", "-m", tmp_path / "out", "--backend", "numpy", "--max-tokens", "2", "Hi").code == 0

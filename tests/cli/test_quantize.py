@@ -61,3 +61,10 @@ def test_a_preset_that_does_not_fit_ends_with_1_and_one_sentence(minicpm, toy: P
     assert done.code == 1
     assert "not a multiple of 128" in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_built_in_model_is_quantized_again_and_says_so(minicpm, tmp_path: Path):
+    done = minicpm("quantize", "minicpm-nano", tmp_path / "out", "--preset", "int8", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["dequantized"] == "INT4 and INT8"
+    assert "rounded a second time" in done.err

@@ -78,3 +78,47 @@ def test_values_out_of_range_are_refused_in_a_sentence(minicpm: Command, toy: Pa
     assert done.code == 1 and "longer than the model's context of 2048" in done.err
     done = minicpm("pretrain", "--data", questions, "--out", tmp_path / "other")
     assert done.code == 2 and "give the model's shape and a tokenizer, or a run to branch from" in done.err
+
+
+def test_data_check_has_the_verdict_of_training(minicpm: Command, toy: Path, questions: Path, tmp_path: Path):
+    """What training refuses is refused, in a word of the same meaning; FILE:N is the file."""
+    run = ("finetune", "-m", toy, "--data", questions, "--out", tmp_path / "run", "--steps", "1", "--rows", "1")
+    for length, words in (("4096", "longer than the model's context of 2048"), ("5", "trained token among")):
+        checked, trained = (
+            minicpm("data", "check", questions, "-m", toy, "--length", length),
+            minicpm(*run, "--length", length),
+        )
+        assert (checked.code, trained.code) == (1, 1)
+        assert words in checked.out + checked.err and words in trained.err
+    assert minicpm("data", "check", f"{questions}:15", "-m", toy).code == 0
+
+
+def test_data_check_names_fields_that_are_not_used(minicpm: Command, toy: Path, questions: Path):
+    write_lines(questions, [{**question(1), "id": 7}, {**question(2), "id": 8, "system": "Be brief."}])
+    done = minicpm("data", "check", questions, "-m", toy, "--show", "2")
+    assert done.code == 0
+    assert "2 records with the field id, which is not used" in done.err
+    assert "Be brief." in done.out
+
+
+def test_data_check_notes_answers_of_weight_0(minicpm: Command, toy: Path, questions: Path):
+    turns = question(1, 2)["messages"]
+    turns[1]["weight"] = 0
+    write_lines(questions, [{"messages": turns}])
+    done = minicpm("data", "check", questions, "-m", toy)
+    assert (done.code, done.out.count("[")) == (0, 1)
+    assert "1 conversations with an answer of weight 0" in done.err
+
+
+def test_data_check_takes_a_gguf_file(minicpm: Command, toy: Path, questions: Path, tmp_path: Path):
+    assert minicpm("convert", toy, tmp_path / "toy.gguf", "--to", "gguf").code == 0
+    one = minicpm("data", "check", questions, "-m", tmp_path / "toy.gguf")
+    other = minicpm("data", "check", questions, "-m", toy)
+    assert (one.code, one.out) == (0, other.out)
+
+
+def test_data_check_names_a_folder_that_is_no_model(minicpm: Command, questions: Path, tmp_path: Path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    done = minicpm("data", "check", questions, "-m", tmp_path / "adapter")
+    assert done.code == 1 and "PEFT adapter" in done.err

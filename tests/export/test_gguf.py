@@ -423,12 +423,10 @@ def test_a_row_that_is_no_whole_block_is_refused_by_name(golden: Path, tmp_path:
 
 
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(folder: Path, golden: Path, tmp_path: Path):
-    quantize_folder(folder, tmp_path / "int4")
     convert(golden / "minicpm2b_tied", tmp_path / "llama", to="llama")
     no_model = shutil.copytree(folder, tmp_path / "no_model")
     (no_model / "tokenizer.model").unlink()
     for source, dtype, words in (
-        (tmp_path / "int4", "q8_0", "quantized already"),
         (tmp_path / "llama", None, "multiplied into the weights"),
         (no_model, None, "no tokenizer.model"),
     ):

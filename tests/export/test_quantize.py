@@ -86,12 +86,6 @@ def test_a_llama_format_source_is_sent_to_convert(golden: Path, tmp_path: Path):
         quantize_folder(tmp_path / "llama", tmp_path / "out")
 
 
-def test_a_quantized_source_is_refused(wide: Path, tmp_path: Path):
-    quantize_folder(wide, tmp_path / "out")
-    with pytest.raises(ModelError, match="quantized"):
-        quantize_folder(tmp_path / "out", tmp_path / "again")
-
-
 def test_weights_that_are_not_finite_are_refused_by_name_and_nothing_is_left(wide: Path, tmp_path: Path):
     weights = load_file(wide / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan

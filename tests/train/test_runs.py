@@ -5,21 +5,29 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from minicpm.engine.llm import LLM
 from minicpm.errors import DataError, FormatError, TrainingError
+from minicpm.export.convert import convert
+from minicpm.export.gguf import write_gguf
+from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.safetensors import SafetensorsWriter
+from minicpm.hub import embedded
 from minicpm.models import load_model
+from minicpm.tokenizer import first_difference
 from minicpm.train.checkpoint import CheckpointFolder
 from minicpm.train.metrics import read_metrics
 from minicpm.train.options import OptimizerOptions, RunOptions
-from minicpm.train.runs import Watcher, finetune, pretrain
+from minicpm.train.runs import Watcher, _warm_up_warning, finetune, pretrain
+from minicpm.train.schedules import Schedule
 from train.killing import killed_at_random, losses
 
 Options = Callable[..., RunOptions]
@@ -236,3 +244,110 @@ def test_nobody_trains_in_a_folder_twice_at_once(train: Callable[..., Path], tin
             train("run", tiny_options(), resume=True)
 
     train("run", tiny_options(steps=1, decay_steps=0), watcher=Watcher(stepped=stepped))
+
+
+# --- resuming what is not there, or lies elsewhere -----------------------------------------------------------------
+
+
+def test_a_name_beside_a_run_is_taken_for_a_typo(train: Callable[..., Path], tiny_options: Options, tmp_path: Path):
+    run = train("stories", tiny_options(steps=1, decay_steps=0, warmup_steps=0))
+    with pytest.raises(TrainingError, match=f"no run to resume; beside it is {run}"):
+        train("storys", tiny_options(), resume=True)
+    assert not (tmp_path / "storys").exists()
+    with pytest.raises(TrainingError, match=f"the run is its parent folder: --out {run}"):
+        train("stories/final", tiny_options(), resume=True)
+
+
+def test_a_run_that_does_not_exist_yet_begins_and_says_so(train: Callable[..., Path], tiny_options: Options):
+    told: list[str] = []
+    run = train("new", tiny_options(steps=1, decay_steps=0), resume=True, watcher=Watcher(tell=told.append))
+    assert f"there is no run in {run} yet, so a new one begins" in told
+
+
+def test_a_run_moves_with_its_model_and_data(toy: Path, questions: Path, tmp_path: Path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    shutil.copytree(toy, before / "model")
+    shutil.copy(questions, before / "data.jsonl")
+
+    def tune(place: Path, model: str = "model", **arguments: Any) -> None:
+        options = RunOptions(
+            data=(f"{place / 'data.jsonl'}:2",), length=32, rows=2, steps=2, warmup_steps=0, save_every=1, eval_every=0
+        )
+        finetune(place / model, place / "run", options, **arguments)
+
+    with pytest.raises(Stopped):
+        tune(before, watcher=stop_after(2))
+    before.rename(after)
+    tune(after, resume=True)
+    assert [record["step"] for record in read_metrics(after / "run" / "metrics.jsonl")] == [1, 2]
+    noted = json.loads((after / "run" / "run.json").read_text())
+    assert noted["from"] == str(after / "model")
+    other = shutil.copytree(after / "model", tmp_path / "other")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[200_000] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    after.joinpath("model").rename(after / "gone")
+    shutil.move(other, after / "elsewhere")
+    with pytest.raises(TrainingError, match="started with from"):
+        tune(after, model="elsewhere", resume=True)
+
+
+# --- a warm-up that does not fit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "words"),
+    [
+        (0, 2, None),
+        (2, 2, None),
+        (8, 0, "the warm-up of 8 steps is longer than the run: its rate ends at 38 % of the peak"),
+        (2, 3, "the warm-up of 2 steps and the decay of 3 overlap in a run of 4 steps"),
+    ],
+)
+def test_a_warm_up_that_does_not_fit_is_told(warmup: int, decay: int, words: str | None):
+    told = _warm_up_warning(Schedule("wsd", 3 if warmup == 8 else 4, warmup, decay), first_step=0)
+    assert told is None if words is None else told is not None and told.startswith(words)
+
+
+def test_a_branch_behind_the_warm_up_is_told():
+    schedule = Schedule("wsd", last_step=30, warmup_steps=10)
+    told = _warm_up_warning(schedule, first_step=20)
+    assert told is not None and "step 20, behind the warm-up of 10" in told
+    assert schedule.factor(20) == 1.0
+    assert _warm_up_warning(schedule, first_step=4) is None
+
+
+# --- quantized models ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_quantized_model_is_trained_as_the_floats_it_stands_for(form: str, questions: Path, tmp_path: Path):
+    """The built-in model, which is INT4, and a GGUF file of it."""
+    model = embedded.folder()
+    if form == "file":
+        write_gguf(model, tmp_path / "nano.gguf")
+        model = tmp_path / "nano.gguf"
+    told: list[str] = []
+    options = RunOptions(
+        data=(str(questions),),
+        length=48,
+        rows=2,
+        steps=1,
+        warmup_steps=0,
+        optimizer=OptimizerOptions(lr=1e-4),
+        eval_every=0,
+        precision="fp32",
+        device="cpu",
+    )
+    done = finetune(model, tmp_path / "run", options, watcher=Watcher(tell=told.append))
+    assert any("are trained in float32" in text for text in told)
+    first = next(record["loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    convert(model, tmp_path / "floats", to="hf")
+    with open_checkpoint(done.model) as tuned, open_checkpoint(tmp_path / "floats") as before:
+        assert (tuned.config.dtype, before.config.dtype) == ("bfloat16", "float32")
+        norm = "model.norm.weight"
+        assert np.allclose(tuned.read(norm).float32(), before.read(norm).float32(), rtol=0.01, atol=1e-3)
+        assert first_difference(tuned.tokenizer(), before.tokenizer()) is None
+    again = finetune(tmp_path / "floats", tmp_path / "again", options)
+    assert next(record["loss"] for record in read_metrics(again.model.parent / "metrics.jsonl")) == first

@@ -22,6 +22,8 @@ from minicpm.tokenizer import adds_bos, read_tokenizer_config, special_token
 from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 
 TEMPLATE_FILE = "chat_template.jinja"
+# Those that transformers gives to a template under these names.
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 
 
@@ -226,10 +228,10 @@ def _joined(parts: list[object]) -> list[object]:
 
 
 def _foreign_template(text: str, path: Path, config: dict[str, Any]) -> ChatTemplate:
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    tokens = {name: token if isinstance(token := special_token(config, name), str) else "" for name in names}
+    # As in transformers, a token that the tokenizer does not have is undefined in the template.
+    tokens = {name: token for name in SPECIAL_TOKENS if isinstance(token := special_token(config, name), str)}
     # Templates of other families write the first token themselves; the tokenizer must not add it again.
-    written_twice = tokens["bos_token"] if adds_bos(config, path.parent) else ""
+    written_twice = tokens.get("bos_token", "") if adds_bos(config, path.parent) else ""
     render = partial(_render_in_sandbox, text, path, tokens, written_twice)
     stops = tuple(marker for marker in ("<|im_end|>", *STOP_STRINGS) if marker in text)
     return ChatTemplate("foreign", text, stops, path.name, _render=render)
@@ -243,7 +245,13 @@ def _render_in_sandbox(
     messages: Sequence[Message],
     add_generation_prompt: bool,
 ) -> str:
-    variables = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **tokens}
+    variables = {
+        "messages": list(messages),
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        **tokens,
+    }
     return render_foreign(text, variables, path).removeprefix(written_twice)
 
 

@@ -5,17 +5,37 @@ gguf.py and folder.py examine the files first. measured.py then runs the model a
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from minicpm.doctor.faults import Examination, Fault
+from minicpm.doctor.faults import Examination, Fault, unreadable
 from minicpm.doctor.folder import FolderExamination
 from minicpm.doctor.gguf import GgufExamination
-from minicpm.doctor.measured import Measured, measure
+from minicpm.doctor.measured import Measured, measure, open_only
 from minicpm.formats.gguf import is_gguf
 
 # A measured fault -> the fault of the files that explains it.
 EXPLAINED_BY = {"lost-scales": "missing-mup", "wrong-rope-theta": "missing-rope-theta"}
+# Faults of the files that may keep a model from opening. Without one of them, a model that does not open is unreadable.
+KEEP_FROM_OPENING = frozenset(
+    {
+        "missing-mup",
+        "wrong-tie",
+        "impossible-config",
+        "unsaid-quantization",
+        "missing-tokenizer",
+        "unreadable-tokenizer",
+        "wrong-tokenizer-json",
+        "flat-scores",
+        "byte-level-tokenizer",
+        "wrong-bos",
+        "wrong-eos",
+        "unreadable",
+    }
+)
+# Weights that other programs run: their headers are read, and this package does not open them.
+KINDS_OF_OTHERS = ("gptq", "awq", "mlx")
 
 
 @dataclass(frozen=True)
@@ -34,28 +54,40 @@ def diagnose(path: Path, *, copy: Path | None = None, runs: bool = True, overwri
     """Find the faults of a folder or GGUF file. With `copy`, write a repaired one if any fault can be repaired.
 
     Without `runs` the model is not run, and the order of rows, the constants and the rotary base are not checked.
+    A model that cannot be read has the fault "unreadable", and no copy of it is kept.
     `overwrite` replaces `copy` if it is a model. Raises MiniCPMError subclasses for files that cannot be examined.
     """
     examination, measured = _examined(path, runs)
     left, repaired = examination.faults, None
     try:
-        if copy is not None and any(fault.is_repairable for fault in left):
+        if copy is not None and any(fault.is_repairable for fault in left) and not _is_unreadable(left):
             repaired = copy
             left, measured = _write_repaired(examination, copy, runs, overwrite)
+            if _is_unreadable(left):
+                repaired = None
+                shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
     finally:
         examination.close()
-    return Diagnosis(path, examination.kind, tuple(examination.faults), tuple(left), repaired, measured.silence)
+    silence = None if _is_unreadable(left) else measured.silence
+    return Diagnosis(path, examination.kind, tuple(examination.faults), tuple(left), repaired, silence)
 
 
 def _examined(path: Path, runs: bool) -> tuple[Examination, Measured]:
     examination: Examination = GgufExamination(path) if is_gguf(path) else FolderExamination(path)
     try:
-        measured = measure(path, can_reorder_rows=examination.can_reorder_rows) if runs else Measured()
+        measured = measure(path, can_reorder_rows=examination.can_reorder_rows) if runs else open_only(path)
     except BaseException:
         examination.close()
         raise
     _add(examination, measured)
+    known = {fault.name for fault in examination.faults}
+    if measured.unreadable and not known & KEEP_FROM_OPENING and examination.kind not in KINDS_OF_OTHERS:
+        examination.faults.append(unreadable(measured.unreadable))
     return examination, measured
+
+
+def _is_unreadable(faults: list[Fault]) -> bool:
+    return any(fault.name == "unreadable" for fault in faults)
 
 
 def _write_repaired(examination: Examination, copy: Path, runs: bool, overwrite: bool) -> tuple[list[Fault], Measured]:

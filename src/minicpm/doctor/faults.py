@@ -31,6 +31,7 @@ SCALES_CURE = (
     f"dim_model_base {DIM_MODEL_BASE}); a model trained with others "
 )
 ROPE_CURE = f"{ROPE_THETA:g}, the base of every MiniCPM-1B and 2B of 2024 but the 128k one"
+UNREADABLE_SYMPTOM = "programs refuse it; nothing was read of what it holds, so other faults may be hidden"
 TEMPLATE_CURE = "MiniCPM's own template (<用户>question<AI>)"
 
 
@@ -79,6 +80,17 @@ class Examination(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+def unreadable(problem: str) -> Fault:
+    """The fault of a model that cannot be opened; `problem` is the sentence of the error."""
+    return Fault(
+        "unreadable",
+        problem,
+        UNREADABLE_SYMPTOM,
+        "whole files: download or copy them again, or do what the sentence says",
+        is_repairable=False,
+    )
 
 
 def constants_of_2024(num_hidden_layers: int, hidden_size: int) -> dict[str, float]:

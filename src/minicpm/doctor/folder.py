@@ -7,7 +7,6 @@ weight files are read, except to compare a head with the embedding.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from minicpm.doctor.faults import (
     Correction,
     Examination,
     Fault,
+    unreadable,
 )
 from minicpm.doctor.folder_tokenizer import FolderContent, look_at_tokenizer
 from minicpm.errors import MiniCPMError, ModelError, brief
@@ -45,6 +45,7 @@ from minicpm.formats.gguf_model import published_rows
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.mapped import TensorFile
 from minicpm.formats.safetensors import SafetensorsFile
+from minicpm.formats.wrapped_names import published_names, wrapped_example
 from minicpm.tokenizer import read_tokenizer_config
 from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG
 
@@ -72,7 +73,8 @@ class FolderExamination(Examination):
         )
         if not self._is_minicpm and self._config.get("model_type") not in FAMILY:
             raise ModelError(f"{path}: its model_type is {brief(self._config.get('model_type'))}; expected 'minicpm'")
-        self._weights: dict[str, TensorFile] = {}
+        self._weights: dict[str, TensorFile] = {}  # by stored name
+        self._names: dict[str, str] = {}  # published name -> stored name
         self._reordered: DecoderConfig | None = None  # if set, the copy's rows of q and k are reordered
         self._look()
 
@@ -84,7 +86,8 @@ class FolderExamination(Examination):
     def can_reorder_rows(self) -> bool:
         """Whether rows can be reordered: the layout of the weights is known and all files are safetensors."""
         is_known = self.kind in ("hf", "compressed-tensors")
-        return is_known and all(isinstance(file, SafetensorsFile) for file in self._weights.values())
+        has_published_names = wrapped_example(self._weights) is None
+        return is_known and has_published_names and all(isinstance(f, SafetensorsFile) for f in self._weights.values())
 
     def correct(self, correction: Correction) -> None:
         config = correction.config
@@ -149,6 +152,7 @@ class FolderExamination(Examination):
             self._look_at_code()
             self._look_at_scales()
             self._look_at_rope()
+        self._look_at_names()
         self._look_at_head()
         if self._is_minicpm and self.kind == "mlx":
             self._look_at_mlx()
@@ -231,11 +235,28 @@ class FolderExamination(Examination):
             )
         )
 
+    def _look_at_names(self) -> None:
+        """Open the weights. Find files that cannot be read, and names under another tool's wrapper."""
+        try:
+            self._weights = hf.open_weights(self._folder)
+            self._names = published_names(self._weights)
+        except MiniCPMError as error:
+            self.faults.append(unreadable(str(error)))
+            return
+        if (example := wrapped_example(self._weights)) is not None:
+            self.faults.append(
+                Fault(
+                    "wrapped-names",
+                    f"tensors are named {brief(example)} and so on, with the name of the tool that trained them",
+                    "transformers and others take the weights as missing and start from random ones: noise",
+                    f"the published names: minicpm convert {self.path} OUT --to hf writes them",
+                    is_repairable=False,
+                )
+            )
+
     def _look_at_head(self) -> None:
         """Find a tie_word_embeddings that contradicts the weights or is missing; programs differ in its default."""
-        with suppress(MiniCPMError):
-            self._weights = hf.open_weights(self._folder)
-        names = self._weights.keys()
+        names = self._names.keys()
         if not any(name.startswith("model.embed_tokens.") for name in names):
             return  # the folder has no weights, or they have the names of another program
         said = self._config.get("tie_word_embeddings")
@@ -260,9 +281,9 @@ class FolderExamination(Examination):
         )
 
     def _head_repeats_embedding(self) -> bool:
-        if HEAD not in self._weights or EMBEDDING not in self._weights:
+        if HEAD not in self._names or EMBEDDING not in self._names:
             return False
-        head, embedding = (self._weights[name].read(name) for name in (HEAD, EMBEDDING))
+        head, embedding = (self._weights[name].read(name) for name in (self._names[HEAD], self._names[EMBEDDING]))
         return head.dtype == embedding.dtype and head.buffer == embedding.buffer
 
     def _look_at_mlx(self) -> None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from minicpm.chat import CURRENT_TEMPLATE
+from minicpm.chat import CURRENT_TEMPLATE, template_from
 from minicpm.chat.templates import TEMPLATE_FILE
 from minicpm.doctor.faults import TEMPLATE_CURE, TEMPLATE_SYMPTOM, Fault, foreign_markers
 from minicpm.errors import FormatError, MiniCPMError
 from minicpm.files import json_text
 from minicpm.formats.folder import ModelFolder
+from minicpm.sandbox.process import has_limits
 from minicpm.tokenizer import (
     Tokenizer,
     build_from_sentencepiece,
@@ -69,7 +70,7 @@ def look_at_tokenizer(content: FolderContent) -> list[Fault]:
                 is_repairable=False,
             )
         ]
-    looks = (_pipeline, _rebuilding, _first_token, _last_token, _template)
+    looks = (_pipeline, _readability, _rebuilding, _first_token, _last_token, _template)
     return [fault for look in looks if (fault := look(content)) is not None]
 
 
@@ -117,6 +118,23 @@ def _difference(content: FolderContent, meant: Tokenizer) -> str | None:
 def _written(library: Any) -> str:
     text: str = library.to_str(pretty=True)
     return json_text(json.loads(text))
+
+
+def _readability(content: FolderContent) -> Fault | None:
+    """Check that there is a tokenizer that can be read, now or in the repaired copy."""
+    if TOKENIZER_JSON in content.texts:
+        return None
+    try:
+        Tokenizer.from_folder(content.folder.path)
+    except MiniCPMError as error:
+        return Fault(
+            "unreadable-tokenizer",
+            str(error),
+            "no program can chat with it",
+            "the tokenizer files of the model that it was made from, beside the weights",
+            is_repairable=False,
+        )
+    return None
 
 
 def _rebuilding(content: FolderContent) -> Fault | None:
@@ -181,7 +199,8 @@ def _template(content: FolderContent) -> Fault | None:
         return None  # several named templates; they are not judged
     is_known = isinstance(text, str) and content.tokenizer is not None
     markers = foreign_markers(str(text), content.has_token) if is_known else []
-    if text and not markers:
+    broken = _failure(content, text) if isinstance(text, str) and text and not markers else None
+    if text and not markers and broken is None:
         return None
     content.tokenizer_config["chat_template"] = CURRENT_TEMPLATE.text
     content.left_out.add(TEMPLATE_FILE)
@@ -191,9 +210,24 @@ def _template(content: FolderContent) -> Fault | None:
             found="<|im_start|> or the like"
         )
         return Fault("missing-template", found, symptom, TEMPLATE_CURE)
+    if broken is not None:
+        symptom = "programs cannot make a prompt of a question: apply_chat_template fails"
+        return Fault("broken-template", broken, symptom, TEMPLATE_CURE)
     return Fault(
         "wrong-template",
         f"the chat template writes {', '.join(markers[:3])}, which the vocabulary does not have",
         TEMPLATE_SYMPTOM.format(found=markers[0]),
         TEMPLATE_CURE,
     )
+
+
+def _failure(content: FolderContent, text: str) -> str | None:
+    """Why the chat template cannot render a question; None if it can, or if this system cannot try."""
+    if not has_limits():
+        return None
+    try:
+        template = template_from(text, content.folder.path / TOKENIZER_CONFIG, content.tokenizer_config)
+        template.render([{"role": "user", "content": "Hi"}])
+    except MiniCPMError as error:
+        return str(error)
+    return None

@@ -40,11 +40,15 @@ LEAST_NATS, LEAST_DEVIATIONS = 0.05, 5.0
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of running a model: faults, the correction of the repairable ones, and why there is no verdict."""
+    """The result of running a model: faults, the correction of the repairable ones, and why there is no verdict.
+
+    `unreadable` is the error if the model could not be opened or read.
+    """
 
     faults: tuple[Fault, ...] = ()
     correction: Correction | None = None
     silence: str | None = None
+    unreadable: str | None = None
 
 
 def measure(path: Path, *, can_reorder_rows: bool) -> Measured:
@@ -53,7 +57,17 @@ def measure(path: Path, *, can_reorder_rows: bool) -> Measured:
         with open_checkpoint(path, allow_quantized=True) as checkpoint:
             return _measured(checkpoint, can_reorder_rows)
     except MiniCPMError as error:
-        return Measured(silence=f"the model was not run: {error}")
+        return Measured(silence=f"the model was not run: {error}", unreadable=str(error))
+
+
+def open_only(path: Path) -> Measured:
+    """Open a model and its tokenizer, as `measure` does, but do not run it."""
+    try:
+        with open_checkpoint(path, allow_quantized=True) as checkpoint:
+            checkpoint.tokenizer()
+    except MiniCPMError as error:
+        return Measured(unreadable=str(error))
+    return Measured()
 
 
 class _Reading(NumpyBackend):

@@ -1,26 +1,28 @@
-"""Convert a model folder to another format, tensor by tensor. The result is checked, then moved into place at once.
+"""Convert a model to another format, tensor by tensor. The result is checked, then moved into place at once.
 
     convert("MiniCPM-2B-dpo-bf16", "out", to="vllmcpm")
 
-It needs some tens of megabytes of memory whatever the model's size. hf_folder.py writes the folder, checks it and moves
-it into place.
+It needs some tens of megabytes of memory whatever the model's size, or the largest weight in float32 if the source is
+quantized. hf_folder.py writes the folder, checks it and moves it into place.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minicpm.export.dequantized import open_dequantized
 from minicpm.export.destination import check_places
 from minicpm.export.hf_folder import FolderPlan, companion_files, released, write_folder
+from minicpm.export.small_files import small_files
 from minicpm.files import json_text
 from minicpm.formats import granite, hf, llama, vllmcpm
-from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.derive import Derived, chain, unchanged
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES, PlannedFile
@@ -45,6 +47,7 @@ class Conversion:
     tensors: int
     nbytes: int  # of all files
     files: tuple[str, ...]
+    dequantized: str | None = None  # the kinds of the source's quantized weights, if they became floats
 
 
 def convert(
@@ -58,16 +61,20 @@ def convert(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write the model in folder `source` to the new folder `destination` in the format `to`.
+    """Write the model `source`, a folder or a GGUF file, to the new folder `destination` in the format `to`.
 
-    `dtype` is float32, float16 or bfloat16; None keeps each tensor's own. `as_bin` writes pytorch_model.bin instead of
+    `dtype` is float32, float16 or bfloat16; None keeps each tensor's own. Quantized weights become floats; None is then
+    float32, which holds the same numbers. `as_bin` writes pytorch_model.bin instead of
     safetensors. A source in llama format that records its constants is unfolded for any other format. Raises ValueError
     for invalid arguments, ModelError and FormatError for other failures. Nothing half-written remains.
     """
     source, destination = Path(source), Path(destination)
     _check_arguments(source, destination, to, dtype, max_shard_bytes, as_bin, overwrite)
-    with open_checkpoint(source) as checkpoint:
-        plan, derived = _plan(checkpoint, to, dtype, max_shard_bytes, as_bin)
+    with open_dequantized(source) as checkpoint, small_files(checkpoint) as beside:
+        if checkpoint.dequantized and dtype is None:
+            dtype = "float32"
+        copies = companion_files(beside, to)
+        plan, derived = _plan(checkpoint, to, dtype, max_shard_bytes, as_bin, copies)
 
         def content(info: TensorInfo) -> Iterable[memoryview]:
             made = derived[plan.published_name(info.name)]
@@ -83,6 +90,7 @@ def convert(
         len(derived),
         written.nbytes,
         written.files,
+        checkpoint.dequantized,
     )
 
 
@@ -110,7 +118,7 @@ def _check_arguments(
 
 
 def _plan(
-    checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: int, as_bin: bool
+    checkpoint: Checkpoint, to: str, dtype: str | None, max_shard_bytes: int, as_bin: bool, copies: Sequence[Path]
 ) -> tuple[FolderPlan, dict[str, Derived]]:
     """The plan of the new folder, and by published name how each of its tensors is derived from the source's."""
     config, derived, kept = checkpoint.config, unchanged(checkpoint.config.parameter_shapes()), None
@@ -139,7 +147,7 @@ def _plan(
         config,
         _config_text(config, to, kept),
         files,
-        companion_files(checkpoint, to),
+        copies,
         form=to,
         published_name=vllmcpm.published_name if to == "vllmcpm" else str,
     )

@@ -18,6 +18,7 @@ from minicpm.errors import ModelError
 from minicpm.files import HAS_LOCKS, NO_FOLLOW, is_disk_full, lock, open_folder, sync_folder
 from minicpm.formats.config import CONFIG_FILE
 from minicpm.formats.folder import ModelFolder
+from minicpm.formats.gguf import is_gguf
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # For directories and the file system's own data.
@@ -96,11 +97,12 @@ def check_destination(destination: Path, overwrite: bool = False) -> None:
 
 
 def check_places(source: Path, destination: Path, overwrite: bool) -> None:
-    """Raise ValueError or ModelError unless `source` is a folder and a new one may be written to `destination`."""
-    ModelFolder(source)
+    """Raise ValueError or ModelError unless `source` is a folder or a GGUF file and `destination` may be written."""
+    if not is_gguf(source):
+        ModelFolder(source)
     inside, outside = destination.resolve(), source.resolve()
     if inside == outside:
-        raise ValueError(f"{destination}: source and destination are the same folder; name another destination")
+        raise ValueError(f"{destination}: source and destination are the same; name another destination")
     if inside.is_relative_to(outside):
         raise ValueError(f"{destination}: the destination is inside the source folder; choose a place outside it")
     if outside.is_relative_to(inside):

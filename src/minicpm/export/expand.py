@@ -27,7 +27,7 @@ def expand(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     The folder is meant to be used and deleted, so it is not read back. Raises ModelError if the disk is too full,
     FormatError for a damaged source.
     """
-    copies = companion_files(checkpoint) if checkpoint.path.is_dir() else []
+    copies = companion_files(checkpoint.path) if checkpoint.path.is_dir() else []
     plan = plan_floats(checkpoint.config.with_dtype(dtype), copies)
     require_disk(folder, plan.weight_bytes, copies)
 

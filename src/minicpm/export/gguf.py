@@ -1,10 +1,11 @@
-"""Write a model folder as one GGUF file for llama.cpp and related programs, tensor by tensor.
+"""Write a model as one GGUF file for llama.cpp and related programs, tensor by tensor.
 
     write_gguf("MiniCPM-2B-dpo-bf16", "MiniCPM-2B-q4_0.gguf", dtype="q4_0")
 
 The file is checked, then moved into place at once. Unquantized weights are kept, rounded to another float type, or
-rounded to Q8_0 or Q4_0 as ggml's reference does. Codes and scales of an INT4 or INT8 folder are copied unchanged: the
-scale of a group of 64 or 128 is repeated per block of 32, so the file holds bit for bit the same weights.
+rounded to Q8_0 or Q4_0 as ggml's reference does. Codes and scales of a quantized model are copied unchanged if no other
+type is asked for: the scale of a group of 64 or 128 is repeated per block of 32, so the file holds bit for bit the same
+weights.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from minicpm.errors import FormatError, ModelError, brief
 from minicpm.export.convert import Conversion
+from minicpm.export.dequantized import open_dequantized
 from minicpm.export.destination import forget_cached_pages, new_file, report_full_disk, require_disk
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE
@@ -42,6 +44,7 @@ from minicpm.formats.gguf import (
     ValueType,
     has_magic,
     header_bytes,
+    is_gguf,
 )
 from minicpm.formats.gguf_blocks import BLOCK_TYPES_OF_BITS, GROUP_SIZE, ROWS_ELEMENTS, from_packed, quantize
 from minicpm.formats.gguf_model import ARCHITECTURE, FLOAT_DTYPES, FLOAT_TYPES, model_fields, rows_to_store, stored_name
@@ -86,19 +89,24 @@ def write_gguf(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write the model in folder `source` to the new file `destination`.
+    """Write the model `source`, a folder or a GGUF file, to the new file `destination`.
 
-    `dtype` is float32, float16, bfloat16, q8_0 or q4_0; None keeps each weight's own. A quantized folder allows only
-    None. `name` is the model's name in the file. Raises ValueError for invalid arguments, ModelError and FormatError
-    for other failures. Nothing half-written remains.
+    `dtype` is float32, float16, bfloat16, q8_0 or q4_0; None keeps each weight's own, and the codes of quantized ones
+    as the engines read them. Otherwise quantized weights become floats, which are rounded to `dtype`. `name` is the
+    model's name in the file. Raises ValueError for invalid arguments, ModelError and FormatError for other failures.
+    Nothing half-written remains.
     """
     source, destination = Path(source), Path(destination)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    ModelFolder(source)
+    if not is_gguf(source):
+        ModelFolder(source)
+    if destination.exists() and destination.samefile(source):
+        raise ValueError(f"{destination}: source and destination are the same; name another destination")
     check_file_destination(destination, overwrite)
-    with open_checkpoint(source, allow_quantized=True) as checkpoint:
-        plan = _plan(checkpoint, dtype, name or source.resolve().name, progress or Silent())
+    with _opened(source, dtype) as checkpoint:
+        shown = name or source.resolve().name
+        plan = _plan(checkpoint, dtype, shown.removesuffix(".gguf"), progress or Silent())
         require_disk(destination, plan.weight_bytes)
         with report_full_disk(destination, plan.weight_bytes), new_file(destination) as partial:
             checksums = _write(partial, plan)
@@ -106,8 +114,21 @@ def write_gguf(
             nbytes = partial.stat().st_size
         kind = _main_type(plan.tensors).name
         return Conversion(
-            source, destination, checkpoint.format, "gguf", kind, len(plan.tensors), nbytes, (destination.name,)
+            source,
+            destination,
+            checkpoint.format,
+            "gguf",
+            kind,
+            len(plan.tensors),
+            nbytes,
+            (destination.name,),
+            checkpoint.dequantized,
         )
+
+
+def _opened(source: Path, dtype: str | None) -> Checkpoint:
+    """The source with its codes, or in floats if they are to be rounded anew."""
+    return open_checkpoint(source, allow_quantized=True) if dtype is None else open_dequantized(source)
 
 
 def check_file_destination(destination: Path, overwrite: bool) -> None:
@@ -128,14 +149,8 @@ def check_file_destination(destination: Path, overwrite: bool) -> None:
 
 
 def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progress) -> _Plan:
-    if checkpoint.format == "gguf":
-        raise ModelError(f"{checkpoint.path}: is a GGUF file already; convert from the model's folder")
     if checkpoint.folded_scales is not None:
         raise ModelError(f"{checkpoint.path}: its scales are multiplied into the weights; convert it --to hf first")
-    if checkpoint.packings and dtype is not None:
-        raise ModelError(
-            f"{checkpoint.path}: its weights are quantized already and are copied unchanged; leave dtype out"
-        )
     config = checkpoint.config
     tokenizer = checkpoint.tokenizer()  # first, because it validates untrusted files
     tensors = [
@@ -151,10 +166,18 @@ def _plan(checkpoint: Checkpoint, dtype: str | None, name: str, progress: Progre
         Field("general.file_type", ValueType.UINT32, FILE_TYPES[_main_type(tensors).id]),
         Field("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
         *model_fields(config),
-        *tokenizer_fields(checkpoint.path, config.vocab_size, checkpoint.eos_token_ids),
+        *_tokenizer_fields(checkpoint),
     ]
     published = {stored_name(name): name for name in config.parameter_shapes()}
     return _Plan(checkpoint, tokenizer, fields, tensors, published, progress)
+
+
+def _tokenizer_fields(checkpoint: Checkpoint) -> list[Field]:
+    """The tokenizer's metadata: those of a GGUF file unchanged, else made of a folder's files."""
+    if checkpoint.format != "gguf":
+        return tokenizer_fields(checkpoint.path, checkpoint.config.vocab_size, checkpoint.eos_token_ids)
+    with contextlib.closing(GgufFile(checkpoint.path)) as file:
+        return [field for key, field in file.fields().items() if key.startswith("tokenizer.")]
 
 
 def _type_of(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str | None) -> BlockType:

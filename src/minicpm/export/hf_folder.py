@@ -1,6 +1,6 @@
 """Writes every model folder of the package: tensor by tensor, read back, and moved into place.
 
-    plan = plan_floats(config, copies=companion_files(checkpoint))
+    plan = plan_floats(config, copies=companion_files(folder))
     written = write_folder(destination, plan, content, label="converting")
 
 Callers give the content of the folder (a `FolderPlan`) and yield each tensor's bytes; memory holds only what they
@@ -79,11 +79,11 @@ def plan_floats(
     return FolderPlan(config, json_text(hf.write_config(config)), files, copies, texts or {})
 
 
-def companion_files(checkpoint: Checkpoint, form: str = "hf") -> list[Path]:
+def companion_files(path: Path, form: str = "hf") -> list[Path]:
     """The small files of a folder that are copied unchanged for `form`: tokenizer, licence, generation settings."""
-    folder = ModelFolder(checkpoint.path)
+    folder = ModelFolder(path)
     wanted = set(TOKENIZER_FILES) if form == "vllmcpm" else {*TOKENIZER_FILES, GENERATION_FILE}
-    names = sorted(path.name for path in checkpoint.path.iterdir() if path.name in wanted or is_licence(path.name))
+    names = sorted(path.name for path in path.iterdir() if path.name in wanted or is_licence(path.name))
     copies = [folder.file(name) for name in names]
     for path in copies:
         if path.stat().st_size > MAX_SMALL_FILE_BYTES:

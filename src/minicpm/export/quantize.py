@@ -8,18 +8,20 @@ Writes the canonical compressed-tensors folder. Memory holds the largest weight 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from minicpm.errors import ModelError
+from minicpm.export.dequantized import open_dequantized
 from minicpm.export.destination import check_places
 from minicpm.export.hf_folder import FolderPlan, companion_files, write_folder
+from minicpm.export.small_files import small_files
 from minicpm.files import json_text
 from minicpm.formats import hf
-from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE, SHAPE, Packing, is_linear, write_quantization
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES
@@ -68,6 +70,7 @@ class Quantization:
     nbytes: int  # of the weights
     kinds: tuple[KindReport, ...]
     files: tuple[str, ...]
+    dequantized: str | None = None  # the kinds of weights of a source that was quantized already
 
 
 @dataclass
@@ -97,8 +100,9 @@ def quantize_folder(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Quantization:
-    """Write the model in folder `source` to the new folder `destination` with the weights of a preset.
+    """Write the model `source`, a folder or a GGUF file, to the new folder `destination` with the weights of a preset.
 
+    A source that is quantized already is rounded a second time; the reported errors do not include those of the first.
     With `equalize`, outlier channels are first rescaled by powers of two, which leaves the model's results unchanged.
     Raises ValueError for invalid arguments, ModelError and FormatError for other failures. Nothing half-written
     remains.
@@ -109,8 +113,9 @@ def quantize_folder(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     check_places(source, destination, overwrite)
-    with open_checkpoint(source) as checkpoint:
-        job = _Job(checkpoint, _plan(checkpoint, PRESETS[preset], max_shard_bytes), equalize)
+    with open_dequantized(source) as checkpoint, small_files(checkpoint) as beside:
+        _require_finite_norms(checkpoint)
+        job = _Job(checkpoint, _plan(checkpoint, PRESETS[preset], max_shard_bytes, companion_files(beside)), equalize)
 
         def content(info: TensorInfo) -> Iterable[memoryview]:
             yield _content(job, info)
@@ -128,10 +133,21 @@ def quantize_folder(
             nbytes=job.plan.weight_bytes,
             kinds=tuple(job.kinds.values()),
             files=written.files,
+            dequantized=checkpoint.dequantized,
         )
 
 
-def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int) -> FolderPlan:
+def _require_finite_norms(checkpoint: Checkpoint) -> None:
+    """Matrices are checked when they are rounded; norms are stored as they are."""
+    for name, shape in checkpoint.config.parameter_shapes().items():
+        if len(shape) == 1 and not np.isfinite(checkpoint.read(name).float32()).all():
+            raise ModelError(
+                f"{checkpoint.path}: {name} holds numbers that are not finite; take weights that were saved before "
+                "training went wrong"
+            )
+
+
+def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int, copies: Sequence[Path]) -> FolderPlan:
     if checkpoint.folded_scales is not None:
         raise ModelError(f"{checkpoint.path}: its scales are multiplied into the weights; convert it --to hf first")
     config = checkpoint.config
@@ -157,7 +173,7 @@ def _plan(checkpoint: Checkpoint, preset: Preset, max_shard_bytes: int) -> Folde
         config,
         json_text(raw),
         hf.plan_files(infos, max_shard_bytes),
-        companion_files(checkpoint),
+        copies,
         packings=packings,
     )
 
@@ -183,6 +199,8 @@ def _content(job: _Job, info: TensorInfo) -> memoryview:
     else:
         view = job.checkpoint.read(stored).cast(info.dtype)
         job.checkpoint.release(stored)
+    if not np.isfinite(view.float32()).all():
+        raise ModelError(f"{stored}: holds numbers that are not finite, or too large for {info.dtype}")
     _report(job, stored, info.nbytes, 32 if info.dtype == "float32" else 16, math.prod(info.shape))
     return view.buffer.cast("B")
 

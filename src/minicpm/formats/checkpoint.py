@@ -9,12 +9,13 @@ Opening reads headers and checks names and shapes. The weights are mapped, and r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from minicpm.chat import ChatTemplate
 from minicpm.errors import FormatError, ModelError, brief
@@ -26,8 +27,10 @@ from minicpm.formats.generation import GENERATION_FILE, read_eos_token_ids
 from minicpm.formats.gguf import is_gguf
 from minicpm.formats.gguf_model import GgufModel
 from minicpm.formats.mapped import TensorFile
+from minicpm.formats.recognition import weights_of_other_tools
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo, TensorView
 from minicpm.formats.text_sources import TOKENIZER_FILES, FolderTexts, TextSources
+from minicpm.formats.wrapped_names import published_names, wrapped_example
 from minicpm.tokenizer import Tokenizer
 
 # Tables that old checkpoints store although the configuration determines them.
@@ -54,6 +57,20 @@ FORMS = {
 }
 
 
+class ExactFloats(Protocol):
+    """The numbers of a file whose weights are rounded to codes or float16 when `Checkpoint.read` reads them."""
+
+    @property
+    def quantized_types(self) -> tuple[str, ...]:
+        """The types of its quantized tensors, the commonest first."""
+
+    def is_widened(self, name: str) -> bool:
+        """Whether `Checkpoint.read` rounds the tensor of a published name."""
+
+    def float32(self, name: str) -> npt.NDArray[np.float32]:
+        """The file's own numbers (N, K) of such a tensor."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """What the reader of a format found, before it is checked against the configuration."""
@@ -68,6 +85,8 @@ class Opened:
     has_signed_scales: bool = False  # whether the format's scales may be negative
     eos_token_ids: tuple[int, ...] = ()
     folded_scales: llama.FoldedScales | None = None
+    exact_floats: ExactFloats | None = None
+    dequantized: str | None = None  # the kinds of quantized weights that are read as float32
 
 
 class Checkpoint:
@@ -82,8 +101,11 @@ class Checkpoint:
     tokenizer_files: tuple[Path, ...]
     folded_scales: llama.FoldedScales | None  # constants that a llama-format folder records as folded into its weights
     has_signed_scales: bool  # whether the scale of a packed weight may be negative
+    exact_floats: ExactFloats | None  # of a GGUF file
+    dequantized: str | None  # the kinds of quantized weights that are read as float32 (export/dequantized.py)
 
     def __init__(self, opened: Opened):
+        self._opened, self.exact_floats, self.dequantized = opened, opened.exact_floats, opened.dequantized
         self.path, self.format, config = opened.path, opened.format, opened.config
         self._texts, self.tokenizer_files = opened.texts, opened.texts.tokenizer_files
         self.eos_token_ids, self.folded_scales = opened.eos_token_ids, opened.folded_scales
@@ -135,6 +157,20 @@ class Checkpoint:
     def release(self, name: str) -> None:
         """Release a tensor's pages after use. Changes that were written into its view are lost."""
         self._sources[name].release(self._stored[name])
+
+    def with_tensors(self, file: TensorFile, kinds: str) -> Checkpoint:
+        """The same model with the float tensors of another file by published names, made of quantized `kinds`."""
+        return Checkpoint(
+            replace(
+                self._opened,
+                stored=dict.fromkeys(file.tensors, file),
+                published={name: name for name in file.tensors},
+                quantization=frozenset(),
+                has_signed_scales=False,
+                exact_floats=None,
+                dequantized=kinds,
+            )
+        )
 
     def damaged(self, problem: str) -> FormatError:
         """An error about a problem in the model's files."""
@@ -214,7 +250,7 @@ def _open_folder(folder: ModelFolder, allow_quantized: bool) -> Opened:
     tokenizer_files = tuple(folder.file(name) for name in TOKENIZER_FILES if folder.has(name))
     stored = FORMS[form].open_weights(folder)
     try:
-        published = _published(folder.path, stored) if form == "vllmcpm" else {name: name for name in stored}
+        published = _published(folder.path, stored, form, config)
     except BaseException:
         for file in set(stored.values()):
             file.close()
@@ -254,6 +290,7 @@ def _open_gguf(path: Path, allow_quantized: bool) -> Opened:
         quantization=model.packings,
         has_signed_scales=True,  # Q4_0's sign maps the largest weight of a block to the code -8
         eos_token_ids=eos_token_ids,
+        exact_floats=model,
     )
 
 
@@ -273,14 +310,26 @@ def _eos_token_ids(folder: ModelFolder, config: DecoderConfig) -> tuple[int, ...
     return tuple(dict.fromkeys([*config.eos_token_ids, *more]))
 
 
-def _published(path: Path, stored: Mapping[str, TensorFile]) -> dict[str, str]:
-    """Published name -> stored name of a vLLM-CPM file."""
-    names: dict[str, str] = {}
-    for name in stored:
-        published = vllmcpm.published_name(name)
-        if published in names:
-            raise FormatError(path, f"{brief(name)} and {brief(names[published])} are the same tensor")
-        names[published] = name
+def _published(path: Path, stored: Mapping[str, TensorFile], form: str, config: DecoderConfig) -> dict[str, str]:
+    """Published name -> stored name, without the wrappers of other tools.
+
+    A tied model that stores its shared matrix under the head's name only has it under the embedding's.
+    """
+    if form == "vllmcpm":
+        names: dict[str, str] = {}
+        for name in stored:
+            published = vllmcpm.published_name(name)
+            if published in names:
+                raise FormatError(path, f"{brief(name)} and {brief(names[published])} are the same tensor")
+            names[published] = name
+        return names
+    try:
+        names = published_names(stored)
+    except ModelError as error:
+        raise FormatError(path, str(error)) from error
+    if config.tie_word_embeddings and not any(name.startswith(llama.EMBEDDING) for name in names):
+        head = [name for name in names if name.startswith(llama.HEAD)]
+        names.update({llama.EMBEDDING + name.removeprefix(llama.HEAD): names.pop(name) for name in head})
     return names
 
 
@@ -298,8 +347,17 @@ def _require_parameters(
     of_packed = {name for name in _stored_names(config, packings) if name not in shapes}
     infos = {name: info for name, info in infos.items() if name not in of_packed}
     missing = [name for name in shapes if name not in infos]
+    is_foreign = not packings and (missing or set(infos) - set(shapes))
+    if is_foreign and (found := weights_of_other_tools(infos)):
+        raise FormatError(path, found)
+    if missing == [llama.HEAD]:
+        raise FormatError(
+            path,
+            "lm_head.weight is missing from the weights although the configuration does not tie it to the embedding; "
+            "if the model is a tied one, set tie_word_embeddings to true in config.json",
+        )
     if missing:
-        raise FormatError(path, f"{_some(missing)} missing from the weights; download or convert the model again")
+        raise FormatError(path, f"{_some(missing)} missing from the weights{_instead(infos)}")
     optional = {llama.HEAD: (config.vocab_size, config.hidden_size)}  # some files store a tied head
     for name, info in infos.items():
         if name.endswith(IGNORED_SUFFIXES):
@@ -312,6 +370,14 @@ def _require_parameters(
             raise FormatError(path, f"{name} has shape {list(info.shape)}, the configuration says {list(shape)}")
         if info.dtype not in FLOAT_DTYPES:
             raise FormatError(path, f"{name} is {info.dtype}; expected {', '.join(FLOAT_DTYPES)}")
+
+
+def _instead(infos: Mapping[str, TensorInfo]) -> str:
+    """What is stored in place of the missing tensors, and what to do."""
+    example = wrapped_example(infos)
+    shown = example or next(iter(infos), None)
+    found = "" if shown is None else f" (stored is {brief(shown)} and the like)"
+    return f"{found}; download or convert the model again"
 
 
 def _some(names: list[str]) -> str:

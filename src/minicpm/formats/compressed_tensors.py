@@ -16,6 +16,7 @@ from typing import Any
 from minicpm.errors import FormatError, ModelError, brief
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.recognition import FLOAT_ADVICE
 from minicpm.formats.tensor import FLOAT_DTYPES, TensorInfo
 
 PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
@@ -75,7 +76,10 @@ def read_quantization(raw: dict[str, Any]) -> frozenset[Packing]:
         return frozenset()
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if not isinstance(quantization, dict) or method != METHOD:
-        raise ModelError(f"its weights are quantized by {brief(method)}; this version reads {METHOD} INT4 and INT8")
+        raise ModelError(
+            f"its weights are quantized by {brief(method)}; this version reads {METHOD} INT4 and INT8 only, so "
+            f"{FLOAT_ADVICE}"
+        )
     groups = quantization.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise ModelError("quantization_config has no config_groups")
@@ -101,6 +105,11 @@ def packed_parameters(
 def _packing_of(
     path: Path, name: str, shape: tuple[int, ...], packings: frozenset[Packing], stored: Mapping[str, TensorInfo]
 ) -> Packing:
+    if not packings:
+        raise FormatError(
+            path,
+            f"{name} is stored packed, but config.json has no quantization_config; copy the source's config.json again",
+        )
     for packing in sorted(packings):
         wanted = packing.stored(name, shape)
         infos = [stored.get(info.name) for info in wanted]
@@ -109,7 +118,7 @@ def _packing_of(
             if dtypes[0] == "int32" and dtypes[1] in FLOAT_DTYPES and dtypes[2] == "int64":
                 return packing
     have = {info.name: list(info.shape) for info in stored.values() if info.name.startswith(name + "_")}
-    known = ", ".join(f"{packing.bits} bits by {packing.group_size}" for packing in sorted(packings)) or "none"
+    known = ", ".join(f"{packing.bits} bits by {packing.group_size}" for packing in sorted(packings))
     raise FormatError(path, f"{name} is stored as {have}, which fits no packing of its config.json ({known})")
 
 

@@ -8,6 +8,7 @@ when the runtime had MiniCPM-2B's built in) are refused, because today's llama.c
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from minicpm.formats import gguf_tokenizer, llama
 from minicpm.formats.compressed_tensors import SCALE, SHAPE, Packing
 from minicpm.formats.config import DecoderConfig, RopeScaling
 from minicpm.formats.generation import GGUF_KEYS
-from minicpm.formats.gguf import BF16, F16, F32, Q6_K, Array, Field, GgufFile, GgufTensor, Value, ValueType
+from minicpm.formats.gguf import BF16, F16, F32, Q6_K, Array, Field, GgufFile, GgufTensor, ValueType
 from minicpm.formats.gguf_blocks import PACKINGS, by_rows, packed_codes, scales_of
 from minicpm.formats.gguf_widening import INT8_PACKING, int8_of, widen
 from minicpm.formats.granite import scale_depth_of, simple
@@ -101,7 +102,7 @@ class GgufModel:
         self.path = path
         self._file = GgufFile(path)
         try:
-            _require_whole_model(path, self._file.metadata)
+            _require_whole_model(path, self._file)
             self.config = read_config(self._file)
             self._sources: dict[str, str] = {}  # name in `tensors` -> published name
             self.tensors = {}
@@ -153,6 +154,27 @@ class GgufModel:
         if order is not None:
             values = values[order]
         return TensorView(name, info.dtype, info.shape, values.reshape(-1).view(np.uint8).data)
+
+    @property
+    def quantized_types(self) -> tuple[str, ...]:
+        """The block types of its tensors, the commonest first."""
+        kinds = Counter(t.type.name for t in self._file.tensors.values() if t.type.id not in FLOAT_DTYPES)
+        return tuple(name for name, _ in kinds.most_common())
+
+    def is_widened(self, name: str) -> bool:
+        """Whether a published tensor is stored in blocks that `read` rounds to codes or to float16."""
+        kind = self._file.tensors[stored_name(name)].type
+        return kind.id not in FLOAT_DTYPES and kind.id not in PACKINGS
+
+    def float32(self, name: str) -> npt.NDArray[np.float32]:
+        """The file's own numbers (N, K) of such a tensor."""
+        tensor = self._file.tensors[stored_name(name)]
+        blocks = np.frombuffer(self._file.view(tensor.name), np.uint8).reshape(tensor.shape[0], -1)
+        values = np.empty(tensor.shape, np.float32)
+        by_rows(blocks, values, lambda part: widen(part, tensor.type))
+        self._file.release(tensor.name)
+        order = published_rows(self.config, name)
+        return values if order is None else values[order]
 
     def release(self, name: str) -> None:
         self._rounded = None
@@ -358,10 +380,18 @@ def _dim_model_base(logit_scale: float, hidden_size: int) -> int:
     return base
 
 
-def _require_whole_model(path: Path, metadata: dict[str, Value]) -> None:
+def _require_whole_model(path: Path, file: GgufFile) -> None:
+    metadata = file.metadata
+    if not file.tensors:
+        raise FormatError(path, "holds no tensors, only a vocabulary; give the file of the model itself")
     count = metadata.get("split.count", 1)
     if isinstance(count, int) and count > 1:
         raise FormatError(path, f"one of {brief(count)} parts of a model; join them with llama-gguf-split --merge")
     kind = metadata.get("general.type", "model")
     if kind != "model":
-        raise FormatError(path, f"general.type is {brief(kind)}, expected 'model'")
+        what = {
+            "adapter": "a LoRA adapter; merge it into its model with llama-export-lora",
+            "mmproj": "a projector of pictures; give the file of the model itself",
+            "imatrix": "an importance matrix for quantizing; give the file of the model itself",
+        }.get(str(kind), "no model; give the file of a model")
+        raise FormatError(path, f"general.type is {brief(kind)}: this is {what}")

@@ -27,6 +27,7 @@ from minicpm.tokenizer import (
     read_tokenizer_config,
     special_token,
 )
+from minicpm.tokenizer.added_tokens import listed_tokens
 
 TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 TEMPLATE = "tokenizer.chat_template"
@@ -64,6 +65,8 @@ def tokenizer_fields(folder: Path, vocab_size: int, eos_token_ids: tuple[int, ..
         raise ModelError(f"{folder}: no tokenizer.model; GGUF carries its scores, so put the model's own file there")
     model = read_sentencepiece(file_in(folder, "tokenizer.model"))
     config = read_tokenizer_config(folder)
+    listed = listed_tokens(folder, config, set(model.pieces).__contains__)
+    config["added_tokens_decoder"] = {**(config.get("added_tokens_decoder") or {}), **listed}
     pieces = _pieces(model, config, prepends_blank(config, folder))
     if len(pieces.texts) > vocab_size:
         raise ModelError(f"{folder}: its tokenizer has {len(pieces.texts)} pieces, the model {vocab_size}")

@@ -5,6 +5,7 @@ Finds and checks the weight files of a folder, and plans new ones. It knows the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from minicpm.files import is_plain_name, read_json_object
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.mapped import TensorFile
+from minicpm.formats.recognition import ADAPTER_FILE, adapter
 from minicpm.formats.safetensors import SafetensorsFile, write_order
 from minicpm.formats.tensor import TensorInfo
 from minicpm.formats.torch_bin import TorchFile
@@ -22,9 +24,12 @@ from minicpm.formats.torch_bin import TorchFile
 MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 4096
 DEFAULT_SHARD_BYTES = 5 * 10**9  # huggingface_hub's and transformers' own
 
+UNUSED_SUFFIXES = {".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz", ".distcp", ".part"}
+
 # The files to look for, in transformers' order.
 WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SHARD = re.compile(r"(?:model|pytorch_model)-(\d{5})-of-(\d{5})\.(?:safetensors|bin)")
 
 
 def read_config(raw: dict[str, Any]) -> DecoderConfig:
@@ -43,6 +48,10 @@ def open_weights(folder: ModelFolder) -> dict[str, TensorFile]:
             return dict.fromkeys(file.tensors, file)
         if folder.has(index):
             return _open_shards(folder, folder.file(index))
+    if shards := _shards_without_index(folder):
+        return _open_all(folder, shards)
+    if folder.has(ADAPTER_FILE):
+        raise FormatError(folder.path, adapter(folder.path))
     raise FormatError(folder.path, f"no weights; expected one of {', '.join(WHOLE_FILES + INDEX_FILES)}{_hint(folder)}")
 
 
@@ -52,10 +61,58 @@ def open_weight_file(path: Path) -> TensorFile:
 
 
 def _hint(folder: ModelFolder) -> str:
-    found = sorted(
-        {path.suffix for path in folder.path.iterdir()} & {".gguf", ".pt", ".pth", ".h5", ".msgpack", ".part"}
-    )
+    names = sorted(path.name for path in folder.path.iterdir())
+    renamed = [name for name in names if name.endswith((".safetensors", ".bin")) and not is_training_state(name)]
+    if len(renamed) == 1:
+        suffix = Path(renamed[0]).suffix
+        wanted = next(name for name in WHOLE_FILES if name.endswith(suffix))
+        return f" (found {brief(renamed[0])}; if it holds the whole model, name it {wanted})"
+    if renamed:
+        return f" (found {', '.join(map(brief, renamed[:3]))}, but no index that says which tensor is in which file)"
+    found = sorted({Path(name).suffix for name in names} & UNUSED_SUFFIXES)
     return f" (found {', '.join(found)} files, which this format does not use)" if found else ""
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a trainer's file is not one of weights."""
+    return name in ("training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.safetensors")
+
+
+def _shards_without_index(folder: ModelFolder) -> list[str]:
+    """The shards of a model whose index is missing: their own names say whether they are all there.
+
+    Raises FormatError if some are missing. Shards in several forms or numbers are left to the caller's error.
+    """
+    matches = [match for path in folder.path.iterdir() if (match := SHARD.fullmatch(path.name))]
+    if not matches:
+        return []
+    wholes = {(match[2], Path(match[0]).suffix) for match in matches}
+    if len(wholes) > 1:
+        return []
+    count = int(matches[0][2])
+    numbers = {int(match[1]) for match in matches}
+    missing = [number for number in range(1, min(count, MAX_SHARDS) + 1) if number not in numbers]
+    if missing or len(numbers) != count:
+        shown = ", ".join(map(str, missing[:5])) + (" and more" if len(missing) > 5 else "")
+        raise FormatError(folder.path, f"shard {shown} of {count} is missing, and so is the index; download it again")
+    return sorted(match[0] for match in matches)
+
+
+def _open_all(folder: ModelFolder, names: Sequence[str]) -> dict[str, TensorFile]:
+    """The tensors of files that no index lists."""
+    stored: dict[str, TensorFile] = {}
+    try:
+        for name in names:
+            file = open_weight_file(folder.file(name))
+            doubled = next((tensor for tensor in file.tensors if tensor in stored), None)
+            stored.update(dict.fromkeys(file.tensors, file))
+            if doubled is not None:
+                raise FormatError(file.path, f"{brief(doubled)} is in another shard as well")
+    except BaseException:
+        for file in set(stored.values()):
+            file.close()
+        raise
+    return stored
 
 
 def _open_shards(folder: ModelFolder, index_path: Path) -> dict[str, TensorFile]:

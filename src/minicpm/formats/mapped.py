@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from minicpm.errors import FormatError, brief
-from minicpm.files import NO_WAIT
+from minicpm.files import NO_WAIT, require_no_pointer
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
 
 # Python 3.11's mmap module does not name this flag. Without it Linux refuses a private mapping of a file larger
@@ -58,6 +58,7 @@ class MappedFile:
             self.size = os.fstat(descriptor).st_size
             if self.size == 0:
                 raise FormatError(path, "the file is empty; download or copy it again")
+            require_no_pointer(path)
             self._map: mmap.mmap | None = _mapped_privately(descriptor, self.size)
         finally:
             os.close(descriptor)

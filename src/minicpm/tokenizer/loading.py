@@ -11,6 +11,7 @@ from typing import Any
 
 from minicpm.errors import FormatError, brief, one_line
 from minicpm.files import file_in, has_entry, parse_json_object, read_bytes, read_json_object
+from minicpm.tokenizer.added_tokens import ADDED_TOKENS_FILE, listed_tokens
 from minicpm.tokenizer.sentencepiece import (
     MAX_PIECE_CHARACTERS,
     PieceType,
@@ -45,6 +46,8 @@ def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, P
     else:
         raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
     _add_configured_tokens(library_tokenizer, config, folder / CONFIG_FILE)
+    listed = listed_tokens(folder, config, lambda content: library_tokenizer.token_to_id(content) is not None)
+    _add_configured_tokens(library_tokenizer, {"added_tokens_decoder": listed}, folder / ADDED_TOKENS_FILE)
     return library_tokenizer, source
 
 
@@ -214,7 +217,7 @@ def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path:
         if library_tokenizer.token_to_id(content) != token_id:
             raise FormatError(
                 path,
-                f"added_tokens_decoder gives {brief(content)} the id {token_id}, but the vocabulary gives it "
+                f"gives {brief(content)} the id {token_id}, but the vocabulary gives it "
                 f"{library_tokenizer.token_to_id(content)}",
             )
 

@@ -71,6 +71,39 @@ def bpe_merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     return merges
 
 
+def sentencepiece_bytes(model: SentencePieceModel) -> bytes:
+    """The content of a tokenizer.model file with this model (sentencepiece_model.proto), for read_sentencepiece."""
+    trainer = _numbers({3: 2, 4: len(model.pieces), 35: int(model.byte_fallback)})
+    trainer += _numbers({40: model.unk_id, 41: model.bos_id, 42: model.eos_id, 43: model.pad_id})
+    # 5 is escape_whitespaces: a blank becomes the piece's mark, as in every model of this kind.
+    flags = {3: int(model.add_dummy_prefix), 4: int(model.remove_extra_whitespaces), 5: 1}
+    normalizer = _lengthened(1, b"identity") + _numbers(flags)
+    pieces = (
+        _lengthened(1, text.encode()) + bytes([2 << 3 | _FIXED32]) + struct.pack("<f", score) + _numbers({3: int(kind)})
+        for text, score, kind in zip(model.pieces, model.scores, model.types)
+    )
+    return b"".join([*(_lengthened(1, piece) for piece in pieces), _lengthened(2, trainer), _lengthened(3, normalizer)])
+
+
+def _numbers(fields: dict[int, int]) -> bytes:
+    """Fields of whole numbers; a negative one takes 64 bits."""
+    return b"".join(
+        _encoded(number << 3 | _VARINT) + _encoded(value & (1 << 64) - 1) for number, value in fields.items()
+    )
+
+
+def _lengthened(number: int, content: bytes) -> bytes:
+    return _encoded(number << 3 | _BYTES) + _encoded(len(content)) + content
+
+
+def _encoded(value: int) -> bytes:
+    parts = []
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
+
 class _Malformed(Exception):
     """The bytes are no such message; the caller adds the file's name."""
 

@@ -6,10 +6,9 @@ written by the chat template and encoded as at inference, so that a trained prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minicpm.chat import ChatTemplate, Message
+from minicpm.chat import ChatTemplate
 from minicpm.errors import ModelError
 from minicpm.tokenizer import Tokenizer
 from minicpm.train.options import TRAIN_ON, TrainOn
@@ -52,13 +51,14 @@ class Renderer:
     def render(self, record: Record) -> Document:
         """The document of a record; ValueError for token ids out of range and templates that rewrite earlier turns."""
         if isinstance(record, Conversation):
-            return self._conversation(record.messages)
+            return self._conversation(record)
         if isinstance(record, Text):
             ids = [*self.tokenizer.encode(record.text), self.eos_token_id]
             return Document(tuple(ids), (False, *[True] * (len(ids) - 1)), is_text=True)
         return self._checked(record)
 
-    def _conversation(self, messages: Sequence[Message]) -> Document:
+    def _conversation(self, record: Conversation) -> Document:
+        messages = record.messages
         ids: list[int] = []
         is_trained: list[bool] = []
         written = ""
@@ -75,9 +75,8 @@ class Renderer:
             answer, ends_itself = self._ended(answered, message["content"])
             written = prompt + answer
             self._extend(ids, is_trained, self._encoded(asked, is_first=not ids), self.train_on == "all")
-            self._extend(ids, is_trained, self._encoded(answer, is_first=False), True)
-            if not ends_itself:
-                self._extend(ids, is_trained, [self.eos_token_id], True)
+            end = [] if ends_itself else [self.eos_token_id]
+            self._extend(ids, is_trained, [*self._encoded(answer, is_first=False), *end], record.is_trained(i))
         is_trained[0] = False
         return Document(tuple(ids), tuple(is_trained), is_text=False)
 

@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import hashlib
 import json
 import math
 import os
@@ -21,7 +23,9 @@ import torch
 
 from minicpm.chat import template_for
 from minicpm.errors import TrainingError
+from minicpm.export.dequantized import open_dequantized
 from minicpm.export.destination import new_folder
+from minicpm.export.small_files import small_files
 from minicpm.files import lock, open_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import CONFIG_FILE
@@ -39,7 +43,8 @@ from minicpm.train.schedules import Schedule
 from minicpm.train.store import TokenStore, token_store
 
 # Options that may differ when a run is resumed, because they change neither the steps nor their results.
-CHANGEABLE = frozenset({"save_every"})
+CHANGEABLE = frozenset({"save_every", "from_digest"})
+DIGEST_BYTES = 1 << 20  # of every weight file, for recognising a moved model
 Tell = Callable[[str], None]
 
 
@@ -104,7 +109,10 @@ def finetune(
     resume: bool = False,
     watcher: Watcher = Watcher(),
 ) -> Finished:
-    """Train all parameters of the model in a folder; errors and `resume` as for `pretrain`."""
+    """Train all parameters of a model, a folder or a GGUF file; errors and `resume` as for `pretrain`.
+
+    Quantized weights are trained as the floats that they stand for.
+    """
     folder = Path(model).expanduser()
     return _run(Path(out).expanduser(), options, _Start("model", folder, folder), resume, watcher)
 
@@ -114,8 +122,8 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
         torch.set_num_threads(options.threads)
     device = _device(options.device)
     with _locked(out):
-        note = _agreed_note(out, options, start, resume)
-        model = _model(start, options).to(device)
+        note = _agreed_note(out, options, start, resume, watcher.tell)
+        model = _model(start, options, watcher.tell).to(device)
         _keep_model(out / "model", start)
         tokenizer, template = Tokenizer.from_folder(out / "model"), template_for(out / "model")
         renderer = Renderer(tokenizer, template, model.config.vocab_size, options.train_on)
@@ -134,6 +142,8 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
             begun = checkpoint.load(start.source, model, optimizers)
             mixture.continue_from(begun.data)
         schedule = _schedule(options, begun.step, mixture.epoch_tokens)
+        if (warning := _warm_up_warning(schedule, begun.step)) is not None:
+            watcher.tell(warning)
         loop = Loop(
             model,
             optimizers,
@@ -192,27 +202,80 @@ def _locked(out: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _agreed_note(out: Path, options: RunOptions, start: _Start, resume: bool) -> dict[str, Any]:
-    """The content of run.json. Raises TrainingError if an existing one is of a run with other options."""
+def _agreed_note(out: Path, options: RunOptions, start: _Start, resume: bool, tell: Tell) -> dict[str, Any]:
+    """The content of run.json. Raises TrainingError if an existing one is of a run with other options.
+
+    A run may have been moved together with its model and data: files of the same names may lie elsewhere.
+    """
     path = out / "run.json"
-    wanted = json.loads(json.dumps({"start": start.kind, "from": str(start.source.resolve()), **asdict(options)}))
+    described = {"start": start.kind, "from": str(start.source.resolve()), "from_digest": _digest_of_start(start)}
+    wanted = cast(dict[str, Any], json.loads(json.dumps({**described, **asdict(options)})))
     if path.is_file() and not resume:
         raise TrainingError(f"{out}: there is a run already; pass --resume to continue it, or choose another folder")
     if not path.is_file():
-        return cast(dict[str, Any], wanted)
+        if resume:
+            _require_no_typo(out)
+            tell(f"there is no run in {out} yet, so a new one begins")
+        return wanted
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise TrainingError(f"{path}: not valid JSON ({error}); the run cannot be resumed") from error
-    may_differ = {*CHANGEABLE, "from"} if start.kind == "branch" else CHANGEABLE  # the parent run may have continued
-    differing = [key for key in wanted if key not in may_differ and noted.get(key) != wanted[key]]
+    moved = {key for key in ("from", "data", "evaluation") if _is_moved(key, noted, wanted)}
+    differing = [key for key in wanted if key not in {*CHANGEABLE, *moved} and noted.get(key) != wanted[key]]
     if differing:
         key = differing[0]
         raise TrainingError(
             f"{out}: the run was started with {key} {noted.get(key)!r}, now it is {wanted[key]!r}; "
             "resume with the same options, or branch a new run off it"
         )
-    return cast(dict[str, Any], noted)
+    return {**noted, **{key: wanted[key] for key in moved}}
+
+
+def _require_no_typo(out: Path) -> None:
+    """Raise TrainingError if a folder that holds no run lies in a run, or has almost the name of one beside it."""
+    absolute = out.resolve()
+    if (absolute.parent / "run.json").is_file():
+        raise TrainingError(f"{out}: there is no run to resume; the run is its parent folder: --out {out.parent}")
+    beside = [path.name for path in absolute.parent.iterdir() if (path / "run.json").is_file()]
+    near = difflib.get_close_matches(absolute.name, beside)
+    if near:
+        names = " or ".join(str(out.with_name(name)) for name in near)
+        raise TrainingError(
+            f"{out}: there is no run to resume; beside it is {names}. Give that one, or start anew without --resume"
+        )
+
+
+def _is_moved(key: str, noted: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether an option may name another place than the run's start did: the same content, or names, elsewhere.
+
+    The data's content need not be compared here: a checkpoint knows the digest of its token stores.
+    """
+    if key == "from":
+        if wanted["start"] == "branch" or not noted.get("from_digest"):
+            # The parent run of a branch may have continued; a run of an earlier version has no digest.
+            return wanted["start"] == "branch" or not Path(str(noted.get("from"))).exists()
+        return bool(noted["from_digest"] == wanted["from_digest"])
+    files = [[Share.parse(text) for text in note.get(key) or ()] for note in (noted, wanted)]
+    shares = [[(share.path.name, share.times, share.percent) for share in side] for side in files]
+    return shares[0] == shares[1]
+
+
+def _digest_of_start(start: _Start) -> str | None:
+    """A hash by which a moved model or shape is known again; None for a branch."""
+    if start.kind == "branch" or not start.source.exists():
+        return None
+    made = hashlib.sha256()
+    if start.kind == "scratch":
+        made.update(start.source.read_bytes())
+    else:
+        with open_checkpoint(start.source, allow_quantized=True) as opened:
+            made.update(json.dumps(opened.config.to_dict()).encode())
+            for path in opened.weight_files:
+                with path.open("rb") as file:
+                    made.update(file.read(DIGEST_BYTES))
+                    made.update(str(file.seek(0, os.SEEK_END)).encode())
+    return made.hexdigest()
 
 
 def _keep_note(out: Path, note: dict[str, Any]) -> None:
@@ -222,11 +285,17 @@ def _keep_note(out: Path, note: dict[str, Any]) -> None:
     partial.replace(out / "run.json")
 
 
-def _model(start: _Start, options: RunOptions) -> MiniCPMForCausalLM:
+def _model(start: _Start, options: RunOptions, tell: Tell) -> MiniCPMForCausalLM:
     """The model in float32 whatever the stored dtype: its weights are the master weights."""
     if start.kind == "model":
         # Parameters may be mapped pages of the file, which training must not write to.
-        model = load_model(start.source, dtype="float32", attn_implementation="sdpa")
+        with open_dequantized(start.source) as opened:
+            if opened.dequantized:
+                tell(
+                    f"the model's {opened.dequantized} weights are trained in float32, without what quantization lost; "
+                    "the result is not quantized"
+                )
+            model = load_model(opened, dtype="float32", attn_implementation="sdpa")
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         return model
@@ -243,7 +312,11 @@ def _keep_model(folder: Path, start: _Start) -> None:
     """Copy tokenizer and template into the run, so that it can be resumed without the original."""
     if not folder.is_dir():
         with new_folder(folder) as partial:
-            copy_tokenizer(start.tokenizer, partial)
+            if start.kind == "model":
+                with open_checkpoint(start.source, allow_quantized=True) as opened, small_files(opened) as beside:
+                    copy_tokenizer(beside, partial)
+            else:
+                copy_tokenizer(start.tokenizer, partial)
             Tokenizer.from_folder(partial)
 
 
@@ -282,6 +355,29 @@ def _schedule(options: RunOptions, first_step: int, epoch_tokens: int) -> Schedu
     return Schedule(options.schedule, first_step + steps, options.warmup_steps, options.decay_steps)
 
 
+def _warm_up_warning(schedule: Schedule, first_step: int) -> str | None:
+    """What to say of a warm-up that the run does not have, or has not as a whole."""
+    warmup, steps = schedule.warmup_steps, schedule.last_step - first_step
+    if not warmup:
+        return None
+    if first_step >= warmup:
+        return (
+            f"the branch begins at step {first_step}, behind the warm-up of {warmup} steps: its rate starts at the peak"
+        )
+    left = warmup - first_step
+    if left > steps:
+        reached = 100 * schedule.factor(schedule.last_step - 1)
+        return (
+            f"the warm-up of {warmup} steps is longer than the run: its rate ends at {reached:.0f} % of the peak; pass "
+            f"--warmup-steps {first_step + steps // 10} for a shorter one"
+        )
+    if left + schedule.decay_steps > steps:
+        return (
+            f"the warm-up of {warmup} steps and the decay of {schedule.decay_steps} overlap in a run of {steps} steps"
+        )
+    return None
+
+
 def _device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
@@ -299,5 +395,5 @@ def _is_bf16(precision: Precision, device: str) -> bool:
 def _final_dtype(start: _Start) -> str:
     if start.kind != "model":
         return "bfloat16"
-    with open_checkpoint(start.source) as opened:
-        return opened.config.dtype
+    with open_dequantized(start.source) as opened:
+        return "bfloat16" if opened.dequantized else opened.config.dtype

@@ -16,7 +16,8 @@ DECAY_HALVINGS = 5.0
 class Schedule:
     """Warm-up, then `wsd` (stable, then exponential decay over the last `decay_steps`), `cosine` or `constant`.
 
-    A branch is a run whose first step is not 0: give it the same warm-up and its own last step and decay.
+    A branch is a run whose first step is not 0: give it the same warm-up and its own last step and decay. Steps are
+    counted from the start of its parent, so a branch behind the warm-up has none.
     """
 
     name: ScheduleName = "wsd"

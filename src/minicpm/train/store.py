@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,10 @@ def token_store(
     if not (path / "store.json").is_file():
         tell(f"reading {source}")
         with new_folder(path) as partial:
-            _write(source, partial, renderer, digest)
+            ignored = _write(source, partial, renderer, digest)
+        for name, count in ignored.items():
+            records = "record has" if count == 1 else "records have"
+            tell(f"{source}: {count:,} {records} the field {name}, which is not used")
     return _opened(path, source, digest)
 
 
@@ -87,7 +91,9 @@ def _digest(source: Path, renderer: Renderer) -> str:
     return made.hexdigest()
 
 
-def _write(source: Path, folder: Path, renderer: Renderer, digest: str) -> None:
+def _write(source: Path, folder: Path, renderer: Renderer, digest: str) -> Counter[str]:
+    """Write the arrays and their record; returns how many records have each field that was not used."""
+    ignored: Counter[str] = Counter()
     files = {name: (folder / f"{name}.bin").open("xb") for name in ARRAYS}
     ids: list[int] = []
     trained: list[bool] = []
@@ -106,6 +112,8 @@ def _write(source: Path, folder: Path, renderer: Renderer, digest: str) -> None:
             if isinstance(document, Problem):
                 problems.append(document)
                 continue
+            assert not isinstance(record, Problem)  # rendering would have returned it
+            ignored.update(record.ignored)
             ids += document.ids
             trained += document.is_trained
             tokens, documents = tokens + len(document.ids), documents + 1
@@ -125,6 +133,7 @@ def _write(source: Path, folder: Path, renderer: Renderer, digest: str) -> None:
             file.close()
     note = {"layout": LAYOUT, "source": str(source), "digest": digest, "documents": documents, "tokens": tokens}
     (folder / "store.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    return ignored
 
 
 def _rendered(place: str, record: Any, renderer: Renderer) -> Document | Problem:

@@ -10,7 +10,7 @@ from pathlib import Path
 from minicpm.cli.arguments import add_offline_argument, size
 from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
-from minicpm.export.convert import TARGETS, Conversion, convert
+from minicpm.export.convert import ROUNDOFF, TARGETS, Conversion, convert
 from minicpm.export.gguf import write_gguf
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES
 
@@ -29,7 +29,9 @@ DTYPE_WORDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", type=_place, help="a model folder, or a name to look up and download")
+    parser.add_argument(
+        "source", metavar="SRC", type=_place, help="a model's folder or .gguf file, or a name to look up and download"
+    )
     parser.add_argument("destination", metavar="DST", type=_place, help="the new folder; for gguf the new file")
     parser.add_argument(
         "--to",
@@ -43,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         type=_dtype,
         metavar="DTYPE",
-        help="float32, float16 or bfloat16; for gguf also q8_0 or q4_0 (default: unchanged)",
+        help="float32, float16 or bfloat16; for gguf also q8_0 or q4_0 (default: unchanged; quantized weights become "
+        "float32, in gguf they stay)",
     )
     parser.add_argument(
         "--max-shard-size",
@@ -82,7 +85,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         summary = f"{done.tensors} tensors in {done.dtype}, {format_bytes(done.nbytes)}, written and checked"
         print(f"{done.destination}: {done.source_format} -> {done.format}, {summary}", file=sys.stderr)
+    if done.dequantized:
+        print(_loss(done), file=sys.stderr)
     return 0
+
+
+def _loss(done: Conversion) -> str:
+    """What a conversion from quantized weights lost."""
+    exact = "the same numbers as stored"
+    rounded = {
+        "float32": exact,
+        "F32": exact,
+        "float16": f"each rounded once, by at most 1/{1 / ROUNDOFF['float16']:.0f} of it",
+        "bfloat16": f"each rounded once, by at most 1/{1 / ROUNDOFF['bfloat16']:.0f} of it",
+    }
+    lost = rounded.get({"F16": "float16", "BF16": "bfloat16"}.get(done.dtype, done.dtype), "rounded a second time")
+    return f"{done.dequantized} weights became {done.dtype}: {lost}; what quantization lost before is not restored"
 
 
 def _record(done: Conversion) -> dict[str, object]:
@@ -91,6 +109,7 @@ def _record(done: Conversion) -> dict[str, object]:
         "destination": str(done.destination),
         "source_format": done.source_format,
         "format": done.format,
+        "dequantized": done.dequantized,
         "dtype": done.dtype,
         "tensors": done.tensors,
         "bytes": done.nbytes,

@@ -7,15 +7,19 @@ import json
 import os
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm.chat import STOP_STRINGS, contains_markers, template_for
 from minicpm.cli.arguments import add_model_argument, count, whole
 from minicpm.cli.models import resolve_model
 from minicpm.cli.output import is_terminal, printable, talk
+from minicpm.errors import ModelError, TrainingError
+from minicpm.formats.checkpoint import FORMS, open_checkpoint, recognise
 from minicpm.formats.config import CONFIG_FILE, DecoderConfig, read_config_json
+from minicpm.formats.folder import ModelFolder
+from minicpm.formats.gguf import is_gguf
 from minicpm.tokenizer import Tokenizer
+from minicpm.train.batches import Share
 from minicpm.train.options import TRAIN_ON
 from minicpm.train.records import Conversation, Problem, Record, Text, read_records
 
@@ -42,12 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     renderer = _renderer(args) if args.model else None
+    file = Share.parse(args.file).path  # FILE:15 and FILE:40%, as training takes them
     problems: list[Problem] = []
     kinds: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     lengths: list[int] = []
-    trained_tokens = 0
-    for place, record in read_records(Path(args.file).expanduser()):
+    trained_tokens = usable = 0
+    for place, record in read_records(file):
         if isinstance(record, Problem):
             problems.append(record)
             continue
@@ -60,12 +65,15 @@ def run(args: argparse.Namespace) -> int:
                 continue
             lengths.append(len(document.ids))
             trained_tokens += sum(document.is_trained)
+            usable += any(document.is_trained[: args.length])
         kinds[KINDS.get(type(record), "token lists")] += 1
         notes.update(_notes(record))
         if document is not None and renderer is not None:
             notes.update(_token_notes(record, document, renderer, args.length))
         if document is not None and renderer is not None and len(lengths) <= args.show and not args.json:
             _show(document, renderer)
+    if lengths and not usable:
+        problems.append(Problem("every record", f"no trained token among the first {args.length}; raise --length"))
     summary: dict[str, Any] = {"file": args.file, "records": kinds.total(), "kinds": dict(kinds), "notes": dict(notes)}
     if lengths:
         summary |= {"tokens": sum(lengths), "trained_tokens": trained_tokens, "longest": max(lengths)}
@@ -80,14 +88,34 @@ def run(args: argparse.Namespace) -> int:
 def _renderer(args: argparse.Namespace) -> Renderer:
     from minicpm.train.rendering import Renderer
 
-    folder = resolve_model(args, args.model)
-    config = DecoderConfig.from_dict(read_config_json(folder / CONFIG_FILE))
-    return Renderer(Tokenizer.from_folder(folder), template_for(folder), config.vocab_size, args.train_on)
+    model = resolve_model(args, args.model)
+    if is_gguf(model) or not (model / CONFIG_FILE).exists():  # it may hold a GGUF file, or explain what it is
+        with open_checkpoint(model, allow_quantized=True) as checkpoint:
+            config, tokenizer, template = checkpoint.config, checkpoint.tokenizer(), checkpoint.chat_template()
+    else:  # the weights need not be there
+        config = _config(ModelFolder(model))
+        tokenizer, template = Tokenizer.from_folder(model), template_for(model)
+    if args.length > config.max_position_embeddings:
+        raise TrainingError(
+            f"rows of {args.length} tokens are longer than the model's context of {config.max_position_embeddings}; "
+            f"pass --length {config.max_position_embeddings} or less"
+        )
+    return Renderer(tokenizer, template, config.vocab_size, args.train_on)
+
+
+def _config(folder: ModelFolder) -> DecoderConfig:
+    raw = read_config_json(folder.file(CONFIG_FILE))
+    try:
+        return FORMS[recognise(raw)].read_config(raw)
+    except ModelError as error:
+        raise ModelError(f"{folder.path / CONFIG_FILE}: {error}") from error
 
 
 def _notes(record: Record) -> list[str]:
     """Warnings about what is allowed but rarely intended."""
-    notes = []
+    notes = [f"records with the field {name}, which is not used" for name in record.ignored]
+    if isinstance(record, Conversation) and 0 in record.weights:
+        notes.append("conversations with an answer of weight 0, which is read but not trained")
     if isinstance(record, Conversation) and any(contains_markers(message["content"]) for message in record.messages):
         notes.append(f"records with a turn marker ({' or '.join(STOP_STRINGS)}) in their text")
     if isinstance(record, Conversation) and record.messages[-1]["role"] != "assistant":
@@ -98,7 +126,9 @@ def _notes(record: Record) -> list[str]:
 def _token_notes(record: Record, document: Document, renderer: Renderer, length: int) -> list[str]:
     """More such warnings, which need the record's tokens."""
     notes = []
-    if not document.is_text and len(document.ids) > length:
+    if not any(document.is_trained[:length]):
+        notes.append(f"records without a trained token among their first {length}, which are never trained")
+    elif not document.is_text and len(document.ids) > length:
         notes.append(f"conversations longer than {length} tokens, which lose their end")
     turns = record.messages if isinstance(record, Conversation) else ()
     ends = max(1, sum(message["role"] == "assistant" for message in turns))

@@ -69,6 +69,8 @@ def _remarks(diagnosis: Diagnosis, *, is_asked: bool) -> list[str]:
     if diagnosis.repaired is not None:
         unrepaired = f"; {len(left)} of the faults above cannot be repaired" if left else ""
         remarks.append(f"{diagnosis.repaired}: written{unrepaired}")
+    elif is_asked and any(fault.name == "unreadable" for fault in left):
+        remarks.append("no copy was written, because it could not be opened either")
     elif not is_asked and any(fault.is_repairable for fault in left):
         remarks.append(f"minicpm doctor {diagnosis.path} --fix OUT writes a repaired copy")
     return remarks

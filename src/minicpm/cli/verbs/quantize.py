@@ -17,7 +17,9 @@ from minicpm.quant.format import PRESETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="a model folder, or a name to look up and download")
+    parser.add_argument(
+        "source", metavar="SRC", help="a model's folder or .gguf file, or a name to look up and download"
+    )
     parser.add_argument("destination", metavar="DST", help="the new folder")
     parser.add_argument(
         "--preset",
@@ -54,6 +56,12 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(_record(done), indent=2) if args.json else "\n".join(_table(done)))
     sizes = f"{format_bytes(done.source_bytes)} -> {format_bytes(done.nbytes)}"
+    if done.dequantized:
+        print(
+            f"the source holds {done.dequantized} weights: they were rounded a second time, and the errors above come "
+            "on top of those of the first",
+            file=sys.stderr,
+        )
     if done.evened_channels:
         print(f"{done.evened_channels:,} outlier channels were equalized before rounding", file=sys.stderr)
     print(f"{done.destination}: {done.preset} by {done.method}, {sizes}, written and checked", file=sys.stderr)
@@ -66,6 +74,7 @@ def _record(done: Quantization) -> dict[str, object]:
         "destination": str(done.destination),
         "preset": done.preset,
         "method": done.method,
+        "dequantized": done.dequantized,
         "evened_channels": done.evened_channels,
         "source_weight_bytes": done.source_bytes,
         "weight_bytes": done.nbytes,
