@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("llguidance")
 
-from minicpm.engine.json_schema import MAX_DEPTH, Dropped, checked, followable, problem, relaxed
+from minicpm.engine.json_schema import MAX_DEPTH, Dropped, checked, followable, narrowed, problem, relaxed
 from minicpm.errors import GenerationError
 
 WORDS = {"type": "array", "items": {"type": "string"}}
@@ -157,3 +157,52 @@ def test_a_schema_nested_too_deeply_is_refused(levels: int):
 def test_a_dropped_keyword_is_a_sentence_with_its_place():
     assert str(Dropped("not", "properties.m")) == "the keyword 'not' at properties.m"
     assert str(Dropped("not", "")) == "the keyword 'not'"
+
+
+def test_a_closed_schema_has_the_declared_properties_alone():
+    narrow = narrowed(of({"type": "object", "properties": {"a": {}}}))
+    assert narrow == of({"type": "object", "properties": {"a": {}}, "additionalProperties": False},
+                          additionalProperties=False)  # fmt: skip
+    branches = {"anyOf": [of({}), {"type": "string"}]}
+    assert narrowed(branches) == {"anyOf": [of({}, additionalProperties=False), {"type": "string"}]}
+    assert narrowed({"properties": {}}) == {"properties": {}, "additionalProperties": False}
+
+
+OPEN = [
+    {"type": "object"},
+    of({"type": "string"}, additionalProperties=True),
+    of({"type": "string"}, additionalProperties={"type": "boolean"}),
+    of({"type": "string"}, patternProperties={"^x": {}}),
+    of({"type": "string"}, required=["other"]),
+    of({"type": "string"}, minProperties=3),
+    of({"type": "string"}, anyOf=[{"properties": {"b": {}}, "required": ["b"]}, {"properties": {"c": {}}}]),
+    {"type": "object", "required": ["a"], "anyOf": [{"properties": {"b": {}}}, {"properties": {"a": {}}}]},
+    {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+    {"$ref": "#/$defs/n", "properties": {"b": {}}, "$defs": {"n": {"properties": {"a": {}}}}},
+]
+
+
+@pytest.mark.parametrize("schema", OPEN, ids=json.dumps)
+def test_a_schema_that_speaks_of_other_properties_stays_open(schema: dict[str, Any]):
+    assert narrowed(schema) == schema
+
+
+MOST = 1 << 62
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"minimum": -MOST, "maximum": MOST}),
+        ({"minimum": 0}, {"minimum": 0, "maximum": MOST}),
+        ({"exclusiveMaximum": 9}, {"exclusiveMaximum": 9, "minimum": -MOST}),
+        ({"minimum": 1, "maximum": 9}, {"minimum": 1, "maximum": 9}),
+        ({"minimum": 10**20}, {"minimum": 10**20, "maximum": 10**21}),
+        ({"enum": [1, 2]}, {"enum": [1, 2]}),
+        ({"multipleOf": 5}, {"multipleOf": 5}),
+    ],
+)
+def test_integers_without_bounds_get_some(given: dict[str, Any], expected: dict[str, Any]):
+    narrow = narrowed({"type": "array", "items": {"type": "integer", **given}})
+    assert narrow == {"type": "array", "items": {"type": "integer", **expected}}
+    assert problem(narrow) is None

@@ -483,6 +483,64 @@ def _with_false_for(schema: Any, endless: set[str]) -> Any:
     return schema
 
 
+# --- What a small model would write for ever -----------------------------------------------------------------
+
+# Within the 64 bits that programs read an integer into, and exact in llguidance's floating-point numbers.
+_MOST_INTEGER = 1 << 62
+
+
+def narrowed(schema: Schema) -> Schema:
+    """A schema by which less is valid, so that small models come to an end: they invent properties and digits for ever.
+
+    Objects have the properties that are declared, and others only if the schema speaks of others; where several parts
+    speak of one object, they stay as they are. Integers without bounds are from -2**62 to 2**62.
+    """
+    bounded: Schema = _bounded(schema)
+    if problem(bounded, lenient=True):
+        return schema
+    parts = [part for _, part in _parts(bounded, ()) if isinstance(part, dict)]
+    if any("allOf" in part or ("$ref" in part and part.keys() & {"properties", "required"}) for part in parts):
+        return bounded
+    closed: Schema = _closed(bounded)
+    return bounded if problem(closed, lenient=True) else closed
+
+
+def _bounded(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    schema = dict(schema)
+    for name, part in list(_children(schema)):
+        _put(schema, name, _bounded(part))
+    if schema.get("type") == "integer" and not schema.keys() & {"enum", "const", "multipleOf", "allOf", "$ref"}:
+        if not schema.keys() & {"minimum", "exclusiveMinimum"}:
+            schema["minimum"] = min(-_MOST_INTEGER, _bound(schema, "maximum", "exclusiveMaximum"))
+        if not schema.keys() & {"maximum", "exclusiveMaximum"}:
+            schema["maximum"] = max(_MOST_INTEGER, _bound(schema, "minimum", "exclusiveMinimum"))
+    return schema
+
+
+def _bound(schema: dict[str, Any], *keywords: str) -> int:
+    """The bound on the other side, 0 if there is none: what is larger by the schema stays possible."""
+    given = [schema[keyword] for keyword in keywords if type(schema.get(keyword)) in (int, float)]
+    return int(given[0]) * 10 if given and abs(given[0]) > _MOST_INTEGER else 0
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    schema = dict(schema)
+    has_branches = bool(schema.keys() & {"anyOf", "oneOf"})
+    speaks_of_them = bool(schema.keys() & {"properties", "required", "additionalProperties", "patternProperties"})
+    for name, part in list(_children(schema)):
+        if not (name[0] in ("anyOf", "oneOf") and speaks_of_them):
+            _put(schema, name, _closed(part))
+    properties = schema.get("properties")
+    is_open = not has_branches and not schema.keys() & {"additionalProperties", "patternProperties", "$ref"}
+    if is_open and isinstance(properties, dict) and set(_list(schema.get("required"))) <= properties.keys():
+        schema["additionalProperties"] = False
+    return schema
+
+
 def checked(schema: Mapping[str, Any] | bool) -> Schema:
     """A schema by which the same JSON is valid, and which can be followed. GenerationError names what cannot."""
     rewritten, dropped = followable(schema)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from minicpm.chat import Message
 from minicpm.engine.constraint import MAX_CONSTRAINT_CHARACTERS
-from minicpm.engine.json_schema import JSON_STYLE, Dropped, Schema, checked, relaxed
+from minicpm.engine.json_schema import JSON_STYLE, Dropped, Schema, checked, narrowed, relaxed
 from minicpm.errors import GenerationError, brief, one_line
 from minicpm.server.errors import APIError
 from minicpm.server.requests import CalledFunction, ChatRequest, Function
@@ -118,6 +118,7 @@ def argument_schema(function: Function) -> tuple[Schema, list[Dropped]]:
     if size > MAX_CONSTRAINT_CHARACTERS:
         raise GenerationError(f"the schema has {size:,} characters, at most {MAX_CONSTRAINT_CHARACTERS:,} are compiled")
     followed, dropped = (checked(schema), []) if function.strict else relaxed(schema)
+    followed = narrowed(followed)
     assert isinstance(followed, dict)  # false is no schema that can be followed
     return {**followed, "x-guidance": JSON_STYLE if function.strict else _LENIENT}, dropped
 
