@@ -92,6 +92,48 @@ def test_an_answer_is_one_of_the_choices_whatever_characters_they_have(llm: LLM)
     assert len(said) > 1 and said <= set(texts)
 
 
+MARKED = "a<用户>b<AI>c"
+
+
+@pytest.mark.parametrize("stop", [(), "b", ("<AI>", '"', "}")])
+def test_json_ends_where_its_grammar_ends_whatever_stop_strings_stand_in_it(llm: LLM, stop):
+    constraint = Constraint.json_schema({"type": "object", "properties": {"x": {"const": MARKED}}, "required": ["x"],
+                                         "additionalProperties": False})  # fmt: skip
+    pieces = list(llm.stream("Which?", FREE, stop=stop, constraint=constraint))
+    assert json.loads("".join(piece.text for piece in pieces)) == {"x": MARKED}
+    assert pieces[-1].completion.finish_reason == "stop"
+
+
+def test_json_is_not_cut_by_stop_tokens_either(llm: LLM):
+    quotes = tuple(i for i in range(6144) if b'"' in llm.tokenizer.token_bytes(i))[:128]
+    constraint = Constraint.json_schema({"const": MARKED})
+    answer = llm.chat("Which?", FREE, stop_token_ids=quotes, constraint=constraint)
+    assert json.loads(answer.text) == MARKED
+
+
+@pytest.mark.parametrize(("stop", "text"), [((), "hello "), (("lo",), "hel"), (("<call>", "x"), "hello ")])
+def test_words_beside_a_structure_end_as_words_and_the_structure_does_not(llm: LLM, stop, text: str):
+    words = Constraint.lark('start: "hello <用户>x" | "<call>" /[0-9]/', structure="<call>")
+    only_words = {i: -100.0 for i in range(6144) if llm.tokenizer.token_bytes(i)[:1] == b"<"}
+    said = llm.chat("Which?", FREE, stop=stop, constraint=words, logit_bias=dict(list(only_words.items())[:1000]))
+    assert said.text == text and said.finish_reason == "stop"
+    call = Constraint.lark('start: "<call>x<用户>1"', structure="<call>")
+    pieces = list(llm.stream("Which?", FREE, stop=stop, constraint=call))
+    assert "".join(piece.text for piece in pieces) == pieces[-1].completion.text == "<call>x<用户>1"
+
+
+def test_a_text_that_only_begins_like_a_structure_is_words(llm: LLM):
+    near = Constraint.lark('start: "<cat> and dog"', structure="<call>")
+    assert llm.chat("Which?", FREE, constraint=near).text == "<cat> and dog"
+    assert llm.chat("Which?", FREE, stop="dog", constraint=near).text == "<cat> and "
+    short = llm.chat("Which?", FREE, max_tokens=1, constraint=Constraint.lark('start: "<ca" /l+/', structure="<call>"))
+    assert "<ca".startswith(short.text) and short.text
+
+
+def test_stop_strings_cut_texts_of_other_forms(llm: LLM):
+    assert llm.chat("Which?", FREE, stop="b", constraint=Constraint.choice(["a b c"])).text == "a "
+
+
 def test_a_blank_at_the_start_stays_where_the_tokenizer_would_drop_it(golden: Path):
     toy = LLM(golden / "minicpm2b_tied", threads=1)
     assert toy.chat("Which?", FREE, constraint=Constraint.choice([" a"])).text == " a"

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.request import Completion, Piece, Timings, Usage
+from minicpm.engine.request import Completion, FinishReason, Piece, Timings, Usage
 from minicpm.engine.service import ServiceStatistics
 from minicpm.errors import QueueFull
 from minicpm.sampling import SampledToken, SamplingParams
@@ -44,13 +44,19 @@ class StubTicket:
 
 
 class StubEngine:
-    """Says `words` one by one, over and over up to max_tokens, with `delay_s` before each.
+    """Says `words` one by one, over and over up to max_tokens, with `delay_s` before each, and ends for `reason`.
 
     `fail_after` words every answer fails with `failure`; more than `limit` answers at once are refused.
     """
 
-    def __init__(self, words: Sequence[str] = (" one", " two", " three"), delay_s: float = 0.0, limit: int = 10_000):
-        self.words, self.delay_s, self.limit = list(words), delay_s, limit
+    def __init__(
+        self,
+        words: Sequence[str] = (" one", " two", " three"),
+        delay_s: float = 0.0,
+        limit: int = 10_000,
+        reason: FinishReason = "length",
+    ):
+        self.words, self.delay_s, self.limit, self.reason = list(words), delay_s, limit, reason
         self.fail_after: int | None = None
         self.failure: Exception = RuntimeError("secret words of the inside")
         self.is_alive = True
@@ -130,5 +136,5 @@ class StubEngine:
         usage = Usage(ticket.prompt_tokens, len(ticket.said), 0)
         timings = Timings(0.0, 0.0, 0.0, 0.0)
         ids = tuple(range(len(ticket.said)))
-        whole = Completion("".join(ticket.said), ids, None, "length", usage, timings, ticket.params.seed or 0)
+        whole = Completion("".join(ticket.said), ids, None, self.reason, usage, timings, ticket.params.seed or 0)
         ticket.on_piece(Piece(0, word, whole))

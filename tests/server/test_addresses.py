@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from minicpm.errors import MiniCPMError
-from minicpm.server.addresses import bind, free_port, host_in_url, is_own_page, named_host
+from minicpm.server.addresses import bind, checked_origin, free_port, host_in_url, is_own_page, named_host
 
 
 def test_a_listener_takes_connections():
@@ -51,10 +51,60 @@ def test_the_host_of_a_header_has_no_port(header: str, host: str):
         ("http://localhost:8000.evil.example", False),
         ("http://evil.example/localhost:8000", False),
         ("null", False),
+        ("http://[", False),
+        ("http://[::1", False),
+        ("", False),
     ],
 )
 def test_a_page_is_the_servers_own_if_its_origin_is_the_whole_host(origin: str, is_own: bool):
     assert is_own_page(origin, "localhost:8000") is is_own
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "https://chat.example", "http://localhost:5173", "http://[::1]:3000", "http://127.0.0.1:8080",
+     "app://obsidian.md", "chrome-extension://abcdefgh", "vscode-webview://0a1b", "tauri://localhost", "file://",
+     "http://xn--bcher-kva.example"],
+)  # fmt: skip
+def test_an_origin_that_browsers_send_is_taken_as_it_is(origin: str):
+    assert checked_origin(origin) == origin
+
+
+@pytest.mark.parametrize(
+    ("origin", "meant"),
+    [
+        ("https://chat.example/", "https://chat.example"),
+        ("https://chat.example/app?x#y", "https://chat.example"),
+        ("https://Chat.Example", "https://chat.example"),
+        ("HTTPS://chat.example", "https://chat.example"),
+        ("https://chat.example:443", "https://chat.example"),
+        ("http://chat.example:80", "http://chat.example"),
+        ("http://localhost:", "http://localhost"),
+        ("http://localhost:0080", "http://localhost"),
+        ("http://user@chat.example", "http://chat.example"),
+        ("http://[0:0:0:0:0:0:0:1]:3000", "http://[::1]:3000"),
+        ("http://bücher.example", "http://xn--bcher-kva.example"),
+        (" https://chat.example", "https://chat.example"),
+        ("file:///home/me/page.html", "file://"),
+        ("chat.example", None),
+        ("localhost:5173", None),
+        ("https://*.chat.example", None),
+        ("https://a b.example", None),
+        ("https://", None),
+        ("http://chat.example:99999", None),
+        ("http://127.1", None),
+        ("http://[::1", None),
+        ("://chat.example", None),
+        ("", None),
+        ("https://a.example,https://b.example", None),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused_with_the_one_that_is_meant(origin: str, meant: str | None):
+    with pytest.raises(ValueError, match="could never match") as caught:
+        checked_origin(origin)
+    assert str(caught.value).endswith(f"write {meant}" if meant else "* for all")
+    if meant:
+        assert checked_origin(meant) == meant
 
 
 def test_only_addresses_with_colons_get_brackets_in_a_url():

@@ -201,6 +201,30 @@ def test_completion_logprobs_have_the_older_form(official: openai.OpenAI, stream
                for top, token, logprob in zip(part.top_logprobs, part.tokens, part.token_logprobs))  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_token_that_was_taken_is_always_among_the_likeliest(client: httpx.Client, count: int, stream: bool):
+    body = {"prompt": "Once upon a time there", "max_tokens": 8, "temperature": 3.0, "seed": 3, "logprobs": count}
+    if stream:
+        events = client.post("/v1/completions", json={**body, "stream": True}).text.split("\n\n")
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+        parts = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice["logprobs"]]
+    else:
+        parts = [client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]]
+    places = [place for part in parts for place in zip(part["tokens"], part["top_logprobs"], part["token_logprobs"])]
+    assert len(places) == 8 and any(len(top) == count + 1 for _, top, _ in places)
+    for token, top, logprob in places:
+        assert token in top and count <= len(top) <= count + 1
+        assert "\ufffd" in token or top[token] == logprob
+
+
+def test_a_prompt_of_null_begins_a_text(client: httpx.Client, llm: LLM):
+    asked = {"temperature": 0, "max_tokens": 5}
+    begun = client.post("/v1/completions", json={"prompt": None, **asked}).json()
+    same = client.post("/v1/completions", json={"prompt": [llm.tokenizer.bos_token_id], **asked}).json()
+    assert begun["choices"][0]["text"] == same["choices"][0]["text"] and begun["usage"] == same["usage"]
+
+
 # --- The other routes ----------------------------------------------------------------------------------------
 
 
@@ -228,6 +252,33 @@ def test_tokenize_and_detokenize_are_the_models(client: httpx.Client, llm: LLM):
     assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": "Hello, world!"}
     chat = client.post("/tokenize", json={"messages": QUESTION}).json()
     assert chat["count"] == llm.prompt_length(QUESTION)
+
+
+@pytest.mark.parametrize("last", ["user", "assistant"])
+def test_tokenize_ends_where_it_is_asked_to(client: httpx.Client, llm: LLM, last: str):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, I "}][: 1 + (last != "user")]
+
+    def tokens(**options: bool) -> list[int]:
+        return client.post("/tokenize", json={"messages": turns, **options}).json()["tokens"]
+
+    assert tokens(add_generation_prompt=True) == tokens() == llm.tokenizer.encode(llm.template.render(turns))
+    assert tokens(add_generation_prompt=False) == llm.tokenizer.encode(llm.template.render(turns, False))
+    expected = "<用户>Hi" if last == "user" else "<用户>Hi<AI>Hello, I "
+    assert tokens(continue_final_message=True) == llm.tokenizer.encode(expected)
+    assert (
+        client.post(
+            "/tokenize", json={"messages": turns, "continue_final_message": True, "add_generation_prompt": True}
+        ).status_code
+        == 400
+    )
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_minus_one_is_no_limit(client: httpx.Client, name: str):
+    body = {"messages": QUESTION, "temperature": 0, name: -1}
+    choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("The capital of Japan is Tokyo.", "stop")
+    assert client.post("/v1/chat/completions", json={**body, name: -2}).status_code == 400
 
 
 def test_responses_have_the_official_fields_and_the_documented_extras(client: httpx.Client):

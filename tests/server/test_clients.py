@@ -128,3 +128,44 @@ def test_lm_eval_scores_continuations_as_loglikelihood_does(nano: Running, servi
             ((expected,),) = service.call(lambda pair=pair: llm.loglikelihood([pair]))
             assert float(logprob) == pytest.approx(expected.logprob, abs=1e-4)
             assert is_greedy == str(expected.is_greedy)
+
+
+ROLLING = """
+task: stories
+dataset_path: json
+dataset_kwargs: {data_files: stories.jsonl}
+test_split: train
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}]
+"""
+STORIES = ["Once upon a time there was a mouse.", "The capital of Japan is Tokyo.", "日本的首都是东京。"]
+
+
+def test_lm_evals_perplexity_as_documented_counts_the_first_token_once(nano: Running, service: Service, tmp_path: Path):
+    (tmp_path / "stories.yaml").write_text(ROLLING)
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES))
+    text = (ROOT / "docs" / "serving.md").read_text()
+    (shown,) = [block for block in re.findall(r"```sh\n(lm_eval .*?)```", text, re.DOTALL) if "wikitext" in block]
+    llm = service.llm
+    changes = {
+        "lm_eval": str(environment_of("lmeval") / "lm_eval"),
+        "http://127.0.0.1:8000": nano.url,
+        "tokenizer=MODEL": f"tokenizer={llm.folder}",
+        "--tasks wikitext": "--tasks stories --include_path . --log_samples --output_path out",
+    }
+    for old, new in changes.items():
+        assert old in shown
+        shown = shown.replace(old, new)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (file,) = tmp_path.glob("out/**/samples_*.jsonl")
+    samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    bos = llm.tokenizer.bos_token_id
+    for sample, story in zip(samples, STORIES, strict=True):
+        pair = ([bos], [llm.tokenizer.encode(story, add_bos=False)])
+        ((expected,),) = service.call(lambda pair=pair: llm.loglikelihood([pair]))
+        ((logprob,),) = sample["resps"]
+        assert float(logprob) == pytest.approx(expected.logprob, abs=1e-3)

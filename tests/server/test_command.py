@@ -35,7 +35,7 @@ class Command:
             self.lines.append(line)
             if found := re.search(r"is served at (http://\S+)/v1", line):
                 self.url = found[1]
-            if "  at once" in line:
+            if "  at once" in line or (self.url and "--quiet" in self.process.args):
                 break
         # A full pipe would stop the server.
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
@@ -97,6 +97,44 @@ def test_each_request_is_one_line_of_the_log_and_no_prompt_is_in_it(serve: Calla
     assert "GET /v1/models 401" in said
     for secret in ("swordfish", "topsecret", "\x1b", answer.json()["choices"][0]["message"]["content"]):
         assert secret not in said
+
+
+@pytest.mark.skipif(not hasattr(os, "set_blocking"), reason="pipes of POSIX")
+@pytest.mark.parametrize("is_closed", [False, True], ids=["never read", "closed"])
+def test_a_pipe_that_nobody_reads_stops_nothing(tmp_path: Path, is_closed: bool):
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minicpm", "serve", "--port", "0", "--log-level", "info"],
+        stderr=writing,
+        env={**os.environ, "MINICPM_HOME": str(tmp_path / "home")},
+    )
+    os.close(writing)
+    try:
+        said = b""
+        while b"  at once" not in said:
+            said += os.read(reading, 4096)
+        url = re.search(rb"http://\S+?(?=/v1)", said)[0].decode()
+        if is_closed:
+            os.close(reading)
+        with httpx.Client(base_url=url, timeout=10) as client:
+            # Lines of more than 100 bytes: in all several times what a pipe holds.
+            path = "/" + "x" * 90
+            assert all(client.get(path).status_code == 404 for _ in range(20 if is_closed else 800))
+            assert client.get("/health").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if not is_closed:
+            os.close(reading)
+
+
+def test_quiet_says_the_address_and_of_requests_nothing(serve: Callable[..., Command]):
+    command = serve("--quiet")
+    assert httpx.get(f"{command.url}/v1/nothing").status_code == 404
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait().splitlines() == [f"minicpm-nano is served at {command.url}/v1"] and command.code == 0
 
 
 def test_a_signal_lets_answers_finish(serve: Callable[..., Command]):
@@ -196,7 +234,9 @@ def test_a_missing_library_is_said_with_what_installs_it():
 @pytest.mark.parametrize(
     "arguments, said",
     [(["--kv-cache-size", "much"], "not a size"), (["--port", "70000"], "port"), (["--api-key", "a b"], "API key"),
-     (["--cors-origin", "chat.example"], "https://chat.example"), (["--host", "256.1.1.1"], "256.1.1.1")],
+     (["--cors-origin", "chat.example"], "https://chat.example"), (["--log-level", "loud"], "debug"),
+     (["--cors-origin", "https://chat.example/"], "write https://chat.example"),
+     (["--log-level", "info", "--quiet"], "not allowed with"), (["--host", "256.1.1.1"], "256.1.1.1")],
 )  # fmt: skip
 def test_wrong_arguments_are_one_sentence(arguments: list[str], said: str):
     done = subprocess.run([sys.executable, "-m", "minicpm", "serve", *arguments], capture_output=True, text=True)

@@ -34,14 +34,18 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"
         ({"seed": 1 << 70}, "seed"),
         ({"stop": [""]}, "stop"),
         ({"stop": ["x"] * 100}, "stop"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": [1] * 1000}, "stop_token_ids"),
+        ({"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": None, "max_completion_tokens": -5}, "max_completion_tokens"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"top_logprobs": 2}, None),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 1000}}, "logit_bias"),
-        ({"stream_options": {"include_usage": True}}, None),
-        ({"max_completion_tokens": 5}, None),
-        ({"tool_choice": "required"}, None),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"messages": []}, "messages"),
         ({"messages": "Hello!"}, "messages"),
         ({"messages": [{"role": "nobody", "content": "x"}]}, "messages[0]"),
@@ -85,6 +89,97 @@ def test_a_body_that_is_no_request_is_refused(client: httpx.Client, body: bytes)
     response = client.post(CHAT, content=body, headers=JSON)
     assert response.status_code == 400
     error_of(response)
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+JSON_FORM = {"response_format": {"type": "json_object"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "named"),
+    [
+        (CHAT, {"stream_options": {}}, "stream_options", ["stream_options", '"stream": true']),
+        (CHAT, {"stream_options": {}, "stream": None}, "stream_options", ["stream_options"]),
+        (CHAT, {"top_logprobs": 0}, "top_logprobs", ["top_logprobs", "logprobs"]),
+        (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", ["max_tokens is 3", "is 4"]),
+        (CHAT, {"tool_choice": "auto"}, "tool_choice", ["tool_choice", "tools"]),
+        (CHAT, {**JSON_FORM, "structured_outputs": {"regex": "a"}}, "structured_outputs", ["response_format"]),
+        (CHAT, {**JSON_FORM, "tools": [TOOL]}, "response_format", ["response_format", "tools", "tool_choice"]),
+        (CHAT, {"structured_outputs": {"regex": "a"}, "tools": [TOOL]}, "structured_outputs", ["tools"]),
+        (CHAT, {"structured_outputs": {}}, "structured_outputs", ["json, json_object, regex, choice, grammar", "none"]),
+        (CHAT, {"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", ["json and regex"]),
+        (CHAT, {"tools": [TOOL, TOOL]}, "tools", ["name f"]),
+        (CHAT, {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", ["g"]),
+        ("/v1/completions", {"best_of": 2}, "best_of", ["best_of is 2", "n is 1"]),
+        ("/v1/completions", {"max_tokens": 0}, "max_tokens", ["max_tokens", "echo"]),
+        ("/v1/completions", {"stream_options": {}}, "stream_options", ["stream"]),
+        ("/tokenize", {"messages": ASK["messages"]}, "prompt", ["prompt and messages"]),
+        ("/tokenize", {"prompt": None}, "prompt", ["prompt or messages is missing"]),
+        ("/tokenize", {"continue_final_message": True}, "continue_final_message", ["messages"]),
+    ],
+    ids=lambda value: json.dumps(value)[:60],
+)
+def test_fields_that_contradict_each_other_are_all_named(
+    client: httpx.Client, path: str, body: dict[str, Any], param: str, named: list[str]
+):
+    needed = {"messages": ASK["messages"]} if path == CHAT else {"prompt": "a"}
+    response = client.post(path, json={**needed, **body})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["param"] == param
+    assert all(words in error["message"] for words in named), error["message"]
+    assert "must be a JSON object" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "advice"),
+    [(CHAT, "functions", "tools"), (CHAT, "audio", "text only"), (CHAT, "guided_json", "structured_outputs"),
+     (CHAT, "max_new_tokens", "max_tokens"), (CHAT, "prompt", "/v1/completions"), (CHAT, "moderation", "judges"),
+     ("/v1/completions", "suffix", "prompt"), ("/v1/completions", "messages", "/v1/chat/completions")],
+)  # fmt: skip
+def test_what_is_refused_is_said_with_what_to_do_instead(client: httpx.Client, path: str, field: str, advice: str):
+    needed = {"messages": ASK["messages"]} if path == CHAT else {"prompt": "a"}
+    error = error_of(client.post(path, json={**needed, field: ["x"]}))
+    assert (error["param"], error["code"]) == (field, "unknown_parameter")
+    assert field in error["message"] and advice in error["message"]
+
+
+@pytest.mark.parametrize("body, said", [(b"[]", "a list"), (b'"a"', "a text"), (b"null", "empty"), (b"", "empty")])
+def test_a_body_that_is_no_object_is_said_to_be_none(client: httpx.Client, body: bytes, said: str):
+    message = error_of(client.post(CHAT, content=body, headers=JSON))["message"]
+    assert "must be a JSON object" in message and said in message
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip"])
+def test_an_encoded_body_is_refused_by_its_header(client: httpx.Client, encoding: str):
+    response = client.post(CHAT, content=b"\x1f\x8b", headers={**JSON, "content-encoding": encoding})
+    assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_encoding")
+    assert response.headers["accept-encoding"] == "identity"
+    assert client.post(CHAT, json=ASK, headers={"content-encoding": "identity"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [("/v1", "base URL"), ("/v1/", "base URL"), ("/chat/completions", "/v1/chat/completions"),
+     ("/v1/v1/models", "ends with /v1 already"), ("/models", "must end with /v1"),
+     ("/v1/tokenize", "it is at /tokenize"), ("/what", "/openapi.json")],
+)  # fmt: skip
+def test_a_path_that_is_not_there_comes_with_a_hint(client: httpx.Client, path: str, hint: str):
+    response = client.post(path, json=ASK) if path.endswith("completions") else client.get(path)
+    assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+    assert hint in error_of(response)["message"]
+
+
+def test_a_wrong_method_is_said_with_the_right_one(client: httpx.Client):
+    assert "takes POST" in error_of(client.get(CHAT))["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/metrics"])
+def test_head_is_get_without_a_body(client: httpx.Client, path: str):
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert client.head(CHAT).status_code == 405
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])

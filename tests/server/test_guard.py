@@ -44,6 +44,16 @@ def test_each_key_opens(keyed: Running, key: str):
         assert client.post(CHAT, json=ASK).status_code == 200
 
 
+@pytest.mark.parametrize("header", ["x-api-key", "api-key"])
+def test_a_key_may_come_in_the_headers_of_other_clients(keyed: Running, header: str):
+    with keyed.client() as client:
+        assert client.get("/v1/models", headers={header: KEYS[1]}).status_code == 200
+        assert client.get("/v1/models", headers={header: "wrong"}).status_code == 401
+        both = {header: KEYS[0], "authorization": "Bearer wrong"}
+        assert client.get("/v1/models", headers=both).status_code == 200
+        assert client.get("/v1/models", headers={header: ""}).status_code == 401
+
+
 def test_health_needs_no_key(keyed: Running):
     with keyed.client() as client:
         assert client.get("/health").json() == {"status": "ok"}
@@ -139,6 +149,40 @@ def test_only_an_origin_equal_to_an_allowed_one_may_ask(start: Callable[..., Run
         assert client.get("/v1/models", headers={"origin": mine}).status_code == 200
         for other in (f"{mine}.evil.example", mine[:-1], "http://chat.example", f"{mine}:444", ""):
             assert client.get("/v1/models", headers={"origin": other}).status_code == 403, other
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[", "http://[::1", "http://]:80", "//", "http://a:b:c", "\\", "http://[v1.x]"]
+)
+def test_a_malformed_origin_is_one_without_access(plain: Running, origin: str):
+    with plain.client() as client:
+        response = client.get("/v1/models", headers={"origin": origin})
+        assert (response.status_code, error_of(response)["code"]) == (403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://chat.example", "app://obsidian.md", "chrome-extension://abcdef", "capacitor://localhost", "null"],
+)
+@pytest.mark.parametrize(
+    "headers",
+    ["content-type,authorization", "x-stainless-os,x-stainless-retry-count", "openai-beta", "x-request-id,x-api-key"],
+)
+def test_pages_of_an_allowed_origin_may_send_what_clients_send(
+    start: Callable[..., Running], origin: str, headers: str
+):
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": headers}
+    private = {"access-control-request-private-network": "true"}
+    with start(cors_origins=(origin,)).client() as client:
+        allowed = client.options(CHAT, headers={"origin": origin, **asked, **private})
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == origin
+        assert allowed.headers["access-control-allow-private-network"] == "true"
+        assert set(headers.split(",")) <= set(allowed.headers["access-control-allow-headers"].split(","))
+        refused = client.options(CHAT, headers={"origin": "https://evil.example", **asked})
+        assert refused.status_code == 400 and "access-control-allow-origin" not in refused.headers
+        answer = client.post(CHAT, json=ASK, headers={"origin": origin})
+        assert answer.headers["access-control-allow-origin"] == origin
 
 
 def test_with_a_star_every_origin_may_ask(start: Callable[..., Running]):

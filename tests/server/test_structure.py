@@ -181,6 +181,142 @@ def test_results_of_a_call_can_be_sent_back(official: openai.OpenAI):
     assert official.chat.completions.create(messages=[*QUESTION, message, result], tool_choice="none", **asked)
 
 
+MARKED = "a<用户>b<AI>}\n"
+MARKER = {
+    "type": "function",
+    "function": {
+        "name": "say",
+        "parameters": {
+            "type": "object",
+            "properties": {"text": {"const": MARKED}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("stop", [None, ["b", "}", '"'], ["<tool_call>"]], ids=str)
+def test_no_stop_string_cuts_a_call(official: openai.OpenAI, stream: bool, stop: list[str] | None):
+    asked = {"model": "nano", "messages": QUESTION, "tools": [MARKER], "tool_choice": "required", "stop": stop,
+             "parallel_tool_calls": False, "seed": 1}  # fmt: skip
+    if stream:
+        choices = [chunk.choices[0] for chunk in official.chat.completions.create(**asked, stream=True)]
+        arguments = "".join(
+            call.function.arguments or "" for choice in choices for call in choice.delta.tool_calls or ()
+        )
+        reason = choices[-1].finish_reason
+    else:
+        choice = official.chat.completions.create(**asked).choices[0]
+        arguments, reason = choice.message.tool_calls[0].function.arguments, choice.finish_reason
+    assert (json.loads(arguments), reason) == ({"text": MARKED}, "tool_calls")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_required_call_that_ends_has_arguments_that_are_json(official: openai.OpenAI, seed: int):
+    """A property that may be anything lets the model write what it likes, markers too."""
+    free = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"m": {}}}}}
+    choice = official.chat.completions.create(
+        model="nano",
+        messages=QUESTION,
+        tools=[free],
+        tool_choice="required",
+        temperature=1.2,
+        max_tokens=120,
+        seed=seed,
+    ).choices[0]
+    calls = choice.message.tool_calls or []
+    for call in calls if choice.finish_reason == "tool_calls" else calls[:-1]:
+        assert isinstance(json.loads(call.function.arguments), dict)
+
+
+def test_json_with_a_stop_string_in_it_is_whole(official: openai.OpenAI):
+    schema = {"type": "object", "properties": {"text": {"const": MARKED}}, "required": ["text"],
+              "additionalProperties": False}  # fmt: skip
+    for form in ({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+                 {"type": "json_object", "schema": schema}):  # fmt: skip
+        answer = official.chat.completions.create(
+            model="nano", messages=QUESTION, response_format=form, stop=["b", "}"]
+        )
+        assert json.loads(answer.choices[0].message.content) == {"text": MARKED}
+        assert answer.choices[0].finish_reason == "stop"
+
+
+def test_the_allowed_tools_alone_are_called(official: openai.OpenAI):
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]}
+    choice = official.chat.completions.create(
+        model="nano", messages=QUESTION, tools=[WEATHER, CLOCK], parallel_tool_calls=False, max_tokens=60,
+        tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+    ).choices[0]  # fmt: skip
+    assert [call.function.name for call in choice.message.tool_calls] == ["now"]
+
+
+ODD: list[dict[str, Any]] = [
+    {"not": {}},
+    {"not": {"type": "string"}},
+    {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "string"}},
+    {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    {"if": {"type": "string"}, "then": {"minLength": 2}},
+    {"type": "string", "format": "decimal"},
+    {"type": "string", "pattern": "^(?!x)a+$"},
+    {"$ref": "#"},
+    {"allOf": [{"$ref": "#"}, {"properties": {"x": {"$ref": "#"}}}]},
+    {"$ref": "https://example.com/other.json"},
+    {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]},
+]
+
+
+def odd_one(schema: dict[str, Any], **more: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"m": schema}, "additionalProperties": False}
+    return {"type": "function", "function": {"name": "odd_one", "parameters": parameters, **more}}
+
+
+@pytest.mark.parametrize("schema", ODD, ids=lambda schema: json.dumps(schema)[:50])
+def test_an_odd_keyword_of_one_tool_ends_no_conversation(client: httpx.Client, schema: dict[str, Any]):
+    asked = {"messages": QUESTION, "tools": [WEATHER, odd_one(schema)], "max_tokens": 4}
+    named = {"type": "function", "function": {"name": "odd_one"}}
+    for choice in ("auto", "required", "none", named):
+        response = client.post(CHAT, json={**asked, "tool_choice": choice})
+        assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (odd_one({"type": "array", "uniqueItems": True}, strict=True), "'uniqueItems' at properties.m"),
+        (odd_one({"not": {"type": "null"}}, strict=True), "'not' at properties.m"),
+        (odd_one({"type": "nothing"}), "Invalid type: nothing, at properties.m"),
+        (odd_one({"$ref": "#/nowhere"}), "$ref leads nowhere"),
+        ({"type": "function", "function": {"name": "odd_one", "parameters": {"type": "array"}}}, "'object'"),
+        ({"type": "function", "function": {"name": "odd_one", "parameters": {"not": {}}}}, "nothing is valid by it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_tool_that_cannot_be_followed_is_named_with_the_keyword(client: httpx.Client, function: dict, said: str):
+    response = client.post(CHAT, json={**ASK, "tools": [WEATHER, function]})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["param"] == "tools[1].function.parameters"
+    assert "odd_one: " in error["message"] and said in error["message"]
+    assert "call_" not in error["message"] and "%json" not in error["message"]
+    other = {"type": "function", "function": {"name": "get_weather"}}
+    response = client.post(CHAT, json={**ASK, "tools": [WEATHER, function], "tool_choice": other})
+    assert response.status_code == 200
+
+
+def test_a_schema_of_an_answer_is_refused_with_the_keyword_and_the_field(client: httpx.Client):
+    schema = {"type": "object", "properties": {"m": {"type": "array", "uniqueItems": True}}}
+    for field, body in (
+        ("response_format.json_schema.schema",
+         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}),
+        ("response_format.schema", {"response_format": {"type": "json_object", "schema": schema}}),
+        ("structured_outputs.json", {"structured_outputs": {"json": schema}}),
+    ):  # fmt: skip
+        error = error_of(client.post(CHAT, json={**ASK, **body}))
+        assert error["param"] == field and "'uniqueItems' at properties.m" in error["message"]
+
+
 # --- What cannot be ------------------------------------------------------------------------------------------
 
 DEEP: dict[str, Any] = {}

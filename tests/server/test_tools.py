@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,15 @@ def test_calls_are_read_the_same_however_they_are_cut(calls: list[tuple[str, dic
         assert "".join(part.text for part in said if part.call is one) == one.arguments
         assert one.number == number
     assert all(part.call is not None for part in said)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_every_call_begins_with_a_part_that_has_its_name_alone(size: int):
+    text = call("get_weather", {"city": "Tokyo"}) + call("now", {})
+    reader = CallReader()
+    said = [part for at in range(0, len(text), size) for part in reader.push(text[at : at + size])]
+    assert [(part.call.name, part.text) for part in said if part.begins] == [("get_weather", ""), ("now", "")]
+    assert "".join(part.text for part in said) == '{"city": "Tokyo"}{}'
 
 
 @given(st.text(), st.characters(exclude_characters="< "))

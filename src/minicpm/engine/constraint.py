@@ -17,19 +17,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from minicpm.engine.json_schema import JSON_STYLE, checked
 from minicpm.errors import GenerationError, MissingExtra, brief, one_line
 from minicpm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-    from llguidance._lib import JsonCompileOptions
 
 # Far beyond what people write, and compiled in a fraction of a second.
 MAX_CONSTRAINT_CHARACTERS = 1 << 16
 MAX_CHOICES = 1024
-# JSON on one line, with a blank behind commas and colons or none: where it may be indented at will, a small model goes
-# on writing line feeds for ever. The separators are regular expressions.
-_JSON_STYLE: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # A character that has no piece, only its byte, so nothing merges with it.
 _BORDER = "\x02"
 # Compiled forms that are kept: the choices of one request and the requests of one program use the same.
@@ -38,10 +35,15 @@ _KEPT_FORMS = 32
 
 @dataclass(frozen=True)
 class Constraint:
-    """The form that an answer must have; make one with the class methods. ValueError for what cannot be meant."""
+    """The form that an answer must have; make one with the class methods. ValueError for what cannot be meant.
+
+    A stop string that cut a structure, such as JSON, would leave what no program can read. So stop strings have no
+    effect on an answer that begins with the text `structure` ('': on none, None: on all).
+    """
 
     kind: Literal["json_schema", "regex", "lark"]
     source: str
+    structure: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
@@ -58,7 +60,7 @@ class Constraint:
                 schema = json.dumps(schema, ensure_ascii=False)
             except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(f"the JSON schema is no JSON value: {one_line(str(error))}") from None
-        return cls("json_schema", schema)
+        return cls("json_schema", schema, structure="")
 
     @classmethod
     def json_object(cls) -> Constraint:
@@ -71,9 +73,9 @@ class Constraint:
         return cls("regex", pattern)
 
     @classmethod
-    def lark(cls, grammar: str) -> Constraint:
+    def lark(cls, grammar: str, *, structure: str | None = None) -> Constraint:
         """A text of a context-free grammar in Lark's notation; it begins with the rule `start`."""
-        return cls("lark", grammar)
+        return cls("lark", grammar, structure)
 
     @classmethod
     def choice(cls, texts: Sequence[str]) -> Constraint:
@@ -130,12 +132,20 @@ class Constraints:
 
 def _grammar(compiler: type[LLMatcher], constraint: Constraint) -> str:
     if constraint.kind == "json_schema":
-        return compiler.grammar_from_json_schema(constraint.source, overrides=_JSON_STYLE)
+        schema = json.dumps(checked(_json_of(constraint.source)))
+        return compiler.grammar_from_json_schema(schema, overrides=JSON_STYLE)  # type: ignore[arg-type]
     return (
         compiler.grammar_from_regex(constraint.source)
         if constraint.kind == "regex"
         else (compiler.grammar_from_lark(constraint.source))
     )
+
+
+def _json_of(source: str) -> dict[str, object] | bool:
+    schema = json.loads(source)
+    if not isinstance(schema, dict | bool):
+        raise ValueError(f"it must be an object or a truth value, got {brief(schema)}")
+    return schema
 
 
 class Matcher:

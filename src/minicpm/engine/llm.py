@@ -285,8 +285,9 @@ class LLM:
                 "with at least one for the answer; shorten the prompt"
             )
         rope_length = self._planned_length(len(prompt_ids), params.max_tokens)
-        # A constrained answer ends with its constraint; a marker inside it is part of the answer.
-        ends_by_marker = is_chat and constraint is None
+        # A constrained answer ends with its constraint; a marker inside it is part of the answer. Words may be one of
+        # the forms beside a structure, and they end as other words do.
+        ends_by_marker = is_chat and (constraint is None or bool(constraint.structure))
         stop = (*params.stop, *self.template.stop_strings) if ends_by_marker else params.stop
         # A marker that is a single special token never appears as text, so it ends the answer as a token.
         marker_ids = {i for i in self.tokenizer.special_token_ids if self.tokenizer.id_to_token(i) in stop}
@@ -304,6 +305,7 @@ class LLM:
             continues=not is_chat or constraint is not None,
             choice=choice,
             matcher=None if constraint is None else self._constraints.matcher(constraint),
+            structure=None if constraint is None else constraint.structure,
         )
 
     def _longest_answer(self, name: str, prompt_tokens: int, rope_length: int, max_tokens: int | None) -> int:

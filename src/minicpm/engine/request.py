@@ -95,6 +95,7 @@ class Request:
         continues: bool,
         choice: int = 0,
         matcher: Matcher | None = None,
+        structure: str | None = None,
     ):
         self.index = index
         self.number = 0  # its number in the scheduler, in the order of arrival
@@ -116,7 +117,7 @@ class Request:
         self._sampler = Sampler(params, seed, token_ids_of(prompt_ids), choice=choice)
         self._matcher = matcher
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
-        self._stop_matcher = StopMatcher(stop)
+        self._stops = _Stops(stop, structure)
         self._eos_token_ids = eos_token_ids
         self._ending_ids = frozenset() if params.ignore_eos else eos_token_ids
         self._stop_ids = frozenset(params.stop_token_ids) | marker_ids
@@ -235,14 +236,14 @@ class Request:
         """Add a sampled token to the answer; return the text that became final."""
         self._clock.sampled()
         token_id = sampled.token_id
-        if token_id in self._ending_ids or token_id in self._stop_ids:
+        if token_id in self._ending_ids or (token_id in self._stop_ids and not self._stops.are_off):
             return self._finish("stop", end_token=sampled)
         if self._matcher is not None:
             self._matcher.accept(token_id)
         self.new_ids.append(token_id)
         if self.params.logprobs is not None:
             self._sampled.append(sampled)
-        text, is_stopped = self._stop_matcher.push(self._detokenizer.push(token_id))
+        text, is_stopped = self._stops.push(self._detokenizer.push(token_id))
         self._text.append(text)
         if is_stopped or (self._matcher is not None and self._matcher.is_complete):
             return self._finish("stop", said=text)
@@ -265,9 +266,9 @@ class Request:
 
     def _finish(self, reason: FinishReason, said: str = "", end_token: SampledToken | None = None) -> Piece:
         rest = ""
-        if not self._stop_matcher.is_stopped:
-            rest, is_stopped = self._stop_matcher.push(self._detokenizer.flush())
-            rest += self._stop_matcher.flush()
+        if not self._stops.is_stopped:
+            rest, is_stopped = self._stops.push(self._detokenizer.flush())
+            rest += self._stops.flush()
             if is_stopped:
                 reason = "stop"
             self._text.append(rest)
@@ -289,6 +290,39 @@ class Request:
             end_token=end_token if self.params.logprobs is not None else None,
         )
         return Piece(self.index, said + rest, completion, self._tokens_to_stream())
+
+
+class _Stops:
+    """Stop strings of an answer, which have no effect if it begins with the text `structure` (None: never).
+
+    A blank before that text does not count; it may be the tokenizer's.
+    """
+
+    def __init__(self, stop: tuple[str, ...], structure: str | None):
+        self._matcher = StopMatcher(stop)
+        self._structure = structure
+        self._start: str | None = None if structure in (None, "") else ""  # the text, while it may become either
+        self.are_off = structure == ""
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._matcher.is_stopped
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Take the next text. Return the text that is final, and whether a stop string ended it."""
+        if self._start is not None:
+            assert self._structure is not None
+            text, begun = self._start + text, (self._start + text).removeprefix(" ")
+            if len(begun) < len(self._structure) and self._structure.startswith(begun):
+                self._start = text
+                return "", False
+            self._start, self.are_off = None, begun.startswith(self._structure)
+        return (text, False) if self.are_off else self._matcher.push(text)
+
+    def flush(self) -> str:
+        """The text that is held back, at the end of the answer."""
+        start, self._start = self._start or "", None
+        return start + self._matcher.flush()
 
 
 @dataclass

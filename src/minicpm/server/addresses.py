@@ -6,11 +6,13 @@ It knows sockets and header texts, but no web framework.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
+import re
 import socket
 from urllib.parse import urlsplit
 
-from minicpm.errors import MiniCPMError
+from minicpm.errors import MiniCPMError, brief
 
 # Hosts that only this machine can reach.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -68,4 +70,56 @@ def named_host(header: str) -> str:
 
 def is_own_page(origin: str, host: str) -> bool:
     """Whether the page of this Origin header came from the server of this Host header."""
-    return urlsplit(origin).netloc.lower() == host.lower()
+    try:
+        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # not an origin, such as http://[
+        return False
+
+
+# Ports that browsers leave out of an origin.
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ftp": 21, "ws": 80, "wss": 443}
+_HOST = re.compile(r"[a-z0-9._-]+")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+
+
+def checked_origin(text: str) -> str:
+    """An origin as browsers send it, of any scheme: https://chat.example, app://obsidian.md, null; or * for all.
+
+    Raises ValueError for one that no browser ever sends, with the one that was probably meant.
+    """
+    if text in ("*", "null"):
+        return text
+    found = _sent_origin(text)
+    if found == text:
+        return text
+    advice = f"; write {found}" if found else "; an origin is written like https://chat.example, or * for all"
+    raise ValueError(f"no browser sends the origin {brief(text)}, so it could never match{advice}")
+
+
+def _sent_origin(text: str) -> str | None:
+    """The origin that a browser sends for a page of this address; None if there is none."""
+    scheme, colon, rest = text.strip().partition("://")
+    if not colon or "*" in text or any(c.isspace() for c in text.strip()) or not _SCHEME.fullmatch(scheme.lower()):
+        return None
+    scheme = scheme.lower()
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    if not host:
+        # Programs with pages in files send file://.
+        return "file://" if scheme == "file" else None
+    try:
+        if ":" in host:
+            host = ipaddress.IPv6Address(host.partition("%")[0]).compressed
+        elif not host.isascii():
+            host = host.encode("idna").decode()
+        elif not host.strip("0123456789."):
+            host = str(ipaddress.IPv4Address(host))
+    except ValueError:
+        return None
+    if ":" not in host and not _HOST.fullmatch(host):
+        return None
+    shown = "" if port is None or port == _DEFAULT_PORTS.get(scheme) else f":{port}"
+    return f"{scheme}://{host_in_url(host)}{shown}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minicpm import __version__
 from minicpm.server import chat, completions, embeddings, responses, tokens
@@ -50,18 +51,38 @@ def create_app(serving: Serving, page: Path = PAGE) -> FastAPI:
     _add_health(app, serving)
     _add_page(app, page)
     # The last one added is the first one passed.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Guard, settings=settings, is_draining=lambda: serving.is_draining)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type"),
+            allow_methods=("GET", "HEAD", "POST"),
+            # Official clients send headers of their own, x-stainless-os and more. None of them gives access.
+            allow_headers=("*",),
+            allow_private_network=True,  # Chrome asks before a page of the internet may ask this machine
             expose_headers=(REQUEST_ID, "Retry-After"),
         )
     app.add_middleware(AccessLog, count=serving.metrics.count_response)
     return app
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body: programs that watch a server ask so."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 def _add_models(app: FastAPI, serving: Serving) -> None:

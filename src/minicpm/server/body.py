@@ -10,6 +10,7 @@ import contextlib
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from minicpm.errors import one_line
 from minicpm.server.errors import APIError
 from minicpm.server.settings import Settings
 
@@ -20,7 +21,7 @@ _LINGER_BYTES = 128 << 20
 
 
 class BodyLimit:
-    """Hands the app the whole body in one message, or answers 408 or 413 in its place."""
+    """Hands the app the whole body in one message, or answers 408, 413 or 415 in its place."""
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self._app = app
@@ -44,7 +45,17 @@ class BodyLimit:
             await self._app(scope, _replaying(first, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> Message:
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+        if encoding not in ("", "identity"):
+            raise APIError(
+                415,
+                f"the body is encoded as {one_line(encoding, 40)!r}, but this server reads plain JSON; send it without "
+                "Content-Encoding",
+                code="unsupported_encoding",
+                headers={"Accept-Encoding": "identity"},
+            )
+        announced = headers.get(b"content-length", b"0")
         # The parser below lets only digits pass.
         if int(announced) > self._settings.max_body_bytes:
             raise self._too_large()
@@ -82,6 +93,7 @@ async def _refuse(error: APIError, send: Send, sending: Receive | None = None) -
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
+        *((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()),
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -12,11 +11,11 @@ from starlette.responses import Response
 from minicpm.chat import Message
 from minicpm.engine.constraint import Constraint
 from minicpm.engine.request import Completion, Piece
-from minicpm.server import responses, tools
+from minicpm.server import requests, responses, tools
 from minicpm.server.answers import Question, Serving, in_thread, unless_client_leaves
 from minicpm.server.errors import APIError
 from minicpm.server.events import Chunk, EventStream
-from minicpm.server.generation import Head, note_usage, sampling_params, token_logprob, usage
+from minicpm.server.generation import Head, note_ignored, note_usage, sampling_params, token_logprob, usage
 from minicpm.server.model import ServedModel
 from minicpm.server.openapi import STREAMS
 from minicpm.server.requests import (
@@ -24,10 +23,12 @@ from minicpm.server.requests import (
     ChatRequest,
     ContentPart,
     Function,
+    FunctionMessage,
+    ImagePart,
+    RefusalPart,
     SystemMessage,
     TextPart,
     ToolMessage,
-    UserMessage,
 )
 from minicpm.server.structure import constraint_of
 
@@ -39,24 +40,22 @@ def router(serving: Serving) -> APIRouter:
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = serving.model
+        notes: dict[str, str] = request.scope["state"]["notes"]
+        note_ignored(notes, body)
         name = model.check_name(body.model)
         functions = tools.offered(body)
         params = sampling_params(
             body,
             model,
-            max_tokens=body.max_completion_tokens or body.max_tokens,
+            max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        if functions:
-            # The engine leaves out the template's markers where an answer has a form, and words are one here.
-            params = replace(params, stop=(*params.stop, *model.template.stop_strings))
-        messages = tools.with_functions(conversation(body.messages), functions)
-        # A stranger's template is rendered by another process, and a long text is encoded for a while.
-        prompt_ids, constraint = await in_thread(_prepare, model, messages, body, functions)
+        messages = conversation(body.messages)
+        # Schemas are compiled, a stranger's template is rendered by another process, and a long text is encoded.
+        prompt_ids, constraint = await in_thread(_prepare, model, messages, body, functions, notes)
         model.check_prompt(prompt_ids, "messages")
         questions = [Question(prompt_ids, params, True, choice, constraint) for choice in range(body.n)]
         head = Head.new("chatcmpl", name, model, params)
-        notes: dict[str, str] = request.scope["state"]["notes"]
         async with AsyncExitStack() as stack:
             answers = await stack.enter_async_context(serving.answers(questions))
             if body.stream:
@@ -73,49 +72,64 @@ def router(serving: Serving) -> APIRouter:
 
 
 def _prepare(
-    model: ServedModel, messages: Sequence[Message], body: ChatRequest, functions: Sequence[Function]
+    model: ServedModel,
+    messages: Sequence[Message],
+    body: ChatRequest,
+    functions: Sequence[Function],
+    notes: dict[str, str],
 ) -> tuple[list[int], Constraint | None]:
-    return model.chat_ids(messages), constraint_of(body, functions)
+    constraint = constraint_of(body, functions, notes)
+    return model.chat_ids(tools.with_functions(messages, functions)), constraint
 
 
 # --- Messages ------------------------------------------------------------------------------------------------
 
 
-def conversation(
-    messages: Sequence[SystemMessage | UserMessage | AssistantMessage | ToolMessage],
-) -> list[Message]:
+def conversation(messages: Sequence[requests.Message]) -> list[Message]:
     """The turns that chat templates know: system, user, assistant. Results of functions that stand together are one."""
     turns: list[Message] = []
     results: list[str] = []
     for number, message in enumerate(messages):
-        if isinstance(message, ToolMessage):
-            results.append(_text(message.content, f"messages[{number}].content"))
+        where = f"messages[{number}].content"
+        if isinstance(message, ToolMessage | FunctionMessage):
+            results.append(_text(message.content or "", where))
             continue
         if results:
             turns.append({"role": "user", "content": tools.result_text(results)})
             results = []
-        text = "" if message.content is None else _text(message.content, f"messages[{number}].content")
-        if isinstance(message, AssistantMessage) and message.tool_calls:
-            text += tools.call_text(message.tool_calls)
-        role = "system" if isinstance(message, SystemMessage) else message.role
-        turns.append({"role": role, "content": text})
+        if isinstance(message, AssistantMessage):
+            turns.append({"role": "assistant", "content": _said(message, where)})
+        else:
+            role = "system" if isinstance(message, SystemMessage) else "user"
+            turns.append({"role": role, "content": _text(message.content, where)})
     if results:
         turns.append({"role": "user", "content": tools.result_text(results)})
     return turns
 
 
-def _text(content: str | Sequence[ContentPart], where: str) -> str:
+def _said(message: AssistantMessage, where: str) -> str:
+    """An earlier answer as the model wrote it, calls behind words."""
+    content = message.refusal if message.content is None else message.content
+    calls = [call.function for call in message.tool_calls or ()]
+    if message.function_call is not None:
+        calls.append(message.function_call)
+    return _text(content or "", where) + tools.call_text(calls)
+
+
+def _text(content: str | Sequence[ContentPart | RefusalPart], where: str) -> str:
     if isinstance(content, str):
         return content
+    texts = []
     for part in content:
-        if not isinstance(part, TextPart):
+        if isinstance(part, ImagePart):
             raise APIError(
                 400,
                 f"{where} has an image, and this model reads text only",
                 param=where,
                 code="unsupported_content",
             )
-    return "\n".join(part.text for part in content if isinstance(part, TextPart))
+        texts.append(part.text if isinstance(part, TextPart) else part.refusal)
+    return "\n".join(texts)
 
 
 # --- Answers -------------------------------------------------------------------------------------------------
@@ -127,7 +141,8 @@ def _choice(model: ServedModel, index: int, completion: Completion, has_function
     if has_functions:
         reader = tools.CallReader()
         said = reader.push(completion.text)
-        text = "".join(part.text for part in said if part.call is None) or None
+        # A message without content must have calls, or it could not be sent back.
+        text = "".join(part.text for part in said if part.call is None) or (None if reader.calls else "")
         calls = [_tool_call(call) for call in reader.calls]
     logprobs = None
     if completion.logprobs is not None:
@@ -202,7 +217,7 @@ def _delta(said: tools.Said) -> Chunk:
     if said.call is None:
         return {"content": said.text}
     call: Chunk = {"index": said.call.number, "function": {"arguments": said.text}}
-    if not said.text and not said.call.arguments:
+    if said.begins:
         call = {
             "index": said.call.number,
             "id": said.call.id,

@@ -16,7 +16,7 @@ from minicpm.server import responses
 from minicpm.server.answers import Question, Serving, in_thread, unless_client_leaves, worked
 from minicpm.server.errors import APIError
 from minicpm.server.events import Chunk, EventStream
-from minicpm.server.generation import Head, note_usage, sampling_params, usage
+from minicpm.server.generation import Head, note_ignored, note_usage, sampling_params, usage
 from minicpm.server.model import ServedModel
 from minicpm.server.openapi import STREAMS
 from minicpm.server.requests import MAX_PROMPTS, CompletionRequest, Texts
@@ -31,6 +31,8 @@ def router(serving: Serving) -> APIRouter:
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue texts."""
         model = serving.model
+        notes: dict[str, str] = request.scope["state"]["notes"]
+        note_ignored(notes, body)
         name = model.check_name(body.model)
         most = 1 if body.max_tokens == 0 else body.max_tokens  # of 0, below
         params = sampling_params(body, model, max_tokens=most, logprobs=body.logprobs)
@@ -44,7 +46,6 @@ def router(serving: Serving) -> APIRouter:
                 Question(ids, params, False, choice, constraint) for _, ids in prompts for choice in range(body.n)
             ]
             unasked = []
-        notes: dict[str, str] = request.scope["state"]["notes"]
         async with AsyncExitStack() as stack:
             answers = await stack.enter_async_context(serving.answers(questions))
             if body.stream:
@@ -106,12 +107,16 @@ def _prepare(model: ServedModel, body: CompletionRequest) -> tuple[list[tuple[st
             param="prompt",
             code="invalid_value",
         )
+    if body.prompt is None:
+        ids = model.encode("")
+        model.check_prompt(ids, "prompt")
+        return [("", ids)], constraint_of(body, [], {})
     prompts = []
     for text in as_texts(body.prompt, "prompt"):
         ids = model.encode(text) if isinstance(text, str) else text
         model.check_prompt(ids, "prompt", is_answered=body.max_tokens != 0)
         prompts.append((text if isinstance(text, str) else model.tokenizer.decode(text), ids))
-    return prompts, constraint_of(body, [])
+    return prompts, constraint_of(body, [], {})
 
 
 def as_texts(given: Texts, name: str) -> Sequence[str | list[int]]:
@@ -144,6 +149,9 @@ class _Logprobs:
             part.token_logprobs.append(token.logprob)
             # Likelier ones last: of two that look the same, such as parts of characters, that one stays.
             top = {self._model.token_text(i): logprob for i, logprob in reversed(token.top_logprobs)}
+            if token.logprob is not None and part.tokens[-1] not in top:
+                # As OpenAI does it: the token that was taken is always among them.
+                top = {part.tokens[-1]: token.logprob, **top}
             part.top_logprobs.append(None if token.logprob is None else top)
             part.text_offset.append(self._offset)
             self._offset += len(self._detokenizer.push(token.token_id))

@@ -13,6 +13,7 @@ from minicpm.server import responses
 from minicpm.server.answers import Serving, in_thread, unless_client_leaves, worked
 from minicpm.server.completions import as_texts
 from minicpm.server.errors import APIError
+from minicpm.server.generation import note_ignored
 from minicpm.server.openapi import ERRORS
 from minicpm.server.requests import MAX_EMBEDDINGS, EmbeddingRequest
 
@@ -23,6 +24,7 @@ def router(serving: Serving) -> APIRouter:
     @routes.post("/v1/embeddings", response_model=responses.Embeddings, responses=ERRORS)
     async def create_embedding(body: EmbeddingRequest, request: Request) -> Response:
         """Mean of the last hidden states of each text's tokens; not normalised."""
+        note_ignored(request.scope["state"]["notes"], body)
         name = serving.model.check_name(body.model)
         ids = await in_thread(_encode, serving, body)
         vectors = await unless_client_leaves(request, worked(serving.engine.embed, ids))

@@ -6,7 +6,7 @@ A client's fault is named with the field; a fault of ours says no more than that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,15 +18,37 @@ from minicpm.errors import FormatError, GenerationError, QueueFull, one_line
 
 CLIENT_GONE = 499  # nginx's number for it; nobody reads the answer
 
-# Fields of OpenAI's that this server knows and refuses, and what to do instead.
+# Fields that this server knows and refuses, OpenAI's and other servers', and what to do instead.
+_OUTPUTS = "use 'structured_outputs'"
 _REFUSED = {
     "functions": "it is deprecated, use 'tools'",
     "function_call": "it is deprecated, use 'tool_choice'",
     "suffix": "MiniCPM was not trained to fill gaps; put all text into 'prompt'",
     "audio": "this server writes text only",
+    "moderation": "this server judges no texts; leave it out",
     "web_search_options": "this server searches nothing",
+    "extra_body": "its fields belong into the request itself; the official client puts them there",
+    "options": "its fields belong into the request itself, by OpenAI's names",
+    "grammar": _OUTPUTS,
+    "guided_choice": _OUTPUTS,
+    "guided_grammar": _OUTPUTS,
+    "guided_json": _OUTPUTS,
+    "guided_regex": _OUTPUTS,
+    "json_schema": "use 'response_format'",
+    "input": "use 'messages', or 'prompt' of /v1/completions",
+    "system": "use a message of the role 'system'",
+    "messages": "conversations go to /v1/chat/completions",
+    "prompt": "texts go to /v1/completions, here are 'messages'",
+    "max_new_tokens": "use 'max_tokens'",
+    "max_output_tokens": "use 'max_tokens'",
+    "n_predict": "use 'max_tokens'",
+    "num_predict": "use 'max_tokens'",
+    "random_seed": "use 'seed'",
+    "repeat_penalty": "use 'repetition_penalty'",
+    "stop_sequences": "use 'stop'",
 }
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
 
 
 class APIError(Exception):
@@ -103,14 +125,34 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
         message = str(error.detail)
+        path, method = one_line(request.url.path, 100), one_line(request.method, 20)
         if error.status_code == 404:
-            message = f"there is no {one_line(request.url.path, 100)} here; see /openapi.json for what there is"
+            message = f"there is no {path} here; {_hint(request.url.path, _paths(app))}"
         elif error.status_code == 405:
-            message = f"{one_line(request.method, 20)} is not allowed here; see the Allow header"
+            allowed = (error.headers or {}).get("Allow", "another method")
+            message = f"{method} is not allowed here; {path} takes {allowed}"
         elif error.status_code == 400:
             message = "the body is no JSON in UTF-8, or nested too deeply"
         code = _CODES.get(error.status_code)
         return APIError(error.status_code, message, code=code, headers=error.headers).response()
+
+
+def _paths(app: FastAPI) -> set[str]:
+    return set(app.openapi()["paths"])
+
+
+def _hint(path: str, paths: Collection[str]) -> str:
+    """What somebody wanted who asked for a path that is not there, mostly by a base URL that is a little wrong."""
+    bare = "/" + path.strip("/")
+    if bare == "/v1":
+        return "it is the base URL of the API, to which clients add paths such as /chat/completions"
+    if bare.startswith("/v1/v1/") and bare.removeprefix("/v1") in paths:
+        return "the base URL ends with /v1 already, so clients must not add it again"
+    if f"/v1{bare}" in paths:
+        return f"it is at /v1{bare}, so the base URL must end with /v1"
+    if bare.removeprefix("/v1") in paths or bare in paths:
+        return f"it is at {bare if bare in paths else bare.removeprefix('/v1')}"
+    return "see /openapi.json for what there is"
 
 
 def _validation_error(problems: Sequence[Mapping[str, Any]], body: object) -> APIError:
@@ -121,15 +163,31 @@ def _validation_error(problems: Sequence[Mapping[str, Any]], body: object) -> AP
     if kind == "json_invalid":
         return APIError(400, "the body is no JSON: " + one_line(str(problem.get("ctx", {}).get("error", ""))))
     place = [part for part in problem["loc"] if part not in ("body", "query", "path")]
+    if kind == "contradiction":
+        where, context = _path(_in_body(place, body)), problem["ctx"]
+        param = f"{where}.{context['param']}".strip(".")
+        sentence = one_line(str(context["sentence"]), 300)
+        return APIError(400, f"{where}: {sentence}" if where else sentence, param=param or None, code="invalid_value")
     if not place:
-        return APIError(400, "the body must be a JSON object, sent with 'Content-Type: application/json'")
+        return _no_object(kind, body)
     field = one_line(str(place[-1]), 100)
     path = _path([*_in_body(place, body), *(place[-1:] if kind == "missing" else ())])
-    if kind == "extra_forbidden":
+    if kind == "extra_forbidden" or (kind == "none_required" and field in _REFUSED):
         advice = _REFUSED.get(field, "see docs/serving.md for what there is")
-        return APIError(400, f"unknown argument {field}: {advice}", param=path, code="unknown_parameter")
+        known = "unknown" if kind == "extra_forbidden" else "unsupported"
+        return APIError(400, f"{known} argument {field}: {advice}", param=path, code="unknown_parameter")
     message = one_line(str(problem["msg"]).removeprefix("Value error, "), 300)
     return APIError(400, f"{path}: {message}" if path else message, param=path or None, code="invalid_value")
+
+
+def _no_object(kind: str, body: object) -> APIError:
+    """A body that is there but no object, or that came without its Content-Type and so was not read as JSON."""
+    wanted = "the body must be a JSON object, sent with 'Content-Type: application/json'"
+    if kind == "missing" or body is None:
+        return APIError(400, f"{wanted}; it is empty")
+    if isinstance(body, bytes):
+        return APIError(400, f"{wanted}; it has another Content-Type or none")
+    return APIError(400, f"the body must be a JSON object, and it is {_TYPES.get(type(body), 'something else')}")
 
 
 def _in_body(place: Sequence[str | int], body: Any) -> list[str | int]:

@@ -14,7 +14,7 @@ from minicpm.sampling import SampledToken, SamplingParams
 from minicpm.server import responses
 from minicpm.server.errors import APIError
 from minicpm.server.model import ServedModel
-from minicpm.server.requests import Generation
+from minicpm.server.requests import Body, Generation, ignored_fields
 
 _OPTIONS = (
     "max_tokens",
@@ -48,8 +48,21 @@ def sampling_params(request: Generation, model: ServedModel, **more: Any) -> Sam
     try:
         return replace(model.sampling, **given)
     except ValueError as error:
-        field = next((name for name in (*_OPTIONS, *more) if str(error).startswith((name, f"a {name}"))), None)
-        raise APIError(400, str(error), param=field, code="invalid_value") from None
+        raise _named(error, request, [*_OPTIONS, *more]) from None
+
+
+def _named(error: ValueError, request: Generation, names: Sequence[str]) -> APIError:
+    """The error of an option with the field that the client gave it in."""
+    message, subject = str(error), str(error).partition(" must ")[0]
+    # The longest first: stop is a part of stop_token_ids.
+    by_length = sorted(names, key=len, reverse=True)
+    field = next(
+        (name for name in by_length if name in subject or name.removesuffix("s").replace("_", " ") in subject), None
+    )
+    if field == "max_tokens" and request.max_tokens is None:
+        field = "max_completion_tokens"
+        message = message.replace("max_tokens", field)
+    return APIError(400, message, param=field, code="invalid_value")
 
 
 def _biases(given: dict[str, float], vocab_size: int) -> dict[int, float]:
@@ -108,6 +121,12 @@ def note_usage(notes: dict[str, str], used: responses.Usage) -> None:
     notes["prompt"] = str(used.prompt_tokens)
     notes["cached"] = str(used.prompt_tokens_details.cached_tokens)
     notes["completion"] = str(used.completion_tokens)
+
+
+def note_ignored(notes: dict[str, str], body: Body) -> None:
+    """For the access log: the fields of other programs, which change nothing here."""
+    if names := ignored_fields(body):
+        notes["ignored"] = ",".join(names)
 
 
 def top_logprobs(model: ServedModel, token: SampledToken) -> list[responses.TopLogprob]:

@@ -64,7 +64,7 @@ class Guard:
             return None
         return APIError(
             401,
-            "a valid API key is required: 'Authorization: Bearer KEY'",
+            "a valid API key is required: 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
             kind="authentication_error",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
@@ -78,11 +78,17 @@ class Guard:
     def _has_key(self, headers: Headers) -> bool:
         if not self._digests:
             return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip())
         # Compare all keys, each in constant time, so that the duration reveals nothing about any key.
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        given = [_digest(key) for key in _given_keys(headers)]
+        matches = [hmac.compare_digest(one, digest) for one in given for digest in self._digests]
+        return any(matches)
+
+
+def _given_keys(headers: Headers) -> list[str]:
+    """The keys of a request: OpenAI's header, and those of Anthropic's and Azure's clients."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    keys = [key] if scheme.lower() == "bearer" else []
+    return [key.strip() for key in (*keys, headers.get("x-api-key", ""), headers.get("api-key", "")) if key.strip()]
 
 
 def _digest(key: str) -> bytes:

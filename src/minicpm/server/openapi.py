@@ -13,6 +13,7 @@ _MEANINGS = {
     404: "no such model",
     408: "the request did not arrive in time",
     413: "the request is too large",
+    415: "the body is encoded",
     429: "too many requests wait; Retry-After says when to come back",
     500: "the server failed",
     503: "the server is busy or shuts down",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minicpm.server.addresses import LOOPBACK_NAMES
+from minicpm.server.addresses import LOOPBACK_NAMES, checked_origin
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Settings:
     """The settings of a server. Raises ValueError for an invalid value.
 
     Without `api_keys` every client has access. `allowed_hosts` are the names that a Host header may have (None: any).
-    `cors_origins` are the origins, such as https://chat.example, whose pages have access.
+    `cors_origins` are the origins, such as https://chat.example, whose pages have access, as browsers write them.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -34,8 +34,7 @@ class Settings:
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ValueError("an API key must be one or more printable ASCII characters without blanks")
         for origin in self.cors_origins:
-            if origin != "*" and not origin.startswith(("http://", "https://")):
-                raise ValueError(f"a CORS origin is written like https://chat.example, or * for all, got {origin!r}")
+            checked_origin(origin)
         for name in (
             "max_body_bytes",
             "header_timeout_s",

@@ -14,36 +14,39 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from minicpm.chat import Message
+from minicpm.engine.constraint import MAX_CONSTRAINT_CHARACTERS
+from minicpm.engine.json_schema import JSON_STYLE, Dropped, Schema, checked, narrowed, relaxed
+from minicpm.errors import GenerationError, brief, one_line
 from minicpm.server.errors import APIError
-from minicpm.server.requests import ChatRequest, Function, NamedTool, ToolCall
+from minicpm.server.requests import CalledFunction, ChatRequest, Function
 
-# Of arguments inside the grammar, as engine/constraint.py has it for JSON alone: on one line, or a small model may go
-# on writing blanks for ever.
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# Of what `relaxed` lets through.
+_LENIENT = {**JSON_STYLE, "lenient": True, "coerce_one_of": True}
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _NAME, _ARGUMENTS = '{"name": "', '", "arguments": '
 
 
 def offered(request: ChatRequest) -> list[Function]:
-    """The functions an answer may call: none, all, or the one that tool_choice names."""
+    """The functions an answer may call: none, all, or those that tool_choice names."""
     functions = [tool.function for tool in request.tools or ()]
     names = [function.name for function in functions]
-    if len(set(names)) < len(names):
-        raise APIError(400, "two tools have the same name", param="tools", code="invalid_value")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise APIError(400, f"two tools have the name {twice}", param="tools", code="invalid_value")
     if request.tool_choice == "none":
         return []
-    if isinstance(request.tool_choice, NamedTool):
-        wanted = request.tool_choice.function.name
-        functions = [function for function in functions if function.name == wanted]
-        if not functions:
-            raise APIError(
-                400, "tool_choice names a function that is not in tools", param="tool_choice", code="invalid_value"
-            )
-    return functions
+    wanted = request.called_names
+    if missing := next((name for name in wanted or () if name not in names), None):
+        raise APIError(
+            400,
+            f"tool_choice names {one_line(missing, 64)}, which is not in tools; there is: {', '.join(names)[:200]}",
+            param="tool_choice",
+            code="invalid_value",
+        )
+    return [function for function in functions if wanted is None or function.name in wanted]
 
 
 def with_functions(messages: Sequence[Message], functions: Sequence[Function]) -> list[Message]:
@@ -53,7 +56,7 @@ def with_functions(messages: Sequence[Message], functions: Sequence[Function]) -
     listing = "\n".join(json.dumps(_description(function), ensure_ascii=False) for function in functions)
     text = (
         f"You can call these functions:\n{listing}\n"
-        f"To call one, answer {_OPEN}{_NAME}NAME{_ARGUMENTS}{{...}}}}{_CLOSE} and nothing else. "
+        f"To call one, answer {OPEN}{_NAME}NAME{_ARGUMENTS}{{...}}}}{_CLOSE} and nothing else. "
         "Otherwise answer in words.\n"
     )
     if messages[0]["role"] == "system":
@@ -67,17 +70,23 @@ def _description(function: Function) -> dict[str, object]:
     return {key: value for key, value in described.items() if value is not None}
 
 
-def call_text(calls: Sequence[ToolCall]) -> str:
+def call_text(calls: Sequence[CalledFunction]) -> str:
     """What an earlier answer of calls looked like to the model."""
-    return "".join(f"{_OPEN}{_NAME}{c.function.name}{_ARGUMENTS}{c.function.arguments}}}{_CLOSE}" for c in calls)
+    return "".join(f"{OPEN}{_NAME}{call.name}{_ARGUMENTS}{_arguments(call)}}}{_CLOSE}" for call in calls)
+
+
+def _arguments(call: CalledFunction) -> str:
+    if isinstance(call.arguments, str):
+        return call.arguments.strip() or "{}"
+    return json.dumps(call.arguments, ensure_ascii=False)
 
 
 def result_text(results: Sequence[str]) -> str:
     return "\n".join(f"<tool_response>\n{result}\n</tool_response>" for result in results)
 
 
-def grammar(functions: Sequence[Function], *, is_required: bool, is_parallel: bool) -> str:
-    """llguidance's Lark for answers: calls, or text that does not begin like one.
+def grammar(functions: Sequence[Function], schemas: Sequence[Schema], *, is_required: bool, is_parallel: bool) -> str:
+    """llguidance's Lark for answers: calls with arguments by `schemas`, or text that does not begin like one.
 
     A blank in front is what the tokenizer may put there.
     """
@@ -86,18 +95,32 @@ def grammar(functions: Sequence[Function], *, is_required: bool, is_parallel: bo
     rules.append("calls: BLANK? call+" if is_parallel else "calls: BLANK? call")
     rules.append('BLANK: " "')
     rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(functions))))
-    for number, function in enumerate(functions):
-        head = json.dumps(f"{_OPEN}{_NAME}{function.name}{_ARGUMENTS}")
+    for number, (function, schema) in enumerate(zip(functions, schemas)):
+        head = json.dumps(f"{OPEN}{_NAME}{function.name}{_ARGUMENTS}")
         tail = json.dumps(f"}}{_CLOSE}")
         rules.append(f"call_{number}: {head} arguments_{number} {tail}")
-        rules.append(f"arguments_{number}: %json {json.dumps(argument_schema(function))}")
+        rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
     return "\n".join(rules)
 
 
-def argument_schema(function: Function) -> dict[str, object]:
-    """The schema of a function's arguments, which are always one object."""
-    schema = function.parameters or {"properties": {}, "additionalProperties": False}
-    return {"type": "object", **schema, "x-guidance": _LAYOUT}
+def argument_schema(function: Function) -> tuple[Schema, list[Dropped]]:
+    """The schema of a function's arguments, which are always one object, and keywords that it leaves out.
+
+    GenerationError for parameters that are no schema of an object, and in a strict function for keywords that cannot be
+    followed; else they are left out, since one odd keyword of one function should not end every conversation.
+    """
+    given = function.parameters or {"properties": {}, "additionalProperties": False}
+    kind = given.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise GenerationError(f"arguments are an object, so its type must be 'object', got {brief(kind)}")
+    schema: dict[str, Any] = {**given, "type": "object"}
+    size = len(json.dumps(schema))
+    if size > MAX_CONSTRAINT_CHARACTERS:
+        raise GenerationError(f"the schema has {size:,} characters, at most {MAX_CONSTRAINT_CHARACTERS:,} are compiled")
+    followed, dropped = (checked(schema), []) if function.strict else relaxed(schema)
+    followed = narrowed(followed)
+    assert isinstance(followed, dict)  # false is no schema that can be followed
+    return {**followed, "x-guidance": JSON_STYLE if function.strict else _LENIENT}, dropped
 
 
 # --- Reading -------------------------------------------------------------------------------------------------
@@ -115,10 +138,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Said:
-    """New text of an answer: its own where `call` is None, else a part of that call's arguments ('' as it begins)."""
+    """New text of an answer: its own where `call` is None, else a part of that call's arguments.
+
+    A call `begins` with a part without text.
+    """
 
     text: str
     call: Call | None = None
+    begins: bool = False
 
 
 class CallReader:
@@ -167,7 +194,7 @@ class CallReader:
             return False
         call = Call(len(self.calls), head.rpartition('"')[2])
         self.calls.append(call)
-        said.append(Said("", call))
+        said.append(Said("", call, begins=True))
         self._state, self._unread = "arguments", rest
         return True
 

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import socket
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +27,14 @@ from minicpm.cli.progress import format_bytes
 from minicpm.cli.text_input import read_text
 from minicpm.errors import missing_extra
 from minicpm.server.addresses import LOOPBACK_NAMES, bind, host_in_url
+from minicpm.server.log import LineWriter, logging_to_stderr
 from minicpm.server.settings import Settings
 
 if TYPE_CHECKING:
     from minicpm.engine.service import Service
 
 # Options that vLLM's server does not have.
-_OURS_ALONE = ("queue_limit", "timeout", "grace", "allowed_host", *IN_PROCESS_OPTIONS)
+_OURS_ALONE = ("queue_limit", "timeout", "grace", "allowed_host", "log_level", "quiet", *IN_PROCESS_OPTIONS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +109,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="allow web pages of this origin, such as https://chat.example (repeatable; * for all)",
     )
+    log = parser.add_argument_group("log").add_mutually_exclusive_group()
+    log.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        metavar="LEVEL",
+        help="debug (libraries, too), info (a line for each request), warning or error (default: info)",
+    )
+    log.add_argument("--quiet", action="store_true", default=None, help="only the address, warnings and errors")
     add_engine_arguments(parser)
 
 
@@ -120,14 +128,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.vllm_arguments[0]!r} is an argument of vLLM's server; give --backend vllm, too")
     with missing_extra("minicpm serve", "serve"):
         from minicpm.server import uvicorn_server  # noqa: F401 (before a model is loaded)
-    _log_to_stderr()
+    level = getattr(logging, ("warning" if args.quiet else args.log_level or "info").upper())
     # Before loading, which may take long: clients that connect meanwhile wait in the backlog.
-    with closing(bind(args.host, args.port)) as listener:
-        _serve(args, settings, listener)
+    with closing(bind(args.host, args.port)) as listener, logging_to_stderr(level, printable) as log:
+        _serve(args, settings, listener, log)
     return 0
 
 
-def _serve(args: argparse.Namespace, settings: Settings, listener: socket.socket) -> None:
+def _serve(args: argparse.Namespace, settings: Settings, listener: socket.socket, log: LineWriter) -> None:
     from minicpm.engine.service import QUEUE_LIMIT, Service
     from minicpm.server.answers import Serving
     from minicpm.server.model import ServedModel
@@ -140,7 +148,8 @@ def _serve(args: argparse.Namespace, settings: Settings, listener: socket.socket
         url = f"http://{host_in_url(args.host)}:{listener.getsockname()[1]}"
         warning = _warning(args, settings)
         server = Server(
-            Serving(service, model, settings), on_ready=lambda: _say_ready(url, service, model.names[0], warning)
+            Serving(service, model, settings),
+            on_ready=lambda: log.put(printable(_start_text(url, service, model.names[0], warning, args.quiet))),
         )
         server.run([listener])
     finally:
@@ -195,29 +204,16 @@ def _warning(args: argparse.Namespace, settings: Settings) -> str | None:
     return f"everyone who can reach {args.host} can use the model; --api-key-file FILE requires a key"
 
 
-def _say_ready(url: str, service: Service, name: str, warning: str | None) -> None:
+def _start_text(url: str, service: Service, name: str, warning: str | None, is_quiet: bool | None) -> str:
+    """Where the model is served and, unless it is to be quiet, which one and how many answers at once."""
     llm, cache_tokens = service.llm, service.statistics().cache_tokens
-    talk(
-        f"{name} is served at {url}/v1\n"
-        f"  model    {llm.folder}, {llm.backend.name} backend, context {llm.context_length:,} tokens\n"
-        f"  at once  {llm.options.max_batch} answers, {service.queue_limit} more may wait; keys and values of "
-        f"{cache_tokens:,} tokens, {format_bytes(cache_tokens * llm.backend.cache_bytes_per_token)} at most"
-    )
+    lines = [f"{name} is served at {url}/v1"]
+    if not is_quiet:
+        lines += [
+            f"  model    {llm.folder}, {llm.backend.name} backend, context {llm.context_length:,} tokens",
+            f"  at once  {llm.options.max_batch} answers, {service.queue_limit} more may wait; keys and values of "
+            f"{cache_tokens:,} tokens, {format_bytes(cache_tokens * llm.backend.cache_bytes_per_token)} at most",
+        ]
     if warning is not None:
-        talk(f"  warning  {warning}")
-
-
-def _log_to_stderr() -> None:
-    """Log our records and uvicorn's warnings, one per line. Control characters from outside are escaped."""
-
-    class Formatter(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return printable(super().format(record))
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter("%(asctime)s %(message)s"))
-    for name, level in (("minicpm.server", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.handlers = [handler]
-        logger.propagate = False
+        lines.append(f"  warning  {warning}")
+    return "\n".join(lines)
