@@ -243,6 +243,15 @@ TIERS = (
         ),
     ),
     Tier(
+        "test-real",
+        "a really trained model (SmolLM2-135M): its tokenizer, every verb, logits beside transformers and llama.cpp",
+        covers=(
+            *(*ENGINE, *PEERS, *package("bench", "cli", "eval", "progress.py", "server"), "benchmarks/peers"),
+            *("benchmarks/texts", "tests/real", "tests/server"),
+        ),
+        needs=(Environment("real", "real"), Environment("llamacpp", "peers")),
+    ),
+    Tier(
         "test-vllm",
         "our models in vLLM: from Python, by its server, in the demo",
         covers=(*ENGINE, *PEERS, *package("cli", "demo", "server"), "benchmarks/peers", "tests/vllm"),
