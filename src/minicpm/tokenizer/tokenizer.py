@@ -131,6 +131,11 @@ class Tokenizer:
         """The id of the piece that is a single byte, None where the vocabulary has none."""
         return self.token_to_id(self.spelling.byte_piece(byte))
 
+    def to_json(self) -> str:
+        """The text of a tokenizer.json with this pipeline; `<s>` is for tokenizer_config.json to decide."""
+        text: str = self._library.to_str(pretty=True)
+        return text
+
     def byte_level_vocabulary(self) -> ByteLevelVocabulary | None:
         """What GGUF stores of a byte-level tokenizer, None for SentencePiece's.
 
