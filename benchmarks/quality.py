@@ -1,4 +1,4 @@
-"""The quality of every preset, on a trained model, or on MiniCPM-nano and outlier-scaled copies of it; nothing is timed.
+"""The quality of every preset, on a trained model or on MiniCPM-nano and outlier-scaled copies; nothing is timed.
 
 python benchmarks/quality.py --real [--work runs]    # a trained model beside llama.cpp: real_weights.py
 python benchmarks/quality.py [--work runs]           # MiniCPM-nano and its copies

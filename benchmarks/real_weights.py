@@ -44,9 +44,9 @@ WINDOW = 512
 # llama_ftype of the files that llama.cpp makes of the float32 file.
 LLAMACPP_TYPES = {"Q8_0": 7, "Q4_K_M": 15, "IQ4_NL": 25, "Q4_0": 2}
 CAVEAT = (
-    "The publisher rounded these weights to Q4_1: formats that are affine in blocks of 32 (Q4_K_M) find that grid again "
-    "and look better than they are; symmetric 4-bit formats are not flattered. A 135 M model is harder to round than a "
-    "larger one."
+    "The publisher rounded these weights to Q4_1: formats that are affine in blocks of 32 (Q4_K_M) find that grid "
+    "again and look better than they are; symmetric 4-bit formats are not flattered. A 135 M model is harder to round "
+    "than a larger one."
 )
 PROMPTS = (
     "What is the capital of France?",
@@ -337,7 +337,7 @@ def run(work: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], str]:
         answers = bench.answers()
     note = (
         f"SmolLM2-135M-Instruct ({MODEL.name}, SHA-256 {MODEL_SHA256[:12]}), {tokens:,} predicted tokens in windows of "
-        f"{WINDOW} of {described_texts()}. Reference: the file widened to float32, computed by transformers in float32. "
-        f"KL(reference || row) in nats per token. {CAVEAT}"
+        f"{WINDOW} of {described_texts()}. Reference: the file widened to float32, computed by transformers "
+        f"in float32. KL(reference || row) in nats per token. {CAVEAT}"
     )
     return rows, answers, note

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import random
+import string
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +107,8 @@ def metadata(values: dict[str, Any]) -> dict[str, Value]:
     """What is read of such values."""
     as_array = {"tokenizer.ggml.token_type": lambda items: np.array(items, np.int32)}
     return {
-        key: Array(as_array.get(key, list)(value)) if isinstance(value, list) else value for key, value in values.items()
+        key: Array(as_array.get(key, list)(value)) if isinstance(value, list) else value
+        for key, value in values.items()
     }
 
 
@@ -138,3 +143,37 @@ def cut_values() -> dict[str, Any]:
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.add_bos_token": False,
     }
+
+
+_BLANKS = " \t\n\r\u00a0\u2003\u3000\x0b\x0c\x85"
+_CONTRACTIONS = ("'s", "'LL", "'Ve", "'", "don't", "I'd've", "x's's")
+_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<s>", "<think>", "<|im_", "|>")
+_SCRIPTS = ("🙂", "👩‍👩‍👧", "🇨🇳", "é", "e\u0301", "你好", "한국어", "русский", "عربي", "½", "Ⅷ", "٣")
+
+
+def odd_texts(count: int, seed: int = 15) -> list[str]:
+    """Texts of words, contractions, numbers, blanks, signs, scripts, emoji, controls and special tokens.
+
+    Without the long s and its ligatures, which are an s to the library in any case of a letter, and none to llama.cpp.
+    """
+    draw = random.Random(seed)
+    signs = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()]
+    assigned = [
+        chr(code)
+        for code in range(0xA0, 0x30000)
+        if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co", "Cc") and chr(code) not in "\u017f\ufb05\ufb06"
+    ]
+    words = _TRAINING.split()
+    kinds: list[Callable[[], str]] = [
+        lambda: draw.choice(words),
+        lambda: "".join(draw.choices(string.ascii_letters, k=draw.randint(1, 12))),
+        lambda: str(draw.randint(0, 10 ** draw.randint(1, 12))),
+        lambda: "".join(draw.choices(signs, k=draw.randint(1, 5))),
+        lambda: "".join(draw.choices(_BLANKS, k=draw.randint(1, 4))),
+        lambda: "".join(draw.choices(assigned, k=draw.randint(1, 6))),
+        lambda: draw.choice(_CONTRACTIONS),
+        lambda: draw.choice(_TOKENS),
+        lambda: draw.choice(_SCRIPTS),
+        lambda: chr(draw.randint(0, 0x1F)),
+    ]
+    return [draw.choice(["", " "]).join(draw.choice(kinds)() for _ in range(draw.randint(1, 12))) for _ in range(count)]

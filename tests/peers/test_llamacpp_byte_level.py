@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,20 +19,6 @@ pytestmark = needing("llamacpp", "llama.cpp")
 
 # Known since llama.cpp b9354.
 IS_NEW = {"minicpm5"}
-
-
-def odd_texts() -> list[str]:
-    """Texts of a fixed seed: words, contractions, numbers, blanks, signs, scripts and special tokens."""
-    draw = random.Random(7)
-    letters = [
-        chr(code)
-        for code in range(0x20, 0x3000)
-        if unicodedata.category(chr(code))[0] in "LNPSZM" and chr(code) not in "\u017f"
-    ]
-    words = ["The", " capital", "'s", "'LL", "'Ve", "don't", "12", "12345", " 3.14", "½", "你好", "🙂", "é", "e\u0301"]
-    words += [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "<s>", "<think>", "<|im_end|>", "<|im_", "$", "---", "...", "||"]
-    parts = [lambda: draw.choice(words), lambda: "".join(draw.choices(letters, k=draw.randint(1, 5)))]
-    return ["".join(draw.choice(parts)() for _ in range(draw.randint(1, 10))) for _ in range(500)]
 
 
 def written(pre: str, name: str, path: Path) -> Path:
@@ -61,7 +45,7 @@ def llamacpp_ids(path: Path, texts: list[str]) -> list[list[int]] | dict[str, st
 
 @pytest.mark.parametrize("pre", byte_level.PUBLISHED)
 def test_every_way_to_split_gives_llama_cpps_ids(pre: str, tmp_path: Path):
-    path, texts = written(pre, pre, tmp_path / "model.gguf"), odd_texts()
+    path, texts = written(pre, pre, tmp_path / "model.gguf"), byte_level.odd_texts(1000)
     found = llamacpp_ids(path, texts)
     if isinstance(found, dict) and pre in IS_NEW:
         pytest.skip("this llama.cpp is older than b9354, which knows minicpm5")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +12,8 @@ from types import ModuleType
 import pytest
 
 import benchmark_scripts
+import byte_level
 from environments import ROOT, TRAINED_MODEL
-
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
 
 @pytest.fixture(scope="session")
 def gguf_file() -> Path:
@@ -80,27 +76,4 @@ def minicpm(*arguments: str | Path, stdin: str = "") -> str:
 
 @pytest.fixture(scope="session")
 def odd_texts() -> list[str]:
-    """Ten thousand texts of words, numbers, blanks, signs, scripts, emoji and special tokens, from a fixed seed."""
-    draw = random.Random(15)
-    signs = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()]
-    assigned = [
-        chr(code)
-        for code in range(0xA0, 0x30000)
-        if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co", "Cc") and chr(code) not in "\u017f\ufb05\ufb06"
-    ]
-    words = (ROOT / "benchmarks" / "texts" / "prose.txt").read_text(encoding="utf-8").split()
-    kinds: list[Callable[[], str]] = [
-        lambda: draw.choice(words),
-        lambda: "".join(draw.choices(LETTERS, k=draw.randint(1, 12))),
-        lambda: str(draw.randint(0, 10 ** draw.randint(1, 12))),
-        lambda: "".join(draw.choices(signs, k=draw.randint(1, 5))),
-        lambda: "".join(draw.choices(" \t\n\r\u00a0\u2003\u3000\x0b\x0c\x85", k=draw.randint(1, 4))),
-        lambda: "".join(draw.choices(assigned, k=draw.randint(1, 6))),
-        lambda: draw.choice(["'s", "'LL", "'Ve", "'", "don't", "I'd've", "x's's"]),
-        lambda: draw.choice(["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<|im_", "|>"]),
-        lambda: draw.choice(["🙂", "👩‍👩‍👧", "🇨🇳", "é", "e\u0301", "你好", "한국어", "русский", "عربي", "½", "Ⅷ", "٣"]),
-        lambda: chr(draw.randint(0, 0x1F)),
-    ]
-    return [
-        draw.choice(["", " "]).join(draw.choice(kinds)() for _ in range(draw.randint(1, 12))) for _ in range(10_000)
-    ]
+    return byte_level.odd_texts(10_000)

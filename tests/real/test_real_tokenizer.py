@@ -86,6 +86,9 @@ def test_the_deviations_of_transformers_gguf_loader_are_known(of_gguf: Tokenizer
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    texts = {"words": "The capital of France is", "digits": "in 2026", "blanks": "a   b\n", "special": "<|im_start|>x"}
-    same = {name: theirs(text, add_special_tokens=False).input_ids == of_gguf.encode(text) for name, text in texts.items()}
-    assert same == {"words": True, "digits": False, "blanks": True, "special": True}
+    same = {
+        text: theirs(text, add_special_tokens=False).input_ids == of_gguf.encode(text)
+        for text in ("The capital of France is", "in 2026", "a   b\n", "<|im_start|>x", "it is ½", "٣ and ٣", "a\n 12")
+    }
+    # Digits are not split off first, so a blank joins what the vocabulary has of a number, or the blanks before it.
+    assert [text for text, is_same in same.items() if not is_same] == ["it is ½", "٣ and ٣", "a\n 12"]

@@ -1,4 +1,4 @@
-"""Byte-level tokenizers: ids of a real one, every known way to split from GGUF and tokenizer.json, streams, refusals."""
+"""Byte-level tokenizers: ids of a real one, every way to split from GGUF and tokenizer.json, streams, refusals."""
 
 from __future__ import annotations
 

@@ -239,7 +239,8 @@ def _special_tokens(pieces: _Pieces, ids: dict[str, int | None]) -> dict[str, An
 def _read_merges(path: Path, metadata: dict[str, Value]) -> tuple[tuple[str, str], ...]:
     texts = _items(metadata.get(MERGES))
     if not isinstance(texts, list) or len(texts) > MAX_MERGES:
-        raise FormatError(path, f"{MERGES} must be an array of at most {MAX_MERGES:,} texts, which {MODEL} 'gpt2' needs")
+        problem = f"{MERGES} must be an array of at most {MAX_MERGES:,} texts, which {MODEL} 'gpt2' needs"
+        raise FormatError(path, problem)
     merges = tuple(tuple(text.split(" ")) for text in texts)
     wrong = next((text for text, merge in zip(texts, merges) if len(merge) != 2 or "" in merge), None)
     if wrong is not None:
@@ -250,7 +251,8 @@ def _read_merges(path: Path, metadata: dict[str, Value]) -> tuple[tuple[str, str
 def read_eos_token_ids(path: Path, metadata: dict[str, Value], vocab_size: int) -> tuple[int, ...]:
     """Ids that end a text: eos, the end of a turn and of a message, and tokens whose name says so.
 
-    A SentencePiece token with such a name must be a control token. A file has room for one id of each, but models may end their turns by another token than their texts.
+    A file has room for one id of each, but models may end their turns by another token than their texts. Of a
+    SentencePiece vocabulary only control tokens are ends by name.
     """
     keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     ids = [_read_id(path, metadata, key, vocab_size) for key in keys]

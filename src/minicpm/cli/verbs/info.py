@@ -99,7 +99,7 @@ def quantization(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def quantization_cost(checkpoint: Checkpoint) -> str | None:
-    """What the preset costs that every weight has the packing of; None for others and for a preset without a warning."""
+    """What the preset costs that all weights are packed by; None for others and for a preset without a warning."""
     for preset in PRESETS.values():
         packings = {preset.linear, preset.outer}
         is_whole = EMBEDDING in checkpoint.packings and preset.outer is not None
