@@ -70,9 +70,13 @@ PROMPT_PRESETS = ("int8", "int4", "int4-small")
 def float_folder(file: Path, folder: Path) -> Path:
     """The model of a GGUF file as a Llama folder in float32, written by transformers, with its tokenizer's files."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    # A model that was read of a GGUF file cannot be saved, although its weights are floats.
+    config = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    model = LlamaForCausalLM(LlamaConfig(**config)).float()
+    model.load_state_dict(read.state_dict())
     model.generation_config.eos_token_id = [2]
     model.save_pretrained(folder)
     write_tokenizer(file, folder)

@@ -133,10 +133,6 @@ class GgufModel:
     def tokenizer(self) -> Tokenizer:
         return gguf_tokenizer.read_tokenizer(self.path, self._file.metadata)
 
-    def tokenizer_texts(self) -> dict[str, str]:
-        """The small text files, by name, that a folder with this tokenizer and template holds."""
-        return gguf_tokenizer.tokenizer_texts(self.path, self._file.metadata)
-
     def chat_template(self) -> ChatTemplate:
         return gguf_tokenizer.read_template(self.path, self._file.metadata)
 
