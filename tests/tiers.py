@@ -235,12 +235,22 @@ TIERS = (
         "our files in llama.cpp and mlx-lm; our server asked by llm, litellm and lm-eval",
         covers=(
             *(*ENGINE, *PEERS, *package("cli", "doctor", "eval", "server"), "benchmarks/peers", "tests/peers"),
-            *("tests/broken_models.py", "tests/server", "tests/small_gguf.py"),
+            *("tests/broken_models.py", "tests/byte_level.py", "tests/server", "tests/small_gguf.py"),
         ),
         needs=(
             *(Environment(name, "peers") for name in ("llamacpp", "mlx")),
             *(Environment(name, "clients") for name in ("llm", "litellm", "lmeval")),
         ),
+    ),
+    Tier(
+        "test-real",
+        "a really trained model (SmolLM2-135M): its tokenizer, every verb, logits beside transformers and llama.cpp",
+        covers=(
+            *(*ENGINE, *PEERS, *package("bench", "cli", "eval", "progress.py", "sandbox", "server"), "tests/real"),
+            *("benchmarks/peers", "benchmarks/real_weights.py", "benchmarks/texts", "tests/benchmark_scripts.py"),
+            *("tests/peers/llamacpp_answers.py", "tests/peers/llamacpp_tokenizes.py"),
+        ),
+        needs=(Environment("real", "real"), Environment("llamacpp", "peers")),
     ),
     Tier(
         "test-vllm",

@@ -40,6 +40,15 @@ def test_info_tells_what_a_quantized_folder_holds(minicpm, toy: Path, tmp_path: 
     assert json.loads(minicpm("info", "-m", toy, "--json").out)["quantization"] == {}
 
 
+def test_int4_small_is_never_made_or_shown_without_what_it_costs(minicpm, toy: Path, tmp_path: Path):
+    words = "int4-small costs a trained model much"
+    assert words in minicpm("quantize", toy, tmp_path / "small", "--preset", "int4-small").err
+    assert words in minicpm("info", "-m", tmp_path / "small").out
+    assert words in json.loads(minicpm("info", "-m", tmp_path / "small", "--json").out)["quantization_cost"]
+    assert words not in minicpm("quantize", toy, tmp_path / "int4").err
+    assert json.loads(minicpm("info", "-m", tmp_path / "int4", "--json").out)["quantization_cost"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -219,6 +219,13 @@ def test_a_granite_that_is_no_minicpm_is_refused(model_folder: ModelFolder, chan
         ({"attention_bias": True}, "attention_bias"),
         ({"head_dim": 32}, "head_dim"),
         ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"sliding_window": 16}, "sliding_window is 16, but this version computes full attention only"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
         ({"minicpm_scales_folded_into_weights": {"scale_emb": 12}}, "must hold exactly"),
         (
             {

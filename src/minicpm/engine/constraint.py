@@ -198,7 +198,7 @@ class _Vocabulary:
         self._special_tokens = [
             token for i in self.special_token_ids if len(token := tokenizer.id_to_token(i) or "") > 1
         ]
-        self._ids_of_bytes = {bytes([b]): tokenizer.token_to_id(f"<0x{b:02X}>") for b in range(256)}
+        self._ids_of_bytes = {bytes([b]): tokenizer.byte_token_id(b) for b in range(256)}
         self._border_id = self._ids_of_bytes[_BORDER.encode()]
 
     def __call__(self, data: str | bytes) -> list[int]:

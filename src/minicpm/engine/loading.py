@@ -73,7 +73,7 @@ def _automatic(checkpoint: Checkpoint, options: EngineOptions) -> str:
         return "numpy"
     is_short = checkpoint.config.dtype in SHORT_DTYPES and dtype in ("auto", checkpoint.config.dtype)
     is_on_cpu = device == "cpu" or (device == "auto" and not (_has_torch() and _has_gpu()))
-    if is_short and is_on_cpu and missing is None and checkpoint.folded_scales is None:
+    if is_short and is_on_cpu and missing is None:
         return "native"
     if _has_torch():
         return "torch"

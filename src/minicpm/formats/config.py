@@ -253,7 +253,8 @@ class DecoderConfig:
         head_dim = raw.get("head_dim")
         if head_dim is not None and head_dim != config.head_dim:
             raise ModelError(
-                f"head_dim {brief(head_dim)} differs from hidden_size / num_attention_heads = {config.head_dim}"
+                f"head_dim {brief(head_dim)} differs from hidden_size / num_attention_heads = {config.head_dim}; heads "
+                "of another size are not supported"
             )
         return config
 
@@ -289,7 +290,10 @@ def _require_minicpm_decoder(raw: dict[str, Any]) -> None:
     if model_type is None and "MiniCPMForCausalLM" in names and all(key in raw for key in MUP_KEYS):
         return
     found = f"model_type {brief(model_type)}, architectures {brief(list(names))}"
-    raise ModelError(f"not a MiniCPM configuration ({found}); expected MiniCPMForCausalLM with {', '.join(MUP_KEYS)}")
+    raise ModelError(
+        f"not a MiniCPM configuration ({found}); expected MiniCPMForCausalLM with {', '.join(MUP_KEYS)}, "
+        "or LlamaForCausalLM"
+    )
 
 
 def _rope_scaling(raw: object) -> RopeScaling | None:

@@ -189,7 +189,8 @@ class GgufModel:
         for tensor in self._file.tensors.values():
             name = published.get(tensor.name)
             if name is None:
-                raise FormatError(self.path, f"{brief(tensor.name)} is not a tensor of the MiniCPM in its metadata")
+                problem = f"{brief(tensor.name)} is not a tensor of the MiniCPM in its metadata"
+                raise FormatError(self.path, problem + _unsupported(tensor.name))
             yield name, tensor
 
     def _infos_of(self, name: str, tensor: GgufTensor) -> tuple[Sequence[TensorInfo], Packing | None]:
@@ -289,7 +290,14 @@ def read_config(file: GgufFile) -> DecoderConfig:
         plain = _plain_config(keys)
         for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
             if keys.get(key) not in (None, plain.head_dim):
-                raise ModelError(f"{keys.name(key)} is {brief(keys.get(key))}, expected {plain.head_dim}")
+                raise ModelError(
+                    f"{keys.name(key)} is {brief(keys.get(key))}, expected {plain.head_dim}, which is "
+                    "embedding_length / attention.head_count; heads of another size are not supported"
+                )
+        window = keys.get("attention.sliding_window")
+        if window is not None and (not isinstance(window, int) or 0 < window < plain.max_position_embeddings):
+            name = keys.name("attention.sliding_window")
+            raise ModelError(f"{name} is {brief(window)}, but this version computes full attention only")
         return llama.unit_scales(plain) if architecture == LLAMA else _scaled(keys, plain)
     except ModelError as error:
         raise FormatError(file.path, str(error)) from error
@@ -346,8 +354,21 @@ def _plain_config(keys: _Keys) -> DecoderConfig:
 def _rope_scaling(keys: _Keys) -> RopeScaling | None:
     if (factor := keys.get(DYNAMIC_NTK_KEY)) is not None:
         return RopeScaling("dynamic", factor)
-    kind = keys.get("rope.scaling.type", "none")
-    return None if kind == "none" else RopeScaling(kind, keys.get("rope.scaling.factor"))
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear"))  # the latter in files of 2023
+    # As in llama.cpp, a factor without a type divides the positions.
+    kind = keys.get("rope.scaling.type", "none" if factor in (None, 0.0, 1.0) else "linear")
+    return None if kind == "none" else RopeScaling(kind, factor)
+
+
+def _unsupported(name: str) -> str:
+    """What a tensor of other models stands for; "" for an unknown one."""
+    if name.endswith(".bias"):
+        return "; projections with biases are not supported"
+    if name.startswith(("rope_freqs", "rope_factors")):
+        return "; rope scaling by a factor for each frequency (llama3, longrope) is not supported"
+    if "_exps." in name or "ffn_gate_inp" in name:
+        return "; mixtures of experts are not supported"
+    return ""
 
 
 def _scaled(keys: _Keys, plain: DecoderConfig) -> DecoderConfig:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minicpm.errors import ModelError
+from minicpm.errors import ModelError, brief
 from minicpm.formats.config import MUP_KEYS, DecoderConfig
 from minicpm.formats.derive import Derived
 
@@ -66,10 +66,27 @@ class FoldedScales:
 
 def read_config(raw: dict[str, Any]) -> DecoderConfig:
     """A Llama config.json as a MiniCPM configuration that computes the same: every scale is 1."""
+    _require_plain_llama(raw)
     known = {key: raw[key] for key in SHARED_KEYS if key in raw}
     # Llama's default is an untied head, MiniCPM's a tied one.
     known["tie_word_embeddings"] = raw.get("tie_word_embeddings", False)
     return unit_scales(DecoderConfig.from_dict({"model_type": "minicpm", **known}))
+
+
+def _require_plain_llama(raw: dict[str, Any]) -> None:
+    """Raise ModelError for a variant of Llama that this version would compute wrongly."""
+    window = raw.get("sliding_window")
+    if window is not None and raw.get("use_sliding_window", True):
+        raise ModelError(f"sliding_window is {brief(window)}, but this version computes full attention only")
+    layer_types = raw.get("layer_types") or []
+    if isinstance(layer_types, list) and any(kind != "full_attention" for kind in layer_types):
+        raise ModelError("layer_types has layers without full attention, which this version cannot compute")
+    rope = raw.get("rope_parameters")
+    rotated = raw.get("partial_rotary_factor", rope.get("partial_rotary_factor") if isinstance(rope, dict) else None)
+    if rotated not in (None, 1):
+        raise ModelError(f"partial_rotary_factor is {brief(rotated)}, but this version rotates whole heads only")
+    if raw.get("rope_interleaved"):
+        raise ModelError("rope_interleaved is true, but this version rotates the halves of a head only")
 
 
 def unit_scales(config: DecoderConfig) -> DecoderConfig:
@@ -79,7 +96,7 @@ def unit_scales(config: DecoderConfig) -> DecoderConfig:
 
 
 def kept_scales(raw: dict[str, Any]) -> FoldedScales | None:
-    """The constants that a folder written by `convert` keeps; None in a published one."""
+    """The constants that a folder written by `convert` keeps; None in a published one, and where all of them are 1."""
     kept = raw.get(KEPT_KEY)
     if kept is None:
         return None
@@ -88,8 +105,10 @@ def kept_scales(raw: dict[str, Any]) -> FoldedScales | None:
     scales = FoldedScales(**kept)
     if not isinstance(scales.tie_word_embeddings, bool):
         raise ModelError(f"{KEPT_KEY}: tie_word_embeddings must be true or false")
-    scales.unfolded(read_config(raw))  # refuses impossible values
-    return scales
+    config = read_config(raw)
+    unfolded = scales.unfolded(config)  # refuses impossible values
+    has_unit_scales = unfolded == replace(unit_scales(unfolded), tie_word_embeddings=False)
+    return None if has_unit_scales and scales.tie_word_embeddings == config.tie_word_embeddings else scales
 
 
 def scales_to_keep(config: DecoderConfig) -> FoldedScales:

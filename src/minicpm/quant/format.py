@@ -35,13 +35,19 @@ class Preset:
     name: str
     linear: Packing
     outer: Packing | None
+    cost: str = ""  # what it costs a trained model, where that is more than users expect
 
 
+# benchmarks/results/quality_real.json; a larger model loses less.
+_SMALL_COST = (
+    "int4-small costs a trained model much: SmolLM2-135M has twice the perplexity and half of its first choices change "
+    "(int4: +33 % and a third); docs/quantization.md has the figures"
+)
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset("int4", Packing(4, 64), Packing(8, 64)),
-        Preset("int4-small", Packing(4, 128), Packing(4, 128)),
+        Preset("int4-small", Packing(4, 128), Packing(4, 128), cost=_SMALL_COST),
         Preset("int4-hf", Packing(4, 128), None),
         Preset("int8", Packing(8, 64), Packing(8, 64)),
     )

@@ -1,5 +1,6 @@
 """Text <-> token ids: `Tokenizer` for whole texts, `Detokenizer` for streams."""
 
+from minicpm.tokenizer.byte_level import PRE_TOKENIZERS, ByteLevelVocabulary
 from minicpm.tokenizer.loading import (
     adds_bos,
     build_from_sentencepiece,
@@ -13,7 +14,9 @@ from minicpm.tokenizer.tokenizer import MAX_TEXT_CHARACTERS, Detokenizer, Tokeni
 
 __all__ = [
     "MAX_TEXT_CHARACTERS",
+    "PRE_TOKENIZERS",
     "PROBES",
+    "ByteLevelVocabulary",
     "Detokenizer",
     "PieceType",
     "SentencePieceModel",

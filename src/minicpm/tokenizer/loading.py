@@ -6,12 +6,14 @@ Everything is checked before the `tokenizers` library sees it: a damaged or host
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError, brief, one_line
 from minicpm.files import file_in, has_entry, parse_json_object, read_bytes, read_json_object
 from minicpm.tokenizer.added_tokens import ADDED_TOKENS_FILE, listed_tokens
+from minicpm.tokenizer import byte_level
 from minicpm.tokenizer.sentencepiece import (
     MAX_PIECE_CHARACTERS,
     PieceType,
@@ -19,6 +21,7 @@ from minicpm.tokenizer.sentencepiece import (
     bpe_merges,
     read_sentencepiece,
 )
+from minicpm.tokenizer.spelling import SPACE_MARK, ByteLevelSpelling, SentencePieceSpelling, Spelling
 
 JSON_FILE, SENTENCEPIECE_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 # The real file has 6,202,715 bytes, 122,753 pieces and 171,540 merges; these are room for bigger kin, not for bombs.
@@ -27,9 +30,6 @@ MAX_VOCAB_SIZE = 1 << 19
 MAX_MERGES = 1 << 20
 MAX_ADDED_TOKENS = 1 << 14
 MAX_CONFIG_BYTES = 4 << 20
-
-SPACE_MARK = "▁"
-
 
 # LlamaTokenizer's, which every 2024 configuration names.
 DEFAULT_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -65,8 +65,16 @@ def special_token(config: dict[str, Any], key: str) -> object:
 
 
 def adds_bos(config: dict[str, Any], folder: Path) -> bool:
-    """Whether `<s>` is put in front of a text. Raises FormatError if the configuration says neither yes nor no."""
-    value = config.get("add_bos_token", True)
+    """Whether `<s>` is put in front of a text. Raises FormatError if the configuration says neither yes nor no.
+
+    A byte-level tokenizer.json decides it by its post-processor where the configuration is silent; a SentencePiece
+    tokenizer has `<s>` then, as LlamaTokenizer has.
+    """
+    value = config.get("add_bos_token")
+    if value is None:
+        raw = read_json_object(file_in(folder, JSON_FILE), MAX_FILE_BYTES) if has_entry(folder, JSON_FILE) else {}
+        bos = special_token(config, "bos_token")
+        return byte_level.puts_bos_in_front(raw, bos) if byte_level.is_byte_level(raw) else bos is not None
     if not isinstance(value, bool):
         raise FormatError(folder / CONFIG_FILE, f"add_bos_token must be true or false, got {brief(value)}")
     return value and special_token(config, "bos_token") is not None
@@ -82,11 +90,12 @@ def prepends_blank(config: dict[str, Any], folder: Path) -> bool:
 
 def _load_json(path: Path) -> Any:
     data = read_bytes(path, MAX_FILE_BYTES)
-    _check_pipeline(parse_json_object(path, data), path)
+    raw = parse_json_object(path, data)
+    _check_pipeline(raw, path)
     import tokenizers
 
     try:
-        return tokenizers.Tokenizer.from_buffer(data)
+        library_tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:
         raise FormatError(path, f"the tokenizers library refuses it: {one_line(str(error))}") from error
     except BaseException as error:
@@ -94,12 +103,21 @@ def _load_json(path: Path) -> Any:
         if type(error).__name__ != "PanicException":
             raise
         raise FormatError(path, "the tokenizers library cannot read it") from error
+    for token in raw.get("added_tokens") or ():
+        # The library numbers added tokens itself, whatever the file says.
+        found = library_tokenizer.token_to_id(token["content"])
+        if token.get("id", found) != found:
+            raise FormatError(
+                path, f"added_tokens gives {brief(token['content'])} the id {brief(token['id'])}, expected {found}"
+            )
+    return library_tokenizer
 
 
 def _check_pipeline(raw: dict[str, Any], path: Path) -> None:
-    """Let through what a SentencePiece BPE tokenizer consists of, and nothing that costs or changes more.
+    """Let through what a SentencePiece or byte-level BPE tokenizer consists of, and nothing that costs or changes more.
 
-    Regular expressions are refused: the library backtracks, so a file could make one prompt take for ever.
+    Regular expressions are refused, but for those of known families: the library backtracks, so a file could make one
+    prompt take for ever.
     """
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
@@ -112,9 +130,23 @@ def _check_pipeline(raw: dict[str, Any], path: Path) -> None:
         if model.get(key):
             raise FormatError(path, f"model.{key} is {brief(model[key])}, expected null")
     _check_added_tokens(raw.get("added_tokens"), path)
-    _check_parts(raw.get("normalizer"), "normalizer", {"Prepend", "Replace"}, path)
-    _check_parts(raw.get("pre_tokenizer"), "pre_tokenizer", {"Metaspace"}, path)
-    _check_parts(raw.get("post_processor"), "post_processor", {"TemplateProcessing"}, path)
+    allowed, check = _SENTENCEPIECE_STEPS, _check_step
+    if byte_level.is_byte_level(raw):
+        allowed, check = _BYTE_LEVEL_STEPS, byte_level.check_step
+    for field, kinds in allowed.items():
+        _check_parts(raw.get(field), field, kinds, check, path)
+
+
+_SENTENCEPIECE_STEPS = {
+    "normalizer": {"Prepend", "Replace"},
+    "pre_tokenizer": {"Metaspace"},
+    "post_processor": {"TemplateProcessing"},
+}
+_BYTE_LEVEL_STEPS = {
+    "normalizer": byte_level.NORMALIZERS,
+    "pre_tokenizer": byte_level.PRE_TOKENIZER_STEPS,
+    "post_processor": byte_level.POST_PROCESSORS,
+}
 
 
 def _check_vocab(vocab: object, merges: object, path: Path) -> None:
@@ -147,7 +179,13 @@ def _check_added_tokens(added: object, path: Path) -> None:
             raise FormatError(path, f"added_tokens holds {brief(token)}, which is no token")
 
 
-def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> None:
+def _check_parts(
+    part: object,
+    field: str,
+    allowed: set[str],
+    check_step: Callable[[dict[str, Any], str, Path], None],
+    path: Path,
+) -> None:
     parts: Any = [] if part is None else [part]
     if isinstance(part, dict) and part.get("type") == "Sequence":
         parts = part.get(f"{field}s", part.get("processors", part.get("pretokenizers")))  # the library's three words
@@ -158,7 +196,7 @@ def _check_parts(part: object, field: str, allowed: set[str], path: Path) -> Non
         if not isinstance(kind, str) or kind not in allowed:
             known = ", ".join(sorted(allowed))
             raise FormatError(path, f"{field} has the step {brief(kind)}; MiniCPM's tokenizers have {known} only")
-        _check_step(step, field, path)
+        check_step(step, field, path)
 
 
 def _check_step(step: dict[str, Any], field: str, path: Path) -> None:
@@ -175,11 +213,13 @@ def _check_step(step: dict[str, Any], field: str, path: Path) -> None:
         raise FormatError(path, f"{field} prepends {brief(step.get('prepend'))}, expected {SPACE_MARK!r}")
 
 
-def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:
-    """Whether decoding takes one leading blank away; FormatError for a decoder other than SentencePiece's."""
+def spelling_of(library_tokenizer: Any, path: Path) -> Spelling:
+    """How the pieces spell bytes; FormatError for a decoder that is neither SentencePiece's nor byte-level."""
     decoder = library_tokenizer.decoder
     raw = {} if decoder is None else json.loads(decoder.__getstate__())
     steps = raw.get("decoders", [])
+    if raw.get("type") == "ByteLevel" or [step.get("type") for step in steps] == ["ByteLevel"]:
+        return ByteLevelSpelling()
     expected: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
         {"type": "ByteFallback"},
@@ -189,9 +229,10 @@ def strips_first_blank(library_tokenizer: Any, path: Path) -> bool:
     if steps not in (expected, [*expected, strip]):
         kinds = [step.get("type") for step in steps] or raw.get("type")
         raise FormatError(
-            path, f"decoder is {brief(kinds)}, expected SentencePiece's Replace, ByteFallback, Fuse and Strip"
+            path,
+            f"decoder is {brief(kinds)}, expected ByteLevel, or SentencePiece's Replace, ByteFallback, Fuse and Strip",
         )
-    return len(steps) == 4
+    return SentencePieceSpelling(strips_first_blank=len(steps) == 4)
 
 
 def _add_configured_tokens(library_tokenizer: Any, config: dict[str, Any], path: Path) -> None:

@@ -2,7 +2,8 @@
 
 `tokenizer.json` is loaded verbatim by the `tokenizers` library: that pipeline is the one MiniCPM was trained and served
 with, and transformers 5 rebuilds another one from the same file (docs/chat-and-sampling.md). Where a folder holds only
-`tokenizer.model`, the same pipeline is built from it. This file knows nothing of chats, models or sampling.
+`tokenizer.model`, the same pipeline is built from it; byte_level.py builds that of a GGUF file with merges. This file
+knows nothing of chats, models or sampling.
 
 Decoding is ours: every token is a fixed string of bytes, so a text decodes in one join and a stream decodes token by
 token to the very same characters.
@@ -11,12 +12,12 @@ token to the very same characters.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from minicpm.errors import FormatError, brief
+from minicpm.tokenizer.byte_level import ByteLevelVocabulary, build_from_vocabulary, vocabulary_of
 from minicpm.tokenizer.loading import (
     adds_bos,
     build_from_sentencepiece,
@@ -24,15 +25,13 @@ from minicpm.tokenizer.loading import (
     prepends_blank,
     read_tokenizer_config,
     special_token,
-    strips_first_blank,
+    spelling_of,
 )
 from minicpm.tokenizer.sentencepiece import SentencePieceModel
+from minicpm.tokenizer.spelling import ByteLevelSpelling
 
 # Room for the longest context (131,072 tokens) in English; rare characters of that number take 3 s and 0.5 GB.
 MAX_TEXT_CHARACTERS = 1 << 20
-
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPACE_MARK = "▁"
 
 
 class Tokenizer:
@@ -50,10 +49,10 @@ class Tokenizer:
         self.bos_token_id = self._special_id(config, "bos_token")
         self.eos_token_id = self._special_id(config, "eos_token")
         self.adds_bos = adds_bos(config, source.parent) and self.bos_token_id is not None
-        self._strips_first_blank = strips_first_blank(self._library, source)
-        self.special_token_ids = frozenset(
-            token_id for token_id, token in self._library.get_added_tokens_decoder().items() if token.special
-        )
+        self.spelling = spelling_of(self._library, source)
+        added = self._library.get_added_tokens_decoder()
+        self._added_token_ids = frozenset(added)
+        self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._bytes_by_id: dict[int, bytes] = {}
 
     @classmethod
@@ -71,6 +70,11 @@ class Tokenizer:
     def from_sentencepiece(cls, model: SentencePieceModel, config: dict[str, Any], source: Path) -> Tokenizer:
         """The tokenizer of a model read from elsewhere, e.g. from a GGUF file; `config` is a tokenizer_config.json."""
         return cls(build_from_sentencepiece(model, prepends_blank(config, source.parent)), config, source)
+
+    @classmethod
+    def from_byte_level(cls, vocabulary: ByteLevelVocabulary, config: dict[str, Any], source: Path) -> Tokenizer:
+        """The tokenizer of a byte-level vocabulary, e.g. from a GGUF file; `config` is a tokenizer_config.json."""
+        return cls(build_from_vocabulary(vocabulary, source), config, source)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -95,14 +99,14 @@ class Tokenizer:
         return [self._with_bos(encoding.ids) if add_bos else encoding.ids for encoding in batch]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continues: bool = False) -> str:
-        """Text of `ids`. Bytes that are no UTF-8 become one U+FFFD each; ids beyond the vocabulary are nothing.
+        """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids beyond the vocabulary are nothing.
 
         The blank that encoding puts in front of a text is taken away again, once, at the very start; not so where the
         text `continues` another one, whose end and this blank belong together.
         """
         data = b"".join(self.token_bytes(i, skip_special_tokens=skip_special_tokens) for i in ids)
-        text = data.decode("utf-8", _ONE_PER_BYTE)
-        return text.removeprefix(" ") if self._strips_first_blank and not continues else text
+        text = data.decode("utf-8", self.spelling.errors)
+        return text.removeprefix(" ") if self.spelling.strips_first_blank and not continues else text
 
     def token_bytes(self, token_id: int, *, skip_special_tokens: bool = False) -> bytes:
         """What a token adds to the text, in UTF-8: possibly a part of a character, possibly nothing."""
@@ -115,7 +119,7 @@ class Tokenizer:
             return data
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The piece as the vocabulary spells it (`▁the`, `<0x0A>`), or None."""
+        """The piece as the vocabulary spells it (`▁the` or `Ġthe`, `<0x0A>` or `Ċ`), or None."""
         token: str | None = self._library.id_to_token(_checked_id(token_id))
         return token
 
@@ -123,12 +127,29 @@ class Tokenizer:
         token_id: int | None = self._library.token_to_id(token)
         return token_id
 
+    def byte_token_id(self, byte: int) -> int | None:
+        """The id of the piece that is a single byte, None where the vocabulary has none."""
+        return self.token_to_id(self.spelling.byte_piece(byte))
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json with this pipeline; `<s>` is for tokenizer_config.json to decide."""
+        text: str = self._library.to_str(pretty=True)
+        return text
+
+    def byte_level_vocabulary(self) -> ByteLevelVocabulary | None:
+        """What GGUF stores of a byte-level tokenizer, None for SentencePiece's.
+
+        Raises FormatError where GGUF has no name for the way that it splits texts.
+        """
+        if not isinstance(self.spelling, ByteLevelSpelling):
+            return None
+        return vocabulary_of(self._library, self._source)
+
     def _piece_bytes(self, token_id: int) -> bytes:
         piece = self.id_to_token(token_id)
         if piece is None:
             return b""  # a head padded beyond the vocabulary (MiniCPM-2B-128k has 122,760 rows)
-        byte = _BYTE_PIECE.fullmatch(piece)
-        return bytes([int(byte[1], 16)]) if byte else piece.replace(_SPACE_MARK, " ").encode()
+        return self.spelling.piece_bytes(piece, token_id in self._added_token_ids)
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         return [self.bos_token_id, *ids] if self.adds_bos else ids  # type: ignore[list-item]
@@ -154,8 +175,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continues: bool = False):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(_ONE_PER_BYTE)
-        self._at_start = tokenizer._strips_first_blank and not continues
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(tokenizer.spelling.errors)
+        self._at_start = tokenizer.spelling.strips_first_blank and not continues
 
     def push(self, token_id: int) -> str:
         """Text that is final once this token is known; empty while a character is incomplete."""
@@ -163,7 +184,7 @@ class Detokenizer:
         return self._without_first_blank(self._utf8.decode(data))
 
     def flush(self) -> str:
-        """What is left when no more tokens come: U+FFFD for each byte of a character that never ended."""
+        """What is left when no more tokens come: U+FFFD for a character that never ended."""
         return self._without_first_blank(self._utf8.decode(b"", final=True))
 
     def _without_first_blank(self, text: str) -> str:
@@ -171,16 +192,6 @@ class Detokenizer:
             self._at_start = False
             return text.removeprefix(" ")
         return text
-
-
-def _replace_malformed_bytes(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for every malformed byte, as SentencePiece decodes; Python's own 'replace' merges some."""
-    assert isinstance(error, UnicodeDecodeError)
-    return "\ufffd" * (error.end - error.start), error.end
-
-
-_ONE_PER_BYTE = "minicpm.one-per-byte"
-codecs.register_error(_ONE_PER_BYTE, _replace_malformed_bytes)
 
 
 def _check_text(text: str) -> None:

@@ -17,6 +17,7 @@ from minicpm.export.hf_folder import is_licence
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.quant.format import PRESETS
 
 # Bytes per weight, with a float16 scale per 64 weights (docs/numerics.md, section 2).
 SCALE_BYTES = 2 / 64
@@ -55,6 +56,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": config.num_parameters(),
         "parameters_without_embeddings": config.num_parameters() - embedding,
         "quantization": quantization(checkpoint),
+        "quantization_cost": quantization_cost(checkpoint),
         "weight_bytes": checkpoint.nbytes,
         "weight_files": [file.name for file in checkpoint.weight_files],
         "layers": config.num_hidden_layers,
@@ -95,6 +97,16 @@ def quantization(checkpoint: Checkpoint) -> dict[str, int]:
     return {f"{packing.bits} bits by {packing.group_size}": count for packing, count in sorted(counts.items())}
 
 
+def quantization_cost(checkpoint: Checkpoint) -> str | None:
+    """What the preset costs that all weights are packed by; None for others and for a preset without a warning."""
+    for preset in PRESETS.values():
+        packings = {preset.linear, preset.outer}
+        is_whole = EMBEDDING in checkpoint.packings and preset.outer is not None
+        if preset.cost and is_whole and set(checkpoint.packings.values()) == packings:
+            return preset.cost
+    return None
+
+
 def weight_memory(config: DecoderConfig) -> dict[str, int]:
     """Calculated bytes of the weights in each number format; int4 keeps embedding and head in 8 bits."""
     matrices = outer = vectors = 0
@@ -127,6 +139,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ),
         ("weights", f"{format_bytes(facts['weight_bytes'])} in {_listed(facts['weight_files'])}"),
         ("quantized", ", ".join(f"{count} weights in {kind}" for kind, count in facts["quantization"].items()) or "no"),
+        *([("cost", facts["quantization_cost"])] if facts["quantization_cost"] else []),
         (
             "shape",
             f"{facts['layers']} layers, hidden {facts['hidden_size']}, feed-forward {facts['intermediate_size']}, "

@@ -190,8 +190,6 @@ class NativeBackend:
         kv_dtype: str = "auto",
         window: SlidingWindow | None = None,
     ):
-        if checkpoint.folded_scales is not None:
-            raise ModelError(f"{checkpoint.path}: a llama-format model; convert it --to hf for the native backend")
         self.config = config = checkpoint.config
         self.isa = native.isa()
         self.vocab_size = config.vocab_size

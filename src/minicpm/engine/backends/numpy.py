@@ -34,7 +34,6 @@ from minicpm.engine.backends.numpy_attention import (
 from minicpm.engine.cache.blocks import SequenceCache
 from minicpm.engine.cache.sliding_window import MOST_POSITIONS, SlidingWindow
 from minicpm.engine.memory import free_memory_bytes
-from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
@@ -183,10 +182,6 @@ class NumpyBackend:
         window: SlidingWindow | None = None,
     ):
         """`config` overrides the checkpoint's; it must have the same shapes."""
-        if checkpoint.folded_scales is not None:
-            raise ModelError(
-                f"{checkpoint.path}: a llama-format model; convert it --to hf, the numpy backend reads that"
-            )
         self.config = config = config or checkpoint.config
         self.is_exact = bool(checkpoint.packings) if is_exact is None else is_exact
         self._checkpoint = checkpoint

@@ -1,0 +1,112 @@
+"""Every verb on a trained model, as a user types it: from a GGUF file and from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from environments import needing_trained_model
+
+pytestmark = needing_trained_model()
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"enum": ["Paris", "Rome"]}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+QUESTION = "What is the capital of France?"
+
+
+def minicpm(*arguments: str | Path, stdin: str = "") -> str:
+    command = [sys.executable, "-m", "minicpm", *map(str, arguments)]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_info(model: Path):
+    facts = json.loads(minicpm("info", "-m", model, "--json"))
+    assert facts["parameters"] == 134_515_008
+    assert (facts["layers"], facts["hidden_size"], facts["head_dim"], facts["key_value_heads"]) == (30, 576, 64, 3)
+    assert (facts["rope_theta"], facts["context"], facts["tied_head"]) == (100_000, 8192, True)
+    assert (facts["scale_emb"], facts["residual_scale"], facts["logit_scale"]) == (1, 1, 1)
+
+
+def test_run(model: Path):
+    answer = json.loads(minicpm("run", "-m", model, "--temperature", "0", "--max-tokens", "40", "--json", QUESTION))
+    assert "Paris" in answer["text"]
+
+
+def test_run_continues_a_text(model: Path):
+    out = minicpm("run", "-m", model, "--raw", "--temperature", "0", "--max-tokens", "4", "The capital of France is")
+    assert "Paris" in out
+
+
+def test_chat_remembers_the_turn_before(model: Path):
+    arguments = ("chat", "-m", model, "--temperature", "0", "--max-tokens", "30", "--no-history", "--json")
+    first, second = map(json.loads, minicpm(*arguments, stdin=f"{QUESTION}\nAnd of Italy?\n").splitlines())
+    assert "Paris" in first["text"]
+    assert second["usage"]["cached_tokens"] >= first["usage"]["prompt_tokens"]
+
+
+def test_bench(model: Path):
+    points = ("--prefill", "16", "--decode", "0", "--batch", "", "--verify", "0", "--repeats", "1")
+    assert json.loads(minicpm("bench", "-m", model, *points, "--json"))
+
+
+@contextmanager
+def serving(model: Path) -> Iterator[httpx.Client]:
+    command = [sys.executable, "-m", "minicpm", "serve", "-m", str(model), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            url = next(m[1] for line in process.stderr if (m := re.search(r"is served at (http://\S+)/v1", line)))
+            yield httpx.Client(base_url=url, timeout=120)
+        finally:
+            process.terminate()
+
+
+def test_serve(model: Path):
+    ask = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 40}
+    with serving(model) as client:
+        whole = client.post("/v1/chat/completions", json=ask).json()["choices"][0]
+        assert "Paris" in whole["message"]["content"] and whole["finish_reason"] == "stop"
+        streamed = []
+        with client.stream("POST", "/v1/chat/completions", json={**ask, "stream": True}) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    streamed += [choice["delta"].get("content") or "" for choice in json.loads(line[6:])["choices"]]
+        assert "".join(streamed) == whole["message"]["content"]
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+        chosen = client.post("/v1/chat/completions", json={**ask, "response_format": form}).json()["choices"][0]
+        assert json.loads(chosen["message"]["content"])["answer"] in ("Paris", "Rome")
+
+
+@pytest.mark.parametrize("target", ["hf", "llama", "gguf"])
+def test_convert(model: Path, tmp_path: Path, target: str):
+    destination = tmp_path / ("out.gguf" if target == "gguf" else "out")
+    minicpm("convert", model, destination, "--to", target, "--dtype", "bfloat16")
+    answer = json.loads(
+        minicpm("run", "-m", destination, "--temperature", "0", "--max-tokens", "40", "--json", QUESTION)
+    )
+    assert "Paris" in answer["text"]
+
+
+@pytest.mark.parametrize("preset", ["int8", "int4"])
+def test_quantize(model: Path, tmp_path: Path, preset: str):
+    minicpm("quantize", model, tmp_path / "out", "--preset", preset)
+    answer = json.loads(
+        minicpm("run", "-m", tmp_path / "out", "--temperature", "0", "--max-tokens", "40", "--json", QUESTION)
+    )
+    assert answer["text"].strip()
+    if preset == "int8":
+        assert "Paris" in answer["text"]
