@@ -68,4 +68,7 @@ def named_host(header: str) -> str:
 
 def is_own_page(origin: str, host: str) -> bool:
     """Whether the page of this Origin header came from the server of this Host header."""
-    return urlsplit(origin).netloc.lower() == host.lower()
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # a malformed Origin, such as http://[
+        return False
