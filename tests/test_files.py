@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 
 from minicpm.chat import CURRENT_TEMPLATE, template_for
 from minicpm.errors import FormatError
-from minicpm.files import MAX_JSON_ITEMS, read_bytes, read_json_object, write_text
+from minicpm.files import MAX_JSON_ITEMS, naming_full_disk, read_bytes, read_json_object, write_text
 from minicpm.tokenizer import Tokenizer
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -131,3 +132,30 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path):
         write_text(path, "x" * 100_000 + "\ud800")
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["note.json"]
+
+
+def test_a_full_disk_is_named_by_the_file_that_did_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "note.json"
+    with pytest.raises(OSError) as raised:
+        write_text(path, "text")
+    assert raised.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "filename"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "here"),
+        (OSError(errno.EFBIG, "File too large"), "here"),
+        (OSError(errno.ENOSPC, "No space left on device", "there"), "there"),
+        (OSError(errno.EIO, "Input/output error"), None),  # of a file that was read, perhaps
+    ],
+)
+def test_only_what_names_no_file_is_named(error: OSError, filename: str | None):
+    with pytest.raises(OSError) as raised, naming_full_disk(Path("here")):
+        raise error
+    assert raised.value.filename == filename

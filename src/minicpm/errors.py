@@ -36,7 +36,8 @@ class QueueFull(GenerationError):
 
     def __init__(self, waiting: int, retry_after_s: float):
         self.retry_after_s = retry_after_s
-        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after_s:.0f} s")
+        are = "is" if waiting == 1 else "are"
+        super().__init__(f"{counted(waiting, 'request')} {are} waiting already; try again in {retry_after_s:.0f} s")
 
 
 class DataError(MiniCPMError):
@@ -67,6 +68,11 @@ def missing_extra(what: str, extra: str) -> Iterator[None]:
         if (error.name or "").partition(".")[0] == "minicpm":
             raise
         raise MissingExtra(what, extra) from error
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number and its noun: '1 token', '1,200 tokens'. `plural` is for nouns that take more than an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def one_line(text: str, limit: int = 200) -> str:

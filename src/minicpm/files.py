@@ -13,6 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +182,19 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        new.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with naming_full_disk(path):
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            new.replace(path)
+            sync_folder(path.parent)
+        except BaseException as error:
+            new.unlink(missing_ok=True)
+            if isinstance(error, OSError) and str(error.filename) == str(new):
+                error.filename = str(path)  # the name that the caller gave
+            raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -207,6 +211,17 @@ def sync_folder(folder: Path) -> None:
 def is_disk_full(error: OSError) -> bool:
     """Whether a write failed because the disk, or the user's quota, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Name `path` in errors of a full disk, for which the system names no file: they come from writes, not opens."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and (is_disk_full(error) or error.errno == errno.EFBIG):
+            error.filename = str(path)
+        raise
 
 
 # --- Locking ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from browser.forwarding import Forwarding
 from browser.test_page import HOSTILE, ON_PHONE
 from demo.scripted_source import ScriptedSource
 
@@ -45,11 +46,11 @@ def url_of_256(source: ScriptedSource) -> Iterator[str]:
 
 
 @contextmanager
-def serving(source: Source) -> Iterator[str]:
+def serving(source: Source, **access: tuple[str, ...]) -> Iterator[str]:
     """The demo over a source; its address."""
     listener = bind("127.0.0.1", 0)
     server = uvicorn.Server(
-        uvicorn.Config(create_app(source), log_level="warning", timeout_graceful_shutdown=1, ws="none")
+        uvicorn.Config(create_app(source, **access), log_level="warning", timeout_graceful_shutdown=1, ws="none")
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
@@ -89,6 +90,51 @@ def test_an_answer_streams_and_tells_its_speed(open_page, source, url):
     expect(page.locator("#submit")).to_be_visible()
     sampling = source.params[0]
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.3, 0.9, 1024)
+
+
+@pytest.mark.parametrize(
+    "locale, said",
+    [("en-US", "Your question (Enter sends, Shift+Enter breaks the line)"), ("zh-CN", "输入您的问题（Enter 发送")],
+)
+def test_enter_sends_shift_enter_breaks_the_line_and_the_page_says_so(open_page, source, url, locale, said):
+    source.pieces = ["Yes."]
+    page = open_page(url, locale=locale)
+    box = page.locator("#question textarea")
+    expect(box).to_have_attribute("placeholder", re.compile(re.escape(said)))
+    box.click()
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    expect(bot(page)).to_have_text("Yes.")
+    expect(box).to_have_value("")
+    assert [m["content"] for m in source.asked[0]] == ["one\ntwo"]
+
+
+def test_enter_while_an_answer_is_written_keeps_the_next_question(open_page, source, url):
+    source.pieces, source.waits = ["So far"], True
+    page = open_page(url)
+    ask(page, "Count.")
+    expect(bot(page)).to_have_text("So far")
+    box = page.locator("#question textarea")
+    box.fill("And then?")
+    box.press("Enter")
+    source.more.put(None)
+    expect(page.locator("#submit")).to_be_visible()
+    expect(box).to_have_value("And then?")
+    box.press("Enter")
+    expect(page.locator('[data-testid="bot"]')).to_have_count(2)
+    source.more.put(None)
+    assert until(lambda: len(source.asked) == 2)
+
+
+@pytest.mark.parametrize("forwards_host", [True, False])
+def test_it_works_behind_a_proxy(open_page, source, forwards_host):
+    source.pieces = ["Beijing"]
+    with serving(source, pages=("127.0.0.1",)) as address, Forwarding(address, forwards_host) as proxy:
+        page = open_page(proxy.url)
+        ask(page, "Which city?")
+        expect(bot(page)).to_have_text("Beijing")
 
 
 def test_the_longest_answer_leaves_half_of_a_small_context(open_page, source, url_of_256):

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import pty
 import select
+import shlex
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.history import FileHistory
 
 from interrupts import default_interrupts
+from minicpm.cli.session import HELP, help_text
+from minicpm.cli.verbs.chat import _history
 
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 
@@ -224,20 +232,26 @@ def test_a_damaged_conversation_is_named_by_its_line(minicpm, toy, tmp_path):
     assert "line 2" in outcome.err
 
 
+def _take_terminal() -> None:
+    """Make stdin the controlling terminal of the new session: a shell needs one to suspend its programs."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A process in a pseudo-terminal: type to it, wait for what it shows."""
 
-    def __init__(self, *arguments: str, home: Path):
+    def __init__(self, *arguments: str, home: Path, shell: str | None = None):
         self._master, slave = pty.openpty()
         settings = {"MINICPM_HOME": str(home), "HF_HUB_OFFLINE": "1", "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         with default_interrupts():
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "minicpm", *arguments],
+                [sys.executable, "-m", "minicpm", *arguments] if shell is None else [shell, *arguments],
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,
                 env={**os.environ, **settings},
                 start_new_session=True,
+                preexec_fn=None if shell is None else _take_terminal,
             )
         os.close(slave)
         self.shown = ""
@@ -347,6 +361,76 @@ def test_ctrl_c_in_a_command_stops_the_command_and_not_the_program(toy, tmp_path
         assert terminal.exit_code() == 0
     finally:
         terminal.close()
+
+
+@pytest.mark.parametrize("word", ["quit", "Exit ", "exit()", ":q"])
+def test_words_that_leave_other_programs_leave_the_conversation(terminal, word):
+    terminal.wait_for(">>>")
+    terminal.type(f"{word}\r")
+    assert terminal.exit_code() == 0
+
+
+def test_ctrl_z_suspends_and_fg_goes_on(toy, tmp_path):
+    shell = shutil.which("bash")
+    if shell is None:
+        pytest.skip("there is no bash")
+    command = shlex.join([sys.executable, "-m", "minicpm", "chat", "-m", str(toy), *GREEDY, "--no-history"])
+    terminal = Terminal("--norc", "--noprofile", "-i", home=tmp_path / "home", shell=shell)
+    try:
+        terminal.type(f"{command}\r")
+        terminal.wait_for("/help lists commands")
+        terminal.wait_for(">>>")
+        time.sleep(0.5)  # until the line editor has taken over the terminal
+        terminal.type("\x1a")
+        terminal.wait_for("Stopped")
+        terminal.type("echo $((41 + 1)) and fg; fg\r")
+        terminal.wait_for("42 and fg")
+        terminal.wait_for(">>>")
+        terminal.type("/show\r")
+        terminal.wait_for("0 turns")
+        terminal.type("quit\r")
+        terminal.wait_for("bash-")  # the shell's prompt: what is typed before it is the conversation's
+        terminal.type("exit\r")
+        assert terminal.exit_code() == 0
+    finally:
+        terminal.close()
+
+
+def test_a_disk_that_becomes_full_costs_typed_lines_and_not_the_questions(tmp_path, monkeypatch, capsys):
+    def store(self: FileHistory, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    history = _history(tmp_path / "history")
+    monkeypatch.setattr(FileHistory, "store_string", store)
+    for line in ("one", "two"):
+        history.append_string(line)
+    assert history.get_strings() == ["one", "two"]
+    assert capsys.readouterr().err == f"Typed lines are not kept: {tmp_path}/history: No space left on device\n"
+
+
+@pytest.mark.parametrize("width", [20, 40, 79, 96, 97, 98, 120, 300])
+def test_help_fits_the_width_of_the_terminal(width):
+    text = help_text(width)
+    assert max(map(len, text.splitlines())) < max(width, 21)
+    words = text.split()
+    for command, explanation in HELP:
+        assert command.split()[0] in words
+        assert set(explanation.split()) <= set(words)
+
+
+def test_help_in_a_terminal_asks_for_its_width(minicpm, toy, monkeypatch):
+    for width in ("40", "120"):
+        monkeypatch.setenv("COLUMNS", width)
+        said = minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin="/help\n").err
+        assert max(map(len, said.splitlines())) < int(width)
+
+
+def test_one_turn_and_one_message_are_singular(minicpm, toy, tmp_path):
+    saved = tmp_path / "talk.jsonl"
+    saved.write_text('{"role": "user", "content": "a"}\n', encoding="utf-8")
+    script = f"/load {saved}\n/show\n/save {saved}\n"
+    said = minicpm("chat", "-m", toy, *GREEDY, "--commands", stdin=script).err
+    assert "1 turn loaded." in said and "1 turn\n" in said and "1 message saved to" in said
 
 
 def test_a_terminal_is_not_sent_what_it_would_obey(toy, tmp_path):

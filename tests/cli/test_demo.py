@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -46,9 +47,19 @@ def test_an_option_that_would_change_nothing_is_refused(minicpm, option):
     assert f"{option[0]} is for a model in this process, not for the server at --url" in done.err
 
 
-def test_it_says_its_address_answers_there_and_ends_on_a_signal():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        # A model of this machine needs no network. Gradio's own clients would fail on any of these.
+        {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "/nowhere/own.pem", "NO_PROXY": "[::1]"},
+    ],
+    ids=["plain", "network"],
+)
+def test_it_says_its_address_answers_there_and_ends_on_a_signal(settings):
     command = [sys.executable, "-m", "minicpm", "demo", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, **settings}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             address = next(line.strip() for line in process.stderr if line.startswith("http://127.0.0.1:"))
             with urllib.request.urlopen(address) as response:

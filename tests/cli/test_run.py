@@ -26,6 +26,16 @@ def test_arguments_stdin_and_file_give_the_same_answer(minicpm, toy, tmp_path):
     assert minicpm("run", "-m", toy, *GREEDY, "-f", "-", stdin="Which is higher?\n").out == block
 
 
+def test_piped_text_goes_below_each_prompt(minicpm, toy):
+    joined = "Which is higher?\n\nMount Tai or Mount Huang"
+    outcome = minicpm("run", "-m", toy, *GREEDY, "--json", "Which is higher?", stdin="Mount Tai or Mount Huang\n")
+    answer = json.loads(outcome.out)
+    assert answer["prompt"] == joined
+    assert answer["text"] == json.loads(minicpm("run", "-m", toy, *GREEDY, "--json", joined).out)["text"]
+    several = minicpm("run", "-m", toy, *GREEDY, "--json", "a", "b", stdin="text").out.splitlines()
+    assert [json.loads(line)["prompt"] for line in several] == ["a\n\ntext", "b\n\ntext"]
+
+
 def test_a_prompt_file_prints_the_blocks_of_the_2024_example(minicpm, toy, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hello\n\nWhich is higher?\n", encoding="utf-8")
@@ -135,6 +145,40 @@ def test_wrong_usage_is_exit_code_2(minicpm, toy):
     assert minicpm("run", "-m", toy, "--temperature", "warm", "hi").code == 2
     assert minicpm("run", "--no-such-flag").code == 2
     assert minicpm("dance").code == 2
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "minicpm-nano", "MiniCPM-2B-dpo-bf16", "openbmb/MiniCPM-2B-dpo-bf16", "OpenBMB/miniCPM-bf16", "hf:minicpm-2b",
+        "https://huggingface.co/openbmb/MiniCPM-V", "model.gguf", "minicpm-2b-dop", "Qwen/Qwen2.5-0.5B-Instruct",
+        "./folder", "folder",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["run", "chat"])
+def test_a_model_in_the_place_of_a_prompt_is_answered_with_what_to_type(minicpm, tmp_path, monkeypatch, verb, word):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    outcome = minicpm(verb, word, "What is it?")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == (
+        f"minicpm: {word} is a model, and a model is given with -m; type: minicpm {verb} -m {word} 'What is it?'\n"
+    )
+    assert "minicpm chat -m" in minicpm(verb, word).err
+
+
+@pytest.mark.parametrize(
+    "prompt", ["minicpm", "and/or", "Is openbmb/MiniCPM-2B-dpo-bf16 good?", "km/h", "1/2", "nowhere", "hf:", "a:b"]
+)
+def test_a_prompt_that_is_no_model_is_answered(minicpm, toy, prompt, monkeypatch):
+    monkeypatch.setattr("minicpm.hub.embedded.FOLDER", toy)
+    outcome = minicpm("run", "--max-tokens", "2", "--temperature", "0", prompt)
+    assert outcome.code == 0, outcome.err
+
+
+def test_with_a_model_every_word_is_a_prompt(minicpm, toy):
+    assert minicpm("run", "-m", toy, *GREEDY, "minicpm-nano").code == 0
 
 
 def test_a_missing_model_is_named(minicpm, tmp_path):

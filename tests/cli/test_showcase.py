@@ -201,3 +201,51 @@ def test_the_page_of_a_vote_shows_the_counts_and_all_samples(minicpm, toy, tmp_p
     assert all(printable(answer) in page.text for answer in answers)
     for answer, count in json.loads(outcome.out)["vote"]["counts"]:
         assert f"{answer or 'no answer'}{count}" in page.text
+
+
+@pytest.mark.parametrize("content", [b"<p>mine</p>", b"", b"\xff\xfe"], ids=["page", "empty", "binary"])
+def test_a_file_that_is_no_page_of_ours_is_never_replaced(minicpm, toy, tmp_path, content):
+    file = tmp_path / "mine.html"
+    file.write_bytes(content)
+    outcome = minicpm("run", "-m", "there-is-no-such-model", "--html", file, "hello")  # before a model is looked for
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"minicpm: {file}: exists and is not a page that --html wrote; name another file\n"
+    assert file.read_bytes() == content
+
+
+def test_an_earlier_page_is_replaced(minicpm, toy, tmp_path):
+    file = tmp_path / "out.html"
+    for prompt in ("rabbit", "mountain"):
+        assert minicpm("run", "-m", toy, *GREEDY, "--html", file, prompt).code == 0
+    page = file.read_text(encoding="utf-8")
+    assert ">mountain<" in page and ">rabbit<" not in page
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(minicpm, toy, tmp_path, monkeypatch):
+    file = tmp_path / "out.html"
+    monkeypatch.setattr("minicpm.cli.verbs.run.say", lambda text: file.write_text("mine", encoding="utf-8"))
+    outcome = minicpm("run", "-m", toy, *GREEDY, "--html", file, "hello")
+    assert outcome.code == 2 and "exists and is not a page" in outcome.err
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "--html needs the name of a file"),
+        ("-", "--html needs the name of a file"),
+        ("pages/", "--html needs the name of a file"),
+        ("folder", "folder: is a folder; name a file in it"),
+        ("dangling", "dangling: a symbolic link to nothing"),
+        ("mine.txt/page.html", "mine.txt is not a folder"),
+        ("/dev/null", "/dev/null: exists and is not a page"),
+    ],
+)
+def test_a_place_where_no_page_can_be_is_refused_before_anything_is_done(minicpm, tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("mine.txt").write_text("mine", encoding="utf-8")
+    Path("dangling").symlink_to("nowhere")
+    outcome = minicpm("run", "-m", "there-is-no-such-model", "--html", name, "hello")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in outcome.err and outcome.err.count("\n") == 1

@@ -64,8 +64,8 @@ def test_data_check_notes_what_is_seldom_meant(minicpm: Command, toy: Path, ques
     write_lines(questions, [question(1, 3), *more])
     done = minicpm("data", "check", questions, "-m", toy, "--length", "40")
     assert done.code == 0
-    assert "1 records with the end token in their text" in done.err and "1 records with a turn marker" in done.err
-    assert "1 conversations that end with a question" in done.err and "1 conversations longer than 40" in done.err
+    assert "1 record with the end token in its text" in done.err and "1 record with a turn marker" in done.err
+    assert "1 conversation that ends with a question" in done.err and "1 conversation longer than 40" in done.err
 
 
 def test_data_check_speaks_json(minicpm: Command, toy: Path, questions: Path):

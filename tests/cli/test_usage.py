@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -97,3 +100,58 @@ def test_a_file_that_is_no_text_is_a_failure_not_wrong_usage(minicpm, tmp_path: 
     (tmp_path / "prompts").write_bytes(b"\xff\xfe")
     done = minicpm("run", "-f", tmp_path / "prompts")
     assert done.code == 1 and "not UTF-8" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "minicpm: a verb is missing, such as chat, run or serve; 'minicpm help' lists the verbs"),
+        (("dance",), "minicpm: there is no verb dance; 'minicpm help' lists the verbs"),
+        (("servee",), "minicpm: there is no verb servee; did you mean serve?"),
+        (("show", "minicpm-nano"), "minicpm: there is no verb show; type: minicpm info"),
+        (("version",), "minicpm: there is no verb version; type: minicpm --version"),
+        (("What is 2 + 2?",), "minicpm: a verb is missing; to ask a question type: minicpm run 'What is 2 + 2?'"),
+        (("minicpm-2b-dpo",), "a verb is missing; to talk with this model type: minicpm chat -m minicpm-2b-dpo"),
+        (("-m", "x", "chat"), "the verb comes first, as in 'minicpm chat -m MODEL'; 'minicpm help' lists the verbs"),
+        (("help", "dance"), "minicpm: there is no verb dance; 'minicpm help' lists the verbs"),
+        (("info", "minicpm-nano"), "a model is given with -m: minicpm info -m minicpm-nano"),
+        (("bench", "my model"), "a model is given with -m: minicpm bench -m 'my model'"),
+        (("demo", "x", "--port", "0"), "a model is given with -m: minicpm demo -m x"),
+        (("serve", "x"), "a model is given with -m; type: minicpm serve -m x"),
+        (("pull", "-m", "x"), "minicpm pull: the model stands without -m here; type: minicpm pull x"),
+        (("rm", "--model=x", "-y"), "minicpm rm: the model stands without -m here; type: minicpm rm x -y"),
+        (("quantize", "-m", "a", "b"), "the model stands without -m here; type: minicpm quantize a b"),
+        (("run", "Hi", "--top_p", "0.5"), "did you mean --top-p?"),
+        (("run", "a", "--json", "b"), "put all of these words in one place, before or behind the options"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_habits_of_other_programs_are_answered_with_what_to_type(minicpm, arguments, said):
+    done = minicpm(*arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert said in done.err
+
+
+def test_help_is_a_verb_and_ls_is_list(minicpm):
+    assert minicpm("help").out == minicpm("--help").out != ""
+    assert minicpm("help", "run").out == minicpm("run", "--help").out != ""
+    assert minicpm("help", "ls").out == minicpm("list", "--help").out
+    assert minicpm("ls", "--json").out == minicpm("list", "--json").out
+    assert "(also: ls)" in minicpm("help").out
+
+
+def test_a_full_disk_behind_stdout_is_one_sentence():
+    for arguments in (["list", "--json"], ["info"]):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "minicpm", *arguments]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        assert done.stderr == (
+            "minicpm: stdout: No space left on device; make room there and run the same command again\n"
+        )
+
+
+def test_a_closed_pipe_behind_stdout_is_no_traceback():
+    command = f"{shlex.quote(sys.executable)} -m minicpm info --tensors | true"
+    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.stderr == ""

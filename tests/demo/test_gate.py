@@ -16,6 +16,7 @@ import httpx
 
 from demo.scripted_source import ScriptedSource
 from minicpm.demo.app import create_app
+from minicpm.server.addresses import LOOPBACK_NAMES
 
 HOME = "http://127.0.0.1:7860"
 
@@ -23,6 +24,12 @@ HOME = "http://127.0.0.1:7860"
 @pytest.fixture(scope="module")
 def app() -> Iterator[object]:
     yield create_app(ScriptedSource())
+
+
+@pytest.fixture(scope="module")
+def behind_proxy() -> Iterator[object]:
+    names = ("chat.example",)
+    yield create_app(ScriptedSource(), hosts=(*LOOPBACK_NAMES, *names), pages=names)
 
 
 def asked(app, method: str, path: str, **options) -> httpx.Response:
@@ -70,6 +77,28 @@ def test_other_names_and_pages_of_other_origins_are_refused(app):
     foreign = {"Origin": "https://evil.example"}
     assert asked(app, "POST", "/gradio_api/queue/join", headers=foreign, json={}).status_code == 403
     assert asked(app, "GET", "/config", headers={"Origin": HOME}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://a]b", "null", "://", "chat.example", "file:///etc"])
+def test_a_malformed_origin_is_refused(app, origin):
+    assert asked(app, "GET", "/", headers={"Origin": origin}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["chat.example", "chat.example:443", "127.0.0.1:7860"])
+@pytest.mark.parametrize("path", ["/config", "/gradio_api/queue/join"])
+def test_a_proxy_may_forward_its_own_name_or_ours(behind_proxy, host, path):
+    headers = {"Host": host, "Origin": "https://Chat.example"}
+    method, body = ("GET", None) if path == "/config" else ("POST", {"data": [], "fn_index": 0, "session_hash": "x"})
+    response = asked(behind_proxy, method, path, headers=headers, json=body)
+    assert response.status_code != 403, response.text
+
+
+def test_a_proxys_name_opens_the_demo_to_no_other_page(behind_proxy):
+    for origin in ("https://evil.example", "https://chat.example.evil.example", "http://localhost:3000", "http://["):
+        response = asked(behind_proxy, "GET", "/config", headers={"Host": "127.0.0.1:7860", "Origin": origin})
+        assert response.status_code == 403
+        assert "--allowed-host" in response.text
+    assert asked(behind_proxy, "GET", "/", headers={"Host": "rebound.example"}).status_code == 403
 
 
 def test_starting_and_serving_the_page_asks_no_other_machine():

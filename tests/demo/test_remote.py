@@ -119,3 +119,35 @@ def test_what_is_no_server_is_a_sentence(server):
     for address in ("127.0.0.1:8000", "file:///etc/passwd", "http://"):
         with pytest.raises(ValueError, match="is written like"):
             RemoteSource(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:port/v1", "http://127.0.0.1:99999/v1", "http://[::1/v1", "http://127.0.0.1:0/v1"]
+)
+def test_an_address_with_a_wrong_port_or_bracket_is_a_sentence(address):
+    with pytest.raises(ValueError, match=r"is written like http://127\.0\.0\.1:8000/v1"):
+        RemoteSource(address)
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"ALL_PROXY": "socks://127.0.0.1:9"}, "the proxy socks://127.0.0.1:9 of ALL_PROXY is of an unknown kind"),
+        ({"HTTP_PROXY": "http://127.0.0.1:9"}, "does not answer through the proxy http://127.0.0.1:9 of HTTP_PROXY"),
+        ({"SSL_CERT_FILE": "/nowhere/own.pem"}, "SSL_CERT_FILE is /nowhere/own.pem, which cannot be read"),
+    ],
+    ids=["kind", "dead", "certificate"],
+)
+def test_a_setting_of_the_network_is_blamed_and_not_the_server(monkeypatch, settings, sentence):
+    for name in ("ALL_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "no_proxy", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SourceError, match=sentence):
+        RemoteSource("http://hub.example/v1")
+
+
+def test_a_server_on_this_machine_is_asked_without_these_settings(server, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/own.pem")
+    assert source_of(server).model == "scripted"

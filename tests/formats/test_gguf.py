@@ -268,7 +268,7 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "an_offset_beyond": (replaced(NORM_ENTRY, NORM_ENTRY + struct.pack("<Q", 1 << 62)), "starts at"),
     "half_the_data": (lambda data: data[: len(data) // 2], "truncated"),
     "the_last_byte_missing": (lambda data: data[:-1], "truncated"),
-    "a_byte_more": (lambda data: data + b"\0", "1 bytes too long"),
+    "a_byte_more": (lambda data: data + b"\0", "1 byte too long"),
 }  # fmt: skip
 
 

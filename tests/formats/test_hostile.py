@@ -231,7 +231,7 @@ def safetensors_truncated_header(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:100])
 
 
-@case("bytes too long")
+@case("byte too long")
 def safetensors_trailing_bytes(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\0")
 

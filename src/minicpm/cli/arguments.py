@@ -77,8 +77,15 @@ def size(text: str) -> int:
 def add_model_argument(parser: argparse.ArgumentParser, *, default: str = "") -> None:
     """-m and --offline; `default` describes the model that is used without -m."""
     explanation = "a model's folder or .gguf file, or its name (see 'minicpm list' and 'minicpm pull')"
-    parser.add_argument("-m", "--model", help=explanation + (f"; default: {default}" if default else ""))
+    parser.add_argument("-m", "--model", type=_model, help=explanation + (f"; default: {default}" if default else ""))
     add_offline_argument(parser)
+
+
+def _model(text: str) -> str:
+    """An argument's type: not the empty text of a variable that is not set, which would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the model is empty; give a folder, a .gguf file or a name, or leave -m out")
+    return text
 
 
 def add_offline_argument(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,9 @@ import re
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from minicpm.errors import counted
+from minicpm.files import is_disk_full
+
 if TYPE_CHECKING:
     from minicpm.engine.request import Completion
 
@@ -46,16 +49,30 @@ def one_sentence(error: Exception) -> str:
         return "out of memory; try a smaller context, batch or model"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        advice = "; make room there and run the same command again" if is_disk_full(error) else ""
+        return f"{where}{error.strerror}{advice}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that talk goes to; COLUMNS overrides them, and without a terminal there are 80."""
+    given = os.environ.get("COLUMNS", "")
+    try:
+        return int(given) if given.isdecimal() and int(given) > 0 else os.get_terminal_size(sys.stderr.fileno()).columns
+    except (AttributeError, OSError, ValueError):
+        return 80
 
 
 def footer(completion: Completion) -> str:
     """What an answer cost, and whether something cut it, in one line."""
     timings, usage = completion.timings, completion.usage
-    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     cut = ", cut at the longest allowed" if completion.finish_reason == "length" else ""
-    return (
-        f"{usage.completion_tokens} tokens{cut}, {timings.decode_tokens_per_s:.1f} tokens/s, "
-        f"first after {timings.first_token_s:.2f} s, prompt {usage.prompt_tokens} tokens{cached}"
-    )
+    parts = [
+        f"{counted(usage.completion_tokens, 'token')}{cut}",
+        f"first after {timings.first_token_s:.2f} s",
+        f"prompt {counted(usage.prompt_tokens, 'token')}"
+        + (f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""),
+    ]
+    if timings.decode_tokens_per_s:
+        parts.insert(1, f"{timings.decode_tokens_per_s:.1f} tokens/s")
+    return ", ".join(parts)

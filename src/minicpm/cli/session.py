@@ -9,16 +9,18 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.conversation import Conversation
-from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim
+from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim, terminal_width
 from minicpm.cli.text_input import read_text
 from minicpm.cli.verbs.run import answer_fields
-from minicpm.errors import FormatError, MiniCPMError
+from minicpm.errors import FormatError, MiniCPMError, counted
+from minicpm.files import naming_full_disk
 
 if TYPE_CHECKING:
     from minicpm.chat import Message
@@ -26,15 +28,27 @@ if TYPE_CHECKING:
     from minicpm.engine.request import Completion
     from minicpm.sampling import SamplingParams
 
-HELP = """\
-/clear            clear the conversation        /undo             remove the last question and answer
-/retry            answer the question again     /system [TEXT]    show or set the system text; none empties it
-/set [NAME VALUE] show or set a sampling option /stats            show the tokens and times of the answers
-/save FILE        write the conversation        /load FILE        continue a saved one
-/read FILE [TEXT] ask TEXT about a text file    /edit [TEXT]      write the question in $EDITOR (also Ctrl-G)
-/show             print the conversation        /bye              leave (also Ctrl-D)
-\"\"\" starts and ends a question of several lines; Alt-Enter breaks a line. Ctrl-C stops an answer.
-A line that starts with a blank is always a question."""
+# Command and what it does, in the order of /help.
+HELP = (
+    ("/clear", "clear the conversation"),
+    ("/undo", "remove the last question and answer"),
+    ("/retry", "answer the question again"),
+    ("/system [TEXT]", "show or set the system text; none empties it"),
+    ("/set [NAME VALUE]", "show or set a sampling option"),
+    ("/stats", "show the tokens and times of the answers"),
+    ("/save FILE", "write the conversation"),
+    ("/load FILE", "continue a saved one"),
+    ("/read FILE [TEXT]", "ask TEXT about a text file"),
+    ("/edit [TEXT]", "write the question in $EDITOR (also Ctrl-G)"),
+    ("/show", "print the conversation"),
+    ("/bye", "leave (also quit, exit, Ctrl-D)"),
+)
+HELP_ON_LINES = (
+    '""" starts and ends a question of several lines; Alt-Enter breaks a line. Ctrl-C stops an answer, Ctrl-Z suspends '
+    "the program. A line that starts with a blank is always a question."
+)
+# Words that leave a conversation in a terminal, as they leave a shell or Python.
+FAREWELLS = ("quit", "exit", "quit()", "exit()", ":q")
 MAX_READ_BYTES = 1 << 20
 
 
@@ -135,7 +149,7 @@ class ChatSession:
             self._unread_turns = unread
             talk(
                 f"The conversation outgrew the context of {self.llm.context_length} tokens: the model no longer reads "
-                f"its first {f'{unread} turns' if unread > 1 else 'turn'}."
+                f"its first {counted(unread, 'turn') if unread > 1 else 'turn'}."
             )
         return self.conversation.since(unread)
 
@@ -149,7 +163,7 @@ class ChatSession:
             self._file = None
 
     def _help(self, rest: str) -> None:
-        talk(HELP)
+        talk(help_text(terminal_width()))
 
     def _clear(self, rest: str) -> None:
         self.conversation.clear()
@@ -189,8 +203,7 @@ class ChatSession:
     def _show(self, rest: str) -> None:
         for message in self.conversation.messages:
             talk(f"{message['role']}: {message['content']}")
-        turns = self.conversation.turns
-        talk_dim(f"{turns} turn{'' if turns == 1 else 's'}")
+        talk_dim(counted(self.conversation.turns, "turn"))
 
     def _stats(self, rest: str) -> None:
         if not self._completions:
@@ -206,13 +219,13 @@ class ChatSession:
             except (FormatError, OSError):
                 raise ValueError(f"{path} exists and is not a conversation; choose another name") from None
         self.conversation.save(path)
-        talk(f"{len(self.conversation.messages)} messages saved to {path}")
+        talk(f"{counted(len(self.conversation.messages), 'message')} saved to {path}")
 
     def _load(self, rest: str) -> None:
         path, _ = _file_argument("/load", rest)
         self.conversation = Conversation.load(path)
         self._unread_turns = 0
-        talk(f"{self.conversation.turns} turns loaded.")
+        talk(f"{counted(self.conversation.turns, 'turn')} loaded.")
 
     def _read(self, rest: str) -> None:
         path, question = _file_argument("/read", rest)
@@ -230,6 +243,20 @@ class ChatSession:
 
     def _bye(self, rest: str) -> None:
         self.is_over = True
+
+
+def help_text(width: int) -> str:
+    """The commands for a terminal of `width` columns: in two columns where both fit, else in one that is wrapped."""
+    left = max(len(command) for command, _ in HELP)
+    half = left + 1 + max(len(explanation) for _, explanation in HELP[::2])
+    entries = [f"{command:<{left}} {explanation}" for command, explanation in HELP]
+    if max(half + 1 + len(entry) for entry in entries[1::2]) < width:
+        lines = [f"{entries[i]:<{half}} {entries[i + 1]}" for i in range(0, len(entries), 2)]
+    else:
+        indent = " " * (left + 1 if width >= 2 * left else 4)
+        wrapped = (textwrap.wrap(entry, max(width - 1, 20), subsequent_indent=indent) for entry in entries)
+        lines = [line for entry in wrapped for line in entry]
+    return "\n".join([*lines, *textwrap.wrap(HELP_ON_LINES, max(width - 1, 20))])
 
 
 def _parsed(name: str, value: str) -> object:
@@ -266,7 +293,8 @@ def _edited(text: str) -> str:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "question.txt"
-        path.write_text(text, encoding="utf-8")
+        with naming_full_disk(path):
+            path.write_text(text, encoding="utf-8")
         try:
             code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
         except OSError as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_suffix(".css")
 # What the page may do: show itself. A text that got past the escaping could still load and run nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+MARK = '<meta name="generator" content="minicpm run --html">'  # only such a page may be replaced
 _FENCE = re.compile(r"(?:^|\n+)```[^\n`]*\n(.*?)(?:^```[ \t]*$\n*|\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -41,6 +42,7 @@ def page(title: str, facts: Mapping[str, str], entries: Sequence[Entry]) -> str:
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>',
         '<meta charset="utf-8">',
+        MARK,
         f'<meta http-equiv="Content-Security-Policy" content="{_text(POLICY)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title>",
@@ -56,6 +58,26 @@ def page(title: str, facts: Mapping[str, str], entries: Sequence[Entry]) -> str:
         parts += [_article(entry) for entry in entries if entry.category == category]
         parts.append("</section>")
     return "\n".join([*parts, "</body>\n</html>\n"])
+
+
+def check_destination(file: Path) -> None:
+    """Raise ValueError unless a page may be written to `file`: nothing is there, or an earlier page."""
+    if file.is_symlink() and not file.exists():
+        raise ValueError(f"{file}: a symbolic link to nothing; remove it or name another file")
+    if file.is_dir():
+        raise ValueError(f"{file}: is a folder; name a file in it")
+    if file.exists() and not _is_page(file):
+        raise ValueError(f"{file}: exists and is not a page that --html wrote; name another file")
+    parent = next(folder for folder in file.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{file}: {parent} is not a folder; name a file in one")
+
+
+def _is_page(file: Path) -> bool:
+    if not file.is_file():  # a device or a pipe
+        return False
+    with file.open("rb") as content:
+        return MARK.encode() in content.read(1024)
 
 
 def _article(entry: Entry) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from minicpm.cli.output import is_terminal, talk
 from minicpm.cli.progress import format_duration
-from minicpm.errors import MissingExtra
+from minicpm.errors import MissingExtra, counted
 from minicpm.train.options import OPTIMIZERS, PRECISIONS, SCHEDULES, TRAIN_ON, OptimizerOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def report(done: Finished, as_json: bool) -> None:
         record = {"model": str(done.model), "steps": done.steps, "tokens": done.tokens}
         print(json.dumps({**record, "trained_tokens": done.trained_tokens}, indent=2))
     else:
-        talk(f"{done.model}: {done.steps} steps, {done.tokens:,} tokens, {done.trained_tokens:,} of them trained")
+        steps, tokens = counted(done.steps, "step"), counted(done.tokens, "token")
+        talk(f"{done.model}: {steps}, {tokens}, {done.trained_tokens:,} of them trained")
 
 
 class LiveLine:

@@ -10,15 +10,19 @@ from typing import Any
 # Gradio reads it at import. Nothing is sent to other hosts.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-import gradio as gr
 from fastapi import FastAPI
 
 from minicpm.demo.conversation import Conversation
 from minicpm.demo.gate import Gate
 from minicpm.demo.source import Source
 from minicpm.demo.words import EXAMPLES, WORDS, language_of, note_text
+from minicpm.hub import network
 from minicpm.sampling import SamplingParams
 from minicpm.server.addresses import LOOPBACK_NAMES
+
+# Gradio makes HTTP clients at import, which fail on a proxy or on certificates that they cannot use.
+with network.hidden_settings():
+    import gradio as gr
 
 MOST_NEW_TOKENS = 1024  # max_dec_len of the 2024 demos
 # System fonts; Gradio would download others.
@@ -36,10 +40,10 @@ _CSS = """
 """
 
 
-def create_app(source: Source, hosts: tuple[str, ...] | None = LOOPBACK_NAMES) -> FastAPI:
-    """The ASGI app of the demo; `hosts` as in Gate."""
+def create_app(source: Source, hosts: tuple[str, ...] | None = LOOPBACK_NAMES, pages: tuple[str, ...] = ()) -> FastAPI:
+    """The ASGI app of the demo; `hosts` and `pages` as in Gate."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Gate, hosts=hosts)
+    app.add_middleware(Gate, hosts=hosts, pages=pages)
     gr.mount_gradio_app(
         app,
         _page(source),
@@ -90,8 +94,8 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
                 question = gr.Textbox(
                     show_label=False,
                     label=word("question"),
-                    placeholder=word("question"),
-                    lines=2,
+                    placeholder=word("type"),
+                    lines=1,  # with more, Gradio's Enter breaks the line and Shift+Enter sends
                     max_lines=8,
                     autofocus=True,
                     max_length=100_000,
@@ -131,6 +135,8 @@ def _page(source: Source) -> Any:  # gr.Blocks, which gives its type away in a w
             """Yield every state of an answer to `asked`; `box` is the question box's new content (None: keep)."""
             if not asked.strip():
                 yield _seen(talk, request, box)
+                return
+            if talk.is_running:  # Enter while an answer is written; the box keeps the next question
                 return
             rounds = len(talk.messages)
             running[str(request.session_hash)] = talk

@@ -23,11 +23,16 @@ _POLICY = (
 
 
 class Gate:
-    """Answers 403 or 404 before a request reaches Gradio. `hosts` are the allowed Host names (None: any)."""
+    """Answers 403 or 404 before a request reaches Gradio.
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] | None = LOOPBACK_NAMES):
+    `hosts` are the allowed Host names (None: any). `pages` are the names of proxies in front of the demo: pages that
+    have such an address are the demo's own, whatever Host the proxy sends.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] | None = LOOPBACK_NAMES, pages: tuple[str, ...] = ()):
         self._app = app
         self._hosts = hosts
+        self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,10 +53,21 @@ class Gate:
     def _refusal(self, path: str, headers: Headers) -> PlainTextResponse | None:
         host = headers.get("host", "")
         if self._hosts is not None and named_host(host) not in self._hosts:
-            return PlainTextResponse("the demo does not answer to this host name; start it with --host\n", 403)
+            return PlainTextResponse(
+                "the demo does not have the name in the Host header; 'minicpm demo --allowed-host NAME' adds one\n", 403
+            )
         origin = headers.get("origin")
-        if origin is not None and not is_own_page(origin, host):
-            return PlainTextResponse("pages of other origins have no access\n", 403)
+        if origin is not None and not is_own_page(origin, host) and _host_of(origin) not in self._pages:
+            return PlainTextResponse(
+                "web pages of other origins have no access; 'minicpm demo --allowed-host NAME' adds a proxy\n",
+                403,
+            )
         if not _OPEN_PATHS.fullmatch(path):
             return PlainTextResponse("there is nothing here\n", 404)
         return None
+
+
+def _host_of(origin: str) -> str | None:
+    """'https://Chat.example:8443' -> 'chat.example', as Host headers are compared; None for what is no address."""
+    scheme, _, netloc = origin.partition("://")
+    return named_host(netloc) if scheme.lower() in ("http", "https") and netloc else None

@@ -11,7 +11,8 @@ import httpx
 
 from minicpm.chat import Message
 from minicpm.demo.source import Meter, Progress, SourceError
-from minicpm.errors import one_line
+from minicpm.errors import HubError, one_line
+from minicpm.hub import network
 from minicpm.sampling import SamplingParams
 from minicpm.server.addresses import LOOPBACK_HOSTS
 
@@ -27,8 +28,8 @@ class RemoteSource:
     """
 
     def __init__(self, url: str, api_key: str | None = None, model: str | None = None, stop: Sequence[str] = ()):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        host = _host_of(url)
+        if host is None:
             raise ValueError(f"a server's address is written like http://127.0.0.1:8000/v1, got {url!r:.100}")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("an API key has printable ASCII characters only")
@@ -38,8 +39,13 @@ class RemoteSource:
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "timeout": httpx.Timeout(_SILENCE_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
             # A proxy for other hosts cannot reach this machine's servers.
-            "trust_env": parts.hostname not in LOOPBACK_HOSTS,
+            "trust_env": host not in LOOPBACK_HOSTS,
         }
+        if self._options["trust_env"]:
+            try:
+                network.check_settings()
+            except HubError as error:
+                raise SourceError(str(error)) from error
         self.sampling = SamplingParams()
         self.engine = self._url
         self.model, self.context_length = self._chosen_model(model)
@@ -65,7 +71,7 @@ class RemoteSource:
                         if piece := choice["delta"].get("content"):
                             yield meter.hear(piece)
         except httpx.HTTPError as error:
-            raise SourceError(self._unreachable() if not meter.tokens else self._broke_off()) from error
+            raise SourceError(self._unreachable(error) if not meter.tokens else self._broke_off()) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SourceError(f"{self._url} does not speak OpenAI's protocol") from error
         if finish_reason is None:
@@ -111,7 +117,9 @@ class RemoteSource:
                 raise SourceError(self._said(response))
             models = {str(model["id"]): model.get("max_model_len") for model in response.json()["data"]}
         except httpx.HTTPError as error:
-            raise SourceError(self._unreachable()) from error
+            raise SourceError(self._unreachable(error)) from error
+        except httpx.InvalidURL as error:  # of NO_PROXY: the address itself was checked
+            raise SourceError(f"NO_PROXY cannot be read ({one_line(str(error))}); correct or unset it") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SourceError(
                 f"{self._url}/models is not a list of models; is it an OpenAI-compatible server's address, with /v1?"
@@ -124,6 +132,8 @@ class RemoteSource:
         return name, context if isinstance(context, int) and context > 0 else None
 
     def _said(self, response: httpx.Response) -> str:
+        if response.status_code == 407:  # a proxy answers in the server's place
+            return network.refused(network.proxy_for(self._url))
         try:
             message = response.json()["error"]["message"]
         except (ValueError, TypeError, KeyError):
@@ -133,8 +143,24 @@ class RemoteSource:
     def _says(self, message: object) -> str:
         return f"{self._url} says: {one_line(str(message), 500)}"
 
-    def _unreachable(self) -> str:
+    def _unreachable(self, error: Exception) -> str:
+        if (distrust := network.distrust(error, self._url)) is not None:
+            return distrust
+        proxy = network.proxy_for(self._url) if self._options["trust_env"] else None
+        if proxy is not None:
+            why = one_line(str(error)) or type(error).__name__
+            return f"{self._url} does not answer through the proxy {proxy} ({why}); NO_PROXY names hosts without proxy"
         return f"{self._url} does not answer; is the server running, and is this its address?"
 
     def _broke_off(self) -> str:
         return f"{self._url} broke off before the answer was complete"
+
+
+def _host_of(url: str) -> str | None:
+    """The host of a server's address; None for what is no such address."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number, or a bracket that is not closed
+        return None
+    return parts.hostname or None if is_address else None

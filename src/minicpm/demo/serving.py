@@ -10,14 +10,20 @@ import uvicorn
 
 from minicpm.demo.app import create_app
 from minicpm.demo.source import Source
-from minicpm.server.addresses import LOOPBACK_NAMES
 
 _GRACE_S = 3  # longest wait for running answers at the end
 
 
-def serve(source: Source, listener: socket.socket, *, is_local: bool, on_ready: Callable[[], None]) -> None:
-    """Serve until Ctrl-C or a signal. With `is_local`, it accepts only this machine's names as Host."""
-    app = create_app(source, LOOPBACK_NAMES if is_local else None)
+def serve(
+    source: Source,
+    listener: socket.socket,
+    *,
+    hosts: tuple[str, ...] | None,
+    pages: tuple[str, ...],
+    on_ready: Callable[[], None],
+) -> None:
+    """Serve until Ctrl-C or a signal; `hosts` and `pages` as in Gate."""
+    app = create_app(source, hosts, pages)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_S, ws="none"
     )

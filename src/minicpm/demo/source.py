@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from minicpm.chat import Message
+from minicpm.engine.request import MEASURABLE_S
 from minicpm.errors import GenerationError
 from minicpm.sampling import SamplingParams
 
@@ -75,5 +76,5 @@ class Meter:
         self._text.append(piece)
         tokens = self.tokens if tokens is None else tokens
         seconds = time.perf_counter() - self._first_s if self._first_s is not None else 0.0
-        rate = (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
+        rate = (tokens - 1) / seconds if tokens > 1 and seconds >= MEASURABLE_S else 0.0
         return Progress("".join(self._text), tokens, rate, finish_reason, self._dropped_rounds)

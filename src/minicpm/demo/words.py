@@ -12,6 +12,7 @@ Language = Literal["en", "zh"]
 WORDS: dict[Language, dict[str, str]] = {
     "en": {
         "question": "Your question",
+        "type": "Your question (Enter sends, Shift+Enter breaks the line)",
         "ask": "Ask a question, or take an example",
         "submit": "Submit",
         "stop": "Stop",
@@ -31,6 +32,7 @@ WORDS: dict[Language, dict[str, str]] = {
     },
     "zh": {
         "question": "输入您的问题",
+        "type": "输入您的问题（Enter 发送，Shift+Enter 换行）",
         "ask": "问个问题，或选择一个示例",
         "submit": "提交",
         "stop": "停止",

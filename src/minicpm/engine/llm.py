@@ -27,7 +27,7 @@ from minicpm.engine.request import Completion, Piece, Request
 from minicpm.engine.runtime import RequestScheduler, StepRuntime
 from minicpm.engine.scheduler import Scheduler
 from minicpm.engine.scoring import Continuation, Loglikelihood
-from minicpm.errors import GenerationError
+from minicpm.errors import GenerationError, counted
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.progress import Progress, Silent
 from minicpm.sampling import SampledToken, SamplingParams
@@ -248,7 +248,8 @@ class LLM:
         if sampling is None or isinstance(sampling, SamplingParams):
             return [_with_overrides(sampling or self.sampling, overrides)] * len(prompts)
         if len(sampling) != len(prompts):
-            raise ValueError(f"{len(sampling)} SamplingParams for {len(prompts)} prompts; give one, or one for each")
+            given = f"{len(sampling)} SamplingParams for {counted(len(prompts), 'prompt')}"
+            raise ValueError(f"{given}; give one, or one for each")
         return [_with_overrides(params, overrides) for params in sampling]
 
     def _run(

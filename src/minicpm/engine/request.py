@@ -34,9 +34,16 @@ class Usage:
     accepted_tokens: int = 0
 
 
+# Tokens that one step verifies come within microseconds of each other, which is no speed.
+MEASURABLE_S = 1e-3
+
+
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds and rates of one request, from its creation on."""
+    """Wall-clock seconds and rates of one request, from its creation on.
+
+    `decode_tokens_per_s` is 0 where there is none to measure: fewer than two tokens, or all within MEASURABLE_S.
+    """
 
     first_token_s: float
     total_s: float
@@ -350,5 +357,5 @@ class _Clock:
             first_token_s=max(0.0, self.first - self.created),
             total_s=time.perf_counter() - self.created,
             prefill_tokens_per_s=prefilled_tokens / prefill_s if prefill_s > 0 else 0.0,
-            decode_tokens_per_s=(self.count - 1) / decode_s if decode_s > 0 else 0.0,
+            decode_tokens_per_s=(self.count - 1) / decode_s if decode_s >= MEASURABLE_S else 0.0,
         )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minicpm.errors import ModelError
-from minicpm.files import HAS_LOCKS, NO_FOLLOW, is_disk_full, lock, open_folder, sync_folder
+from minicpm.files import HAS_LOCKS, NO_FOLLOW, is_disk_full, lock, naming_full_disk, open_folder, sync_folder
 from minicpm.formats.config import CONFIG_FILE
 from minicpm.formats.folder import ModelFolder
 from minicpm.formats.gguf import is_gguf
@@ -41,7 +41,8 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         _clear(partial)
         try:
-            yield partial
+            with naming_full_disk(destination):
+                yield partial
             check_destination(destination, overwrite)
             sync_folder(partial)
             _move_into_place(partial, destination)
@@ -66,7 +67,8 @@ def new_file(destination: Path) -> Iterator[Path]:
     partial = destination.parent / f".{destination.name}.partial"
     descriptor = _lock_file(partial)
     try:
-        yield partial
+        with naming_full_disk(destination):
+            yield partial
         partial.replace(destination)
         sync_folder(destination.parent)
     except BaseException:

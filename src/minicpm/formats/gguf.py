@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.errors import FormatError, brief
+from minicpm.errors import FormatError, brief, counted
 from minicpm.formats.mapped import MAX_AXIS, MappedFile
 from minicpm.formats.sequential import SequentialWriter
 
@@ -360,7 +360,7 @@ def _parse_tensors(header: _Header, count: int, alignment: int, file_size: int) 
         raise FormatError(path, f"truncated: the tensors need {end} bytes, the file has {file_size}; download it again")
     if file_size > data_start + expected:
         spare = file_size - data_start - expected
-        raise FormatError(path, f"{spare} bytes too long; the header accounts for {data_start + expected}")
+        raise FormatError(path, f"{counted(spare, 'byte')} too long; the header accounts for {data_start + expected}")
     return tensors
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minicpm.errors import FormatError, brief
+from minicpm.errors import FormatError, brief, counted
 from minicpm.formats.mapped import MappedFile, aligned_view, checked_shape
 from minicpm.formats.sequential import SequentialWriter
 from minicpm.formats.tensor import STORAGE_DTYPES, TensorInfo, TensorView
@@ -96,7 +96,7 @@ def _header(tensors: Sequence[TensorInfo]) -> bytes:
 
 def _parse(path: Path, file: MappedFile) -> tuple[dict[str, TensorInfo], dict[str, tuple[int, int]]]:
     if file.size < 8:
-        raise FormatError(path, f"{file.size} bytes are no safetensors file; download or copy it again")
+        raise FormatError(path, f"no safetensors file: it has {counted(file.size, 'byte')}; download or copy it again")
     header_length = int.from_bytes(file.view(0, 8), "little")
     if header_length > MAX_HEADER_BYTES or bytes(file.view(8, 9)) not in (b"", b"{"):
         raise FormatError(path, "not a safetensors file: it does not start with the length of a JSON header")
@@ -168,4 +168,5 @@ def _require_gapless(path: Path, spans: dict[str, tuple[int, int]], data_start: 
     if position > size:
         raise FormatError(path, f"truncated: the tensors need {position} bytes, the file has {size}; download it again")
     if position < size:
-        raise FormatError(path, f"{size - position} bytes too long; the header accounts for {position} of {size}")
+        spare = counted(size - position, "byte")
+        raise FormatError(path, f"{spare} too long; the header accounts for {position} of {size}")

@@ -180,7 +180,9 @@ def remove(name: str, *, source: Source | None = None, revision: str | None = No
 
 
 def require_removable(name: str) -> None:
-    """HubError for the model that is a part of the package."""
+    """HubError for the model that is a part of the package, and for a path."""
+    if not is_name(name):
+        raise HubError(f"{name} is not a name but a path; rm removes downloaded models, named as 'minicpm list' does")
     if embedded.is_name(name):
         raise HubError(f"{EMBEDDED_NAME} is built into the package and goes only with it; rm removes downloaded models")
 

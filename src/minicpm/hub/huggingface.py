@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from minicpm import __version__
 from minicpm.errors import HubError, brief, one_line
-from minicpm.hub import transfer
+from minicpm.hub import network, transfer
 from minicpm.hub.names import Reference, did_you_mean
 from minicpm.hub.remote import Listing, RemoteFile, checked_file, checked_listing
 
@@ -72,14 +72,16 @@ def _ask(call: Callable[[], Result], reference: Reference, tell: Callable[[str],
         try:
             return call()
         except HfHubHTTPError as error:
-            transfer.raise_if_transient(error.response.status_code, error.response.headers)
+            transfer.raise_if_transient(error.response.status_code, error.response.headers, endpoint())
             raise HubError(_explain(reference, error.response.status_code, error.response.headers)) from error
         except HFValidationError as error:
             raise HubError(f"'{reference.repo_id}' is not a model's name: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # The library trusts its hub's JSON; another server's may have any shape.
+            proxy = network.proxy_for(endpoint())
+            suspects = "HF_ENDPOINT" if proxy is None else f"HF_ENDPOINT and the proxy {proxy}"
             raise HubError(
-                f"{endpoint()} did not answer as a Hugging Face hub does ({brief(error, 200)}); check HF_ENDPOINT"
+                f"{endpoint()} did not answer as a Hugging Face hub does ({brief(error, 200)}); check {suspects}"
             ) from error
 
     return transfer.with_retries(once, str(reference), tell)

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 from minicpm import __version__
 from minicpm.errors import HubError, one_line
-from minicpm.hub import transfer
+from minicpm.hub import network, transfer
 from minicpm.hub.huggingface import checked_endpoint
 from minicpm.hub.names import Reference, did_you_mean
 from minicpm.hub.remote import Listing, RemoteFile, checked_file, checked_listing
@@ -26,13 +26,15 @@ def list_files(reference: Reference, tell: Callable[[str], None]) -> Listing:
     """The repository's files as the revision has them now."""
     query = urlencode({"Revision": reference.revision or DEFAULT_REVISION, "Recursive": "True"})
     status, answer = transfer.fetch_json(f"{_repository(reference)}/repo/files?{query}", _HEADERS, tell)
+    if status == 200 and not isinstance(answer, dict):
+        raise HubError(_no_hub())
     data = answer.get("Data") if isinstance(answer, dict) else None
     if status != 200 or not isinstance(answer, dict) or answer.get("Success") is not True:
         message = answer.get("Message") if isinstance(answer, dict) else None
         raise HubError(_explain(reference, status, {}, message if isinstance(message, str) else ""))
     entries = data.get("Files") if isinstance(data, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise HubError(f"{endpoint()} did not answer as ModelScope does; check MODELSCOPE_ENDPOINT")
+        raise HubError(_no_hub())
     files = [
         checked_file(str(reference), entry.get("Path"), entry.get("Size"), entry.get("Sha256"))
         for entry in entries
@@ -50,6 +52,13 @@ def download(reference: Reference, listing: Listing, file: RemoteFile) -> transf
 
 def _repository(reference: Reference) -> str:
     return f"{endpoint()}/api/v1/models/{quote(reference.repo_id)}"
+
+
+def _no_hub() -> str:
+    """The sentence for a server, or a proxy in front of it, that answers with anything but ModelScope's JSON."""
+    proxy = network.proxy_for(endpoint())
+    suspects = "MODELSCOPE_ENDPOINT" if proxy is None else f"MODELSCOPE_ENDPOINT and the proxy {proxy}"
+    return f"{endpoint()} did not answer as ModelScope does; check {suspects}"
 
 
 def _state(files: list[RemoteFile]) -> str:

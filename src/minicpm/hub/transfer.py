@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from minicpm.errors import HubError, brief, one_line
+from minicpm.files import naming_full_disk
+from minicpm.hub import network
 from minicpm.hub.remote import RemoteFile
 from minicpm.progress import Progress
 
@@ -81,7 +83,7 @@ def fetch(download: Download, partial: Path, progress: Progress, tell: Callable[
     Raises HubError; what arrived stays in `partial` for the next call unless it is known to be wrong.
     """
     file = download.file
-    with partial.open("a+b", buffering=0) as out:
+    with naming_full_disk(partial), partial.open("a+b", buffering=0) as out:
         for is_last in (False, True):
             have, hasher = _already_there(out, file)
             try:
@@ -104,7 +106,7 @@ def fetch_json(url: str, headers: Mapping[str, str], tell: Callable[[str], None]
 
     def once() -> tuple[int, Any]:
         with _get(url, headers) as (response, _):
-            _raise_if_transient(response)
+            _raise_if_transient(response, url)
             body = bytearray()
             for chunk in response.iter_raw():
                 body += chunk
@@ -130,8 +132,13 @@ def with_retries(call: Callable[[], Result], what: str, tell: Callable[[str], No
             failures += 1
 
 
-def raise_if_transient(status: int, headers: Mapping[str, str]) -> None:
-    """Inside `with_retries`: have a call made through another library tried again if its answer says so."""
+def raise_if_transient(status: int, headers: Mapping[str, str], url: str) -> None:
+    """Inside `with_retries`: have a call made through another library tried again if its answer says so.
+
+    Raises HubError for a proxy that wants credentials: it answers in place of the server at `url`.
+    """
+    if status == 407:
+        raise HubError(network.refused(network.proxy_for(url)))
     if status in _TRANSIENT:
         raise _TryAgain(f"status {status}", _retry_after_s(headers))
 
@@ -195,7 +202,7 @@ def _rest_of(download: Download, have: int) -> Iterator[bytes]:
             headers["If-Range"] = f'"{file.digest}"'
     with _get(download.url, headers, lambda hop: _check_identity(download, hop)) as (response, redirects):
         status = response.status_code
-        _raise_if_transient(response)
+        _raise_if_transient(response, download.url)
         if status in (401, 403) and redirects:
             raise _TryAgain(f"the storage behind the hub answered with status {status}")  # a signed link that expired
         if status == 416 and have:
@@ -274,6 +281,8 @@ def _network_errors() -> Iterator[None]:
     """The client's own errors as `_TryAgain`, or as HubError where trying again is useless."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    network.check_settings()
+
     # The client is httpx in huggingface_hub 1 and httpx2 in 2; its root error is the first base of the library's own.
     client_error: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
@@ -283,11 +292,35 @@ def _network_errors() -> Iterator[None]:
     except HfHubHTTPError:
         raise
     except client_error as error:
-        raise _TryAgain(one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)) from error
+        raise _trouble(error) from error
 
 
-def _raise_if_transient(response: Response) -> None:
-    raise_if_transient(response.status_code, response.headers)
+def _trouble(error: Exception) -> _TryAgain | HubError:
+    """What a client's error means: something to try again, or what only a setting can change."""
+    url, kind = _asked(error), type(error).__name__
+    said = one_line(f"{kind}: {error}" if str(error) else kind)
+    if (distrust := network.distrust(error, url)) is not None:
+        return HubError(distrust)
+    proxy = network.proxy_for(url)
+    if proxy is None:
+        return _TryAgain(said)
+    if kind == "ProxyError" and "407" in said:
+        return HubError(network.refused(proxy))
+    if kind == "ConnectError" and proxy.is_on_this_machine:
+        return HubError(network.unreachable(proxy, said))
+    return _TryAgain(f"{said}, through the proxy {proxy}")
+
+
+def _asked(error: Exception) -> str:
+    """The address that a client's error is about; "" if it knows none."""
+    try:
+        return str(error.request.url)  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        return ""
+
+
+def _raise_if_transient(response: Response, url: str) -> None:
+    raise_if_transient(response.status_code, response.headers, url)
 
 
 def _wait(trouble: _TryAgain, failures: int, what: str, tell: Callable[[str], None]) -> None:
@@ -326,9 +359,10 @@ def _write(out: BinaryIO, chunk: bytes, file: RemoteFile, have: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
+        folder, free_bytes = Path(out.name).parent, shutil.disk_usage(out.name).free
         raise HubError(
-            f"the disk is full: {file.path} needs {(file.size - have) / 1e9:.2f} GB more and "
-            f"{shutil.disk_usage(out.name).free / 1e9:.2f} GB are free; make room and run the same command to go on"
+            f"the disk of {folder} is full: {file.path} needs {(file.size - have) / 1e9:.2f} GB more and "
+            f"{free_bytes / 1e9:.2f} GB are free; make room and run the same command to go on"
         ) from error
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from minicpm.errors import FormatError, brief, one_line
 from minicpm.files import file_in, has_entry, parse_json_object, read_bytes, read_json_object
-from minicpm.tokenizer.added_tokens import ADDED_TOKENS_FILE, listed_tokens
 from minicpm.tokenizer import byte_level
+from minicpm.tokenizer.added_tokens import ADDED_TOKENS_FILE, listed_tokens
 from minicpm.tokenizer.sentencepiece import (
     MAX_PIECE_CHARACTERS,
     PieceType,

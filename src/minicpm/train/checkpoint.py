@@ -78,8 +78,8 @@ class CheckpointFolder:
             last = next(iter(self.steps()), None)
             kept = "there is no checkpoint yet" if last is None else f"the one of step {last} is intact"
             self._tell(
-                f"the disk is full: no checkpoint was written at step {progress.step}, {kept}; training continues, "
-                "so make room before it ends"
+                f"{self.path}: the disk is full: no checkpoint was written at step {progress.step}, {kept}; training "
+                "continues, so make room before it ends"
             )
             return False
         for step in self.steps()[KEPT:]:

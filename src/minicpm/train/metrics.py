@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minicpm.files import naming_full_disk
+
 MAX_POINTS = 600  # of a curve in the picture
 SMOOTHING = 0.05  # share of the newest loss in the smoothed curve
 
@@ -23,14 +25,14 @@ class Metrics:
         path.touch()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def cut_after(self, step: int) -> None:
         """Forget what lies behind `step`, and a last line that a kill left half written."""
         kept = [record for record in read_metrics(self.path) if record["step"] <= step]
         partial = self.path.with_name(f".{self.path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with naming_full_disk(self.path), partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
             file.flush()
             os.fsync(file.fileno())
@@ -59,7 +61,8 @@ def draw_losses(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     smooth: list[tuple[int, float]] = []
     for step, loss in trained:
         smooth.append((step, loss if not smooth else smooth[-1][1] + SMOOTHING * (loss - smooth[-1][1])))
-    path.write_text(_svg(trained, smooth, evaluated), encoding="utf-8")
+    with naming_full_disk(path):
+        path.write_text(_svg(trained, smooth, evaluated), encoding="utf-8")
 
 
 Curve = Sequence[tuple[int, float]]

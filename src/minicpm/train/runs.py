@@ -14,6 +14,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +24,14 @@ from typing import Any, Literal, cast
 import torch
 
 from minicpm.chat import template_for
-from minicpm.errors import TrainingError
+from minicpm.errors import FormatError, MiniCPMError, TrainingError, counted
 from minicpm.export.dequantized import open_dequantized
 from minicpm.export.destination import new_folder
 from minicpm.export.small_files import small_files
-from minicpm.files import lock, open_folder
+from minicpm.files import lock, naming_full_disk, open_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.config import CONFIG_FILE
+from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
 from minicpm.tokenizer import Tokenizer
 from minicpm.train import checkpoint
@@ -185,8 +188,12 @@ def _resumed(checkpoints: CheckpointFolder, loop: Loop, mixture: Mixture, tell: 
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Create the run's folder and lock it; the lock ends with the process. An empty folder is removed at the end."""
+    """Create the run's folder and lock it; the lock ends with the process. An empty folder is removed at the end.
+
+    After an error before the run has begun nothing is left in a new folder, unless training data were read.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    is_new = not any(out.iterdir())
     descriptor = open_folder(out)
     try:
         try:
@@ -195,6 +202,10 @@ def _locked(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise TrainingError(f"{out}: another process is training here; wait for it, or stop it") from None
         yield
+    except (MiniCPMError, ValueError):
+        if is_new and not (out / "run.json").exists() and not any(out.glob("data/*/store.json")):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     finally:
         with contextlib.suppress(OSError):
             out.rmdir()
@@ -281,7 +292,8 @@ def _digest_of_start(start: _Start) -> str | None:
 def _keep_note(out: Path, note: dict[str, Any]) -> None:
     """Write run.json, which makes the folder a run. An earlier failure, e.g. of bad data, leaves no run."""
     partial = out / ".run.json.partial"
-    partial.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    with naming_full_disk(out / "run.json"):
+        partial.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     partial.replace(out / "run.json")
 
 
@@ -315,8 +327,12 @@ def _keep_model(folder: Path, start: _Start) -> None:
             if start.kind == "model":
                 with open_checkpoint(start.source, allow_quantized=True) as opened, small_files(opened) as beside:
                     copy_tokenizer(beside, partial)
-            else:
+            elif any((start.tokenizer / name).is_file() for name in TOKENIZER_FILES):
                 copy_tokenizer(start.tokenizer, partial)
+            else:
+                raise FormatError(
+                    start.tokenizer, "no tokenizer here; give a folder with tokenizer.json or tokenizer.model"
+                )
             Tokenizer.from_folder(partial)
 
 
@@ -333,9 +349,13 @@ def _mixture(
         seed=options.seed if seed is None else seed,
     )
     if mixture.unusable_documents:
-        tell(f"{mixture.unusable_documents} conversations have no trained token among their first {options.length}")
+        number, first = mixture.unusable_documents, options.length
+        have = "has no trained token among its" if number == 1 else "have no trained token among their"
+        tell(f"{counted(number, 'conversation')} {have} first {first:,}")
     if mixture.cut_documents:
-        tell(f"{mixture.cut_documents} conversations are longer than {options.length} tokens and lose their end")
+        number, most = mixture.cut_documents, counted(options.length, "token")
+        longer = ("is longer than", "loses its end") if number == 1 else ("are longer than", "lose their end")
+        tell(f"{counted(number, 'conversation')} {longer[0]} {most} and {longer[1]}")
     return mixture
 
 
@@ -351,7 +371,7 @@ def _evaluation(out: Path, options: RunOptions, renderer: Renderer, tell: Tell) 
 def _schedule(options: RunOptions, first_step: int, epoch_tokens: int) -> Schedule:
     steps = options.steps or max(1, math.ceil(options.epochs * epoch_tokens / (options.rows * options.length)))
     if options.decay_steps > steps:
-        raise ValueError(f"{options.decay_steps} decay steps do not fit into {steps} steps")
+        raise ValueError(f"--decay-steps {options.decay_steps:,} is more than the {counted(steps, 'step')} to train")
     return Schedule(options.schedule, first_step + steps, options.warmup_steps, options.decay_steps)
 
 
@@ -379,9 +399,15 @@ def _warm_up_warning(schedule: Schedule, first_step: int) -> str | None:
 
 
 def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device to train on. Raises ValueError for a wrong name, TrainingError for a device that is not here."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", wanted)
+    if found is None:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {wanted!r:.40}")
+    if wanted != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():
+        raise TrainingError(f"there is no device {wanted} on this machine; pass --device cpu, or leave it out")
+    return wanted
 
 
 def _is_bf16(precision: Precision, device: str) -> bool:

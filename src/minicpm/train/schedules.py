@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from minicpm.errors import counted
 from minicpm.train.options import SCHEDULES, ScheduleName
 
 COSINE_FLOOR = 0.1  # arXiv 2404.06395, section 4.1: cosine to a tenth of the peak
@@ -34,7 +35,8 @@ class Schedule:
         if self.decay_steps and self.name != "wsd":
             raise ValueError(f"decay steps belong to the wsd schedule, not to {self.name}")
         if self.decay_steps > self.last_step:
-            raise ValueError(f"{self.decay_steps} decay steps do not fit into {self.last_step} steps")
+            steps = counted(self.last_step, "step")
+            raise ValueError(f"decay_steps {self.decay_steps:,} is more than the {steps} of the schedule")
 
     def factor(self, step: int) -> float:
         """Factor of the peak learning rate at `step`, counted from 0; above 0 from the first step on."""

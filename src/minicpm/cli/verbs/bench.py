@@ -19,6 +19,7 @@ from minicpm.cli.arguments import add_engine_arguments, count, load_llm, whole
 from minicpm.cli.models import shown_name
 from minicpm.cli.output import is_terminal, talk, talk_dim
 from minicpm.cli.progress import TerminalProgress, format_bytes
+from minicpm.errors import counted
 from minicpm.formats.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _print(llm: LLM, load_s: float, measured: Measurement) -> None:
 def _facts(llm: LLM, load_s: float, measured: Measurement) -> list[str]:
     where = ", ".join(
         part
-        for part in (measured.backend, measured.isa, measured.threads and f"{measured.threads} threads")
+        for part in (measured.backend, measured.isa, measured.threads and counted(measured.threads, "thread"))
         if isinstance(part, str)
     )
     lines = [
@@ -208,7 +209,8 @@ def _facts(llm: LLM, load_s: float, measured: Measurement) -> list[str]:
     ]
     if measured.peak_rss_bytes is not None:
         lines.append(
-            f"memory     {format_bytes(measured.peak_rss_bytes)} at most, {measured.peak_rss_tokens:,} tokens held"
+            f"memory     {format_bytes(measured.peak_rss_bytes)} at most, "
+            f"{counted(measured.peak_rss_tokens, 'token')} held"
         )
     for name, peak, unit in (
         ("bandwidth", measured.read_bandwidth, "GB/s"),

@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, given_sampling, load_llm
 from minicpm.cli.conversation import Conversation
+from minicpm.cli.models import refuse_model_as_prompt
 from minicpm.cli.output import is_terminal, one_sentence, talk, talk_dim
-from minicpm.cli.session import ChatSession
-from minicpm.cli.text_input import read_stdin, stdin_lines
-from minicpm.errors import MiniCPMError
+from minicpm.cli.session import FAREWELLS, ChatSession
+from minicpm.cli.text_input import stdin_lines, with_piped_text
+from minicpm.errors import MiniCPMError, counted
 from minicpm.hub.cache import home
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
 
 BLOCK = '"""'
 
@@ -41,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    refuse_model_as_prompt("chat", args.model, args.prompt)
     sampling = given_sampling(args)
     conversation, file = _starting_conversation(args)
     is_interactive = not args.prompt and is_terminal(sys.stdin)
@@ -85,8 +90,7 @@ def _single_question(args: argparse.Namespace) -> str | None:
     question = " ".join(args.prompt)
     if not question.strip():
         raise ValueError("the prompt is empty; give at least one character, or leave it out for a conversation")
-    piped = "" if is_terminal(sys.stdin) else read_stdin().strip()
-    return f"{question}\n\n{piped}" if piped else question
+    return with_piped_text([question])[0]
 
 
 def _starting_conversation(args: argparse.Namespace) -> tuple[Conversation, Path | None]:
@@ -152,13 +156,15 @@ def _converse_in_terminal(session: ChatSession, args: argparse.Namespace) -> Non
     name = args.model or session.llm.folder.name
     talk(f"{name} on {session.llm.backend.name}, context {session.llm.context_length} tokens. /help lists commands.")
     if session.conversation.turns:
-        talk(f"Continuing after {session.conversation.turns} turns.")
+        talk(f"Continuing after {counted(session.conversation.turns, 'turn')}.")
     prompt = _line_editor(session, keeps_history=not args.no_history)
     while not session.is_over:
         try:
             line = prompt(">>> ")
             if line.startswith(BLOCK):
                 _take(session, Line(_block(line, lambda: _next_or_none(prompt)), may_be_command=False))
+            elif line.rstrip().lower() in FAREWELLS:
+                return
             else:
                 _take(session, Line(line, may_be_command=True))
         except KeyboardInterrupt:
@@ -181,7 +187,7 @@ def _line_editor(session: ChatSession, *, keeps_history: bool) -> Callable[[str]
     """A function that reads a line with editing, history and completion. It uses stderr: stdout is for answers."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.history import InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.output import create_output
     from prompt_toolkit.shortcuts import CompleteStyle
@@ -198,13 +204,32 @@ def _line_editor(session: ChatSession, *, keeps_history: bool) -> Callable[[str]
 
     history_file = _history_file() if keeps_history else None
     editor: PromptSession[str] = PromptSession(
-        history=FileHistory(str(history_file)) if history_file else InMemoryHistory(),
+        history=_history(history_file) if history_file else InMemoryHistory(),
         completer=WordCompleter([f"/{word}" for word in session.commands], sentence=True),
         complete_style=CompleteStyle.READLINE_LIKE,
         key_bindings=keys,
+        enable_suspend=True,
         output=create_output(stdout=sys.stderr),
     )
     return lambda text: str(editor.prompt(text))
+
+
+def _history(file: Path) -> History:
+    """Typed lines in `file`. On a disk that has become full they are forgotten, and the questions are asked."""
+    from prompt_toolkit.history import FileHistory
+
+    class Lines(FileHistory):
+        has_failed = False
+
+        def store_string(self, string: str) -> None:
+            try:
+                super().store_string(string)
+            except OSError as error:
+                if not self.has_failed:
+                    talk(f"Typed lines are not kept: {file}: {error.strerror}")
+                self.has_failed = True
+
+    return Lines(str(file))
 
 
 def _history_file() -> Path | None:

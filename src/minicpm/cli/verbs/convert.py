@@ -10,6 +10,7 @@ from pathlib import Path
 from minicpm.cli.arguments import add_offline_argument, size
 from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
+from minicpm.errors import counted
 from minicpm.export.convert import ROUNDOFF, TARGETS, Conversion, convert
 from minicpm.export.gguf import write_gguf
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_record(done), indent=2))
     else:
-        summary = f"{done.tensors} tensors in {done.dtype}, {format_bytes(done.nbytes)}, written and checked"
+        summary = f"{counted(done.tensors, 'tensor')} in {done.dtype}, {format_bytes(done.nbytes)}, written and checked"
         print(f"{done.destination}: {done.source_format} -> {done.format}, {summary}", file=sys.stderr)
     if done.dequantized:
         print(_loss(done), file=sys.stderr)

@@ -13,7 +13,7 @@ from minicpm.chat import STOP_STRINGS, contains_markers, template_for
 from minicpm.cli.arguments import add_model_argument, count, whole
 from minicpm.cli.models import resolve_model
 from minicpm.cli.output import is_terminal, printable, talk
-from minicpm.errors import ModelError, TrainingError
+from minicpm.errors import ModelError, TrainingError, counted
 from minicpm.formats.checkpoint import FORMS, open_checkpoint, recognise
 from minicpm.formats.config import CONFIG_FILE, DecoderConfig, read_config_json
 from minicpm.formats.folder import ModelFolder
@@ -157,15 +157,24 @@ def _print(summary: dict[str, Any], problems: list[Problem]) -> None:
         print(printable(f"{summary['file']}: {problem}"))
     if len(problems) > MAX_LISTED:
         print(f"{summary['file']}: and {len(problems) - MAX_LISTED:,} more (--json lists all)")
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary["kinds"].items()) or "no good records"
+    counts = summary["kinds"].items()
+    kinds = ", ".join(counted(count, kind.removesuffix("s")) for kind, count in counts) or "no good records"
     tokens = ""
     if "tokens" in summary:
         tokens = (
-            f"; {summary['tokens']:,} tokens, {summary['trained_tokens']:,} of them trained, "
+            f"; {counted(summary['tokens'], 'token')}, {summary['trained_tokens']:,} of them trained, "
             f"the longest record has {summary['longest']:,}"
         )
     talk(f"{kinds}{tokens}")
     for note, number in summary["notes"].items():
-        talk(f"{number:,} {note}")
+        talk(f"{number:,} {_of_one(note) if number == 1 else note}")
     if problems:
-        talk(f"{len(problems):,} bad records; training refuses a file with bad records")
+        talk(f"{counted(len(problems), 'bad record')}; training refuses a file with bad records")
+
+
+def _of_one(note: str) -> str:
+    """A note about several records as one about a single record."""
+    first, rest = note.split(" ", 1)
+    for plural, singular in (("that end ", "that ends "), ("lose their", "loses its"), ("their text", "its text")):
+        rest = rest.replace(plural, singular)
+    return f"{first.removesuffix('s')} {rest}"

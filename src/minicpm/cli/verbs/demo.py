@@ -18,7 +18,7 @@ from minicpm.cli.arguments import (
     first_wish,
     load_llm,
 )
-from minicpm.cli.listening import add_address_arguments, is_open
+from minicpm.cli.listening import add_address_arguments, add_allowed_host_argument, allowed_hosts, is_open
 from minicpm.cli.models import resolve_model, shown_name
 from minicpm.cli.output import talk
 from minicpm.errors import missing_extra
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend vllm in a vLLM that is started for it, or at --url on any server with OpenAI's protocol."
     )
     add_address_arguments(parser, default_port=7860)
+    add_allowed_host_argument(parser, "a host name that requests may use, such as that of a proxy in front of the demo")
     parser.add_argument(
         "--parallel", type=count, default=_PARALLEL, metavar="N", help=f"answers at once (default: {_PARALLEL})"
     )
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         if is_open(args):
             talk(f"Everyone who can reach {args.host} can use this page; it has no password.")
         url = f"http://{host_in_url(host)}:{number}/"
-        serve(source, listener, is_local=not is_open(args), on_ready=lambda: talk(url))
+        pages = tuple(name for name in args.allowed_host or () if name != "*")
+        serve(source, listener, hosts=allowed_hosts(args), pages=pages, on_ready=lambda: talk(url))
     return 0
 
 

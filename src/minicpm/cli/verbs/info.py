@@ -13,6 +13,7 @@ from minicpm.cli.models import resolve_model
 from minicpm.cli.output import printable
 from minicpm.cli.progress import format_bytes
 from minicpm.engine.backend import CACHE_BYTES, cache_bytes_per_token
+from minicpm.errors import counted
 from minicpm.export.hf_folder import is_licence
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import DecoderConfig
@@ -138,12 +139,13 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"{'tied' if facts['tied_head'] else 'untied'} head",
         ),
         ("weights", f"{format_bytes(facts['weight_bytes'])} in {_listed(facts['weight_files'])}"),
-        ("quantized", ", ".join(f"{count} weights in {kind}" for kind, count in facts["quantization"].items()) or "no"),
+        ("quantized", _quantized(facts["quantization"]) or "no"),
         *([("cost", facts["quantization_cost"])] if facts["quantization_cost"] else []),
         (
             "shape",
-            f"{facts['layers']} layers, hidden {facts['hidden_size']}, feed-forward {facts['intermediate_size']}, "
-            f"{facts['attention_heads']} heads of {facts['head_dim']}, {facts['key_value_heads']} for keys and values, "
+            f"{counted(facts['layers'], 'layer')}, hidden {facts['hidden_size']}, "
+            f"feed-forward {facts['intermediate_size']}, {counted(facts['attention_heads'], 'head')} of "
+            f"{facts['head_dim']}, {facts['key_value_heads']} for keys and values, "
             f"vocabulary {facts['vocab_size']:,}",
         ),
         ("context", f"{facts['context']:,} tokens{_trained(facts)}"),
@@ -164,6 +166,10 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     for tensor in facts.get("tensors", []):
         lines.append(f"{tensor['name']}  {tensor['dtype']}  {'x'.join(map(str, tensor['shape']))}")
     return lines
+
+
+def _quantized(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {'weight' if count == 1 else 'weights'} in {kind}" for kind, count in counts.items())
 
 
 def _listed(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from minicpm.cli.arguments import add_offline_argument
 from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
+from minicpm.errors import counted
 from minicpm.export.quantize import METHODS, Quantization, quantize_folder
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES
 from minicpm.quant.format import PRESETS
@@ -64,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if done.evened_channels:
-        print(f"{done.evened_channels:,} outlier channels were equalized before rounding", file=sys.stderr)
+        were = "was" if done.evened_channels == 1 else "were"
+        channels = counted(done.evened_channels, "outlier channel")
+        print(f"{channels} {were} equalized before rounding", file=sys.stderr)
     if cost := PRESETS[done.preset].cost:
         print(cost, file=sys.stderr)
     print(f"{done.destination}: {done.preset} by {done.method}, {sizes}, written and checked", file=sys.stderr)

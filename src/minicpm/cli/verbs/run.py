@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm.chat import Message, validate_messages
 from minicpm.cli.arguments import add_engine_arguments, add_sampling_arguments, count, given_sampling, load_llm
+from minicpm.cli.models import refuse_model_as_prompt
 from minicpm.cli.output import footer, is_terminal, say, talk, talk_dim
-from minicpm.cli.text_input import read_stdin, read_text
+from minicpm.cli.text_input import note_unread_stdin, read_stdin, read_text, with_piped_text
 from minicpm.cli.vote import Vote, vote
-from minicpm.errors import FormatError
+from minicpm.errors import FormatError, counted
 
 if TYPE_CHECKING:
     from minicpm.cli.showcase import Showcase
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Complete prompts. Each is put into the model's chat template, as in the 2024 inference example; "
-        "--raw uses it unchanged. The answer to one prompt is streamed. Several prompts, and files, are answered in "
-        "batches and printed in blocks."
+        "--raw uses it unchanged. Piped text is appended to each PROMPT. The answer to one prompt is streamed. Several "
+        "prompts, and files, are answered in batches and printed in blocks."
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts; without any, stdin is one prompt")
     parser.add_argument(
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     jobs = [_with_system(job, args.system) for job in _read_jobs(args)]
     if args.raw and any(len(job.messages) > 1 for job in jobs):
         raise ValueError("--raw continues one text; records with several 'messages' need the chat template")
+    if args.showcase is not None or (args.file and args.file != "-"):
+        note_unread_stdin("--showcase" if args.showcase is not None else args.file)
     llm = load_llm(args, max_batch=args.batch)
     sampling = [params for job in jobs for params in _of_samples(job, args.samples, llm.sampling, given)]
     start = time.perf_counter()
@@ -98,11 +101,12 @@ def run(args: argparse.Namespace) -> int:
             say(text + "\n")
     if args.html:
         facts = _facts(args, llm, replace(llm.sampling, **given), answered, time.perf_counter() - start)
-        _write_page(Path(args.html), facts, answered)
+        _write_page(Path(args.html).expanduser(), facts, answered)
     return 0
 
 
 def _check_combination(args: argparse.Namespace) -> None:
+    refuse_model_as_prompt("run", args.model, args.prompts)
     if args.jsonl and not args.file:
         raise ValueError("--jsonl needs --file (- is stdin)")
     if args.raw and args.system:
@@ -111,6 +115,17 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise ValueError("give prompts in only one way: as arguments, in --file or by --showcase")
     if args.vote and args.samples == 1:
         raise ValueError("--vote compares the samples of a prompt; give --samples 2 or more")
+    if args.samples > 1 and args.temperature == 0:
+        raise ValueError(_SAME_SAMPLES)
+    if args.html is not None:
+        from minicpm.cli.showcase_page import check_destination
+
+        if args.html.strip() in ("", "-") or args.html.endswith("/"):
+            raise ValueError(f"--html needs the name of a file, such as answers.html, got {args.html!r:.80}")
+        check_destination(Path(args.html).expanduser())
+
+
+_SAME_SAMPLES = "with temperature 0 all --samples are the same; give a higher --temperature"
 
 
 def _of_samples(job: Job, count: int, advised: SamplingParams, given: dict[str, Any]) -> list[SamplingParams]:
@@ -119,7 +134,7 @@ def _of_samples(job: Job, count: int, advised: SamplingParams, given: dict[str, 
     if count == 1:
         return [params]
     if params.temperature == 0:
-        raise ValueError("with temperature 0 all --samples are the same; give a higher --temperature")
+        raise ValueError(_SAME_SAMPLES)
     seed = int.from_bytes(os.urandom(4)) if params.seed is None else params.seed
     return [replace(params, seed=seed + number) for number in range(count)]
 
@@ -141,7 +156,9 @@ def _read_jobs(args: argparse.Namespace) -> Iterator[Job]:
     elif args.file:
         yield from _read_file(args.file, is_jsonl=args.jsonl or args.file.endswith(".jsonl"))
     elif args.prompts:
-        yield from (_job(prompt) for prompt in args.prompts)
+        if not all(args.prompts):
+            raise ValueError("the prompt is empty; give at least one character")
+        yield from (_job(prompt) for prompt in with_piped_text(args.prompts))
     else:
         if is_terminal(sys.stdin):
             talk("Type the prompt, then Ctrl-D.")
@@ -260,10 +277,10 @@ def _facts(
     tokens = sum(completion.usage.completion_tokens for _, completions, _ in answered for completion in completions)
     return {
         "model": args.model or BUILT_IN,
-        "engine": f"minicpm {__version__}, {llm.backend.name}, {args.batch} prompts at once",
+        "engine": f"minicpm {__version__}, {llm.backend.name}, {counted(args.batch, 'prompt')} at once",
         "sampling": _described(sampling) + (f"; {args.samples} samples per prompt" if args.samples > 1 else ""),
         "seed": "a different one for every prompt, below its answer" if sampling.seed is None else str(sampling.seed),
-        "speed": f"{tokens:,} tokens in {total_s:.1f} s, {tokens / total_s:.1f} tokens/s together",
+        "speed": f"{counted(tokens, 'token')} in {total_s:.1f} s, {tokens / total_s:.1f} tokens/s together",
         "date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     }
 
@@ -284,9 +301,10 @@ def _described(sampling: SamplingParams) -> str:
 def _write_page(
     file: Path, facts: dict[str, str], answered: Sequence[tuple[Job, list[Completion], Vote | None]]
 ) -> None:
-    from minicpm.cli.showcase_page import page
+    from minicpm.cli.showcase_page import check_destination, page
     from minicpm.files import write_text
 
+    check_destination(file)  # again: the answers may have taken hours
     write_text(
         file,
         page(

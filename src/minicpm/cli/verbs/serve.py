@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import socket
 from contextlib import closing
 from dataclasses import replace
@@ -20,13 +21,13 @@ from minicpm.cli.arguments import (
     load_llm,
     size,
 )
-from minicpm.cli.listening import add_address_arguments, is_open
+from minicpm.cli.listening import add_address_arguments, add_allowed_host_argument, allowed_hosts, is_open
 from minicpm.cli.models import resolve_model, served_name
 from minicpm.cli.output import printable, talk
 from minicpm.cli.progress import format_bytes
 from minicpm.cli.text_input import read_text
-from minicpm.errors import missing_extra
-from minicpm.server.addresses import LOOPBACK_NAMES, bind, host_in_url
+from minicpm.errors import counted, missing_extra
+from minicpm.server.addresses import bind, host_in_url
 from minicpm.server.log import LineWriter, logging_to_stderr
 from minicpm.server.settings import Settings
 
@@ -96,13 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "safer)",
     )
     access.add_argument("--api-key-file", metavar="FILE", help="require one of the keys in this file, one per line")
-    access.add_argument(
-        "--allowed-host",
-        action="append",
-        metavar="NAME",
-        help="a host name that requests may use (repeatable; * for any; default: this machine's names if --host is "
-        "local, else any)",
-    )
+    add_allowed_host_argument(access, "a host name that requests may use")
     access.add_argument(
         "--cors-origin",
         action="append",
@@ -121,6 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.vllm_arguments and not args.vllm_arguments[0].startswith("-"):
+        model = args.vllm_arguments[0]
+        raise ValueError(f"a model is given with -m; type: minicpm serve -m {shlex.quote(model)}")
     settings = _settings(args)
     if args.backend == "vllm":
         return _hand_over(args, settings)
@@ -188,12 +186,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         if not found:
             raise ValueError(f"{args.api_key_file} holds no key; write one per line")
         keys += found
-    hosts: tuple[str, ...] | None = None
-    if not is_open(args) or args.allowed_host:
-        hosts = (*LOOPBACK_NAMES, *(name.lower() for name in args.allowed_host or ()))
-    if "*" in (args.allowed_host or ()):
-        hosts = None
-    settings = Settings(api_keys=tuple(keys), allowed_hosts=hosts, cors_origins=tuple(args.cors_origin or ()))
+    cors_origins = tuple(args.cors_origin or ())
+    settings = Settings(api_keys=tuple(keys), allowed_hosts=allowed_hosts(args), cors_origins=cors_origins)
     times = {"total_timeout_s": args.timeout, "grace_s": args.grace}
     return replace(settings, **{name: seconds for name, seconds in times.items() if seconds is not None})
 
@@ -211,8 +205,9 @@ def _start_text(url: str, service: Service, name: str, warning: str | None, is_q
     if not is_quiet:
         lines += [
             f"  model    {llm.folder}, {llm.backend.name} backend, context {llm.context_length:,} tokens",
-            f"  at once  {llm.options.max_batch} answers, {service.queue_limit} more may wait; keys and values of "
-            f"{cache_tokens:,} tokens, {format_bytes(cache_tokens * llm.backend.cache_bytes_per_token)} at most",
+            f"  at once  {counted(llm.options.max_batch, 'answer')}, {service.queue_limit} more may wait; keys and "
+            f"values of {cache_tokens:,} tokens, "
+            f"{format_bytes(cache_tokens * llm.backend.cache_bytes_per_token)} at most",
         ]
     if warning is not None:
         lines.append(f"  warning  {warning}")

@@ -15,6 +15,7 @@ from minicpm.cli.models import resolve_model
 from minicpm.cli.output import printable
 from minicpm.cli.progress import TerminalProgress, format_bytes
 from minicpm.cli.verbs.info import describe
+from minicpm.errors import counted
 from minicpm.eval.published import PERPLEXITIES, WINDOW_TOKENS
 from minicpm.eval.verification import PassageScore, Verification, verify
 from minicpm.formats.checkpoint import open_checkpoint
@@ -139,8 +140,8 @@ def _lines(found: Verification, record: dict[str, Any]) -> list[str]:
         ]
     if (windows := found.windows) is not None:
         lines.append(
-            f"text       {windows.name}: perplexity {windows.perplexity:.3f} in {windows.windows} windows of "
-            f"{WINDOW_TOKENS:,} tokens"
+            f"text       {windows.name}: perplexity {windows.perplexity:.3f} in "
+            f"{counted(windows.windows, 'window')} of {WINDOW_TOKENS:,} tokens"
         )
     if published := record["published_perplexities"]:
         told = ", ".join(f"{one['weights']} {one['perplexity']}" for one in published)

@@ -73,10 +73,10 @@ async function write(run, conversation) {
   }
 }
 
-/** Tokens a second from the first piece on, which itself took as long as the prompt. */
+/** Tokens a second from the first piece on, which itself took as long as the prompt. A millisecond is no measurement. */
 function measure(note, first) {
   const seconds = (performance.now() - first) / 1000;
-  if (first && note.tokens > 1 && seconds > 0) note.rate = (note.tokens - 1) / seconds;
+  if (first && note.tokens > 1 && seconds >= 0.001) note.rate = (note.tokens - 1) / seconds;
 }
 
 function numbers() {
