@@ -14,8 +14,12 @@ from minicpm.train.shapes import shape_for
 
 def write_data(folder: Path) -> Path:
     file = folder / "data.jsonl"
-    records: list[dict[str, object]] = [{"text": f"Once there was a rabbit number {n}, who ran home."} for n in range(50)]
-    records += [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there!"}]}] * 20
+    records: list[dict[str, object]] = [
+        {"text": f"Once there was a rabbit number {n}, who ran home."} for n in range(50)
+    ]
+    records += [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there!"}]}
+    ] * 20
     file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     return file
 

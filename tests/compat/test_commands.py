@@ -125,11 +125,7 @@ def test_the_demo_runs_on_vllm_where_there_is_one(monkeypatch: pytest.MonkeyPatc
     assert isinstance(found, Verb) and found.arguments[-2:] == ["--backend", "vllm"]
 
 
-def test_a_verb_starts_without_torch(elsewhere: Path):
-    code = (
-        "import sys; from minicpm.compat import main; main(['inference.py', '--model_path', 'none', '--prompt_path', "
-        "'p.txt']); print('torch' in sys.modules)"
-    )
+def test_an_answer_comes_without_torch():
+    code = "import sys; from minicpm.compat import main; main(['cd', 'finetune']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
-    assert done.stderr.splitlines()[-1].startswith("minicpm: ")

@@ -1,7 +1,8 @@
-"""Every code block of the release's README: it works as typed behind `python -m minicpm.compat`, or a sentence helps."""
+"""Every code block of the release's README works as typed behind `python -m minicpm.compat`, or a sentence helps."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -22,10 +23,9 @@ from interrupts import default_interrupts
 from minicpm.compat import main
 
 README = Path(__file__).parents[1] / "data" / "release" / "README-en.md"
+SHA256 = "9d210ac4289a7d6aa67d75a1f0fb06601b60f719ec673b203c60cbb9fbca049b"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-BLOCKS = [
-    (language, textwrap.dedent(text)) for _, language, text in FENCE.findall(README.read_text(encoding="utf-8"))
-]
+BLOCKS = [(language, textwrap.dedent(text)) for _, language, text in FENCE.findall(README.read_text(encoding="utf-8"))]
 FORK, CONVERSION, BATCH, QUICK_START, ITS_OUTPUT, PICTURES, *ULTRAEVAL, DEMOS, BIBTEX = range(len(BLOCKS))
 NO_CUDA = "minicpm.compat: this machine has no CUDA device, so the script runs on the CPU"
 
@@ -40,6 +40,7 @@ def lines(number: int, **paths: Path) -> list[list[str]]:
 
 
 def test_the_readme_has_the_blocks_that_are_tried_here():
+    assert hashlib.sha256(README.read_bytes()).hexdigest() == SHA256
     assert [language for language, _ in BLOCKS] == [
         *("shell", "shell", "shell", "python", "shell", "python"),
         *("shell", "shell", "shell", "shell", ""),
@@ -110,9 +111,7 @@ def test_the_picture_block_is_refused_in_one_honest_sentence(compat: Forks, tmp_
     pytest.importorskip("PIL")
     done = compat(write(tmp_path / "pictures.py", BLOCKS[PICTURES][1]))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "minicpm.compat: openbmb/MiniCPM-V sees pictures; this version runs the text models only\n"
-    )
+    assert done.stderr == ("minicpm.compat: openbmb/MiniCPM-V sees pictures; this version runs the text models only\n")
 
 
 def test_the_demos_start_as_typed(golden: Path, tmp_path: Path):
@@ -140,7 +139,7 @@ def test_the_demos_start_as_typed(golden: Path, tmp_path: Path):
             process.send_signal(signal.SIGTERM)
 
 
-def test_the_documents_quote_the_citation_and_the_limits(capsys: pytest.CaptureFixture[str]):
+def test_the_documents_quote_the_citation_and_the_licence():
     root = README.parents[3]
     entry = re.sub(r"\s+", " ", BLOCKS[BIBTEX][1]).strip()
     (licence,) = re.findall(r"\[the General Model License \(GML\)\]\((.*)\)\.", README.read_text(encoding="utf-8"))

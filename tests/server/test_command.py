@@ -18,7 +18,6 @@ import httpx
 import pytest
 
 from minicpm.errors import install_command
-
 from server.running import CHAT
 
 LONG = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 1500, "ignore_eos": True}

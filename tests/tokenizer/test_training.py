@@ -1,4 +1,4 @@
-"""A new tokenizer: what `minicpm prepare` learns from texts, read by us, by SentencePiece and by transformers' rules."""
+"""A new tokenizer, as `minicpm prepare` learns it from texts, read by this package and by SentencePiece."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from minicpm.tokenizer import Tokenizer
 from minicpm.tokenizer.training import train_tokenizer
 
 MARKERS = ("\n", "<用户>", "<AI>")
-WORDS = "the rabbit ran home and found a red balloon near Wally's house 天津 之眼 是 什么 12 3.5 hello".split()
+WORDS = ["the", "rabbit", "ran", "home", "and", "found", "a", "red", "balloon", "near", "Wally's", "house", "hello"]
+WORDS += ["天津", "之眼", "是", "什么", "12", "3.5"]
 
 
 def texts(count: int = 400) -> list[str]:
@@ -24,9 +25,7 @@ def texts(count: int = 400) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(
-        texts(), folder, vocab_size=400, markers=MARKERS, chat_template=CURRENT_TEMPLATE.text, context=128
-    )
+    train_tokenizer(texts(), folder, vocab_size=400, markers=MARKERS, chat_template=CURRENT_TEMPLATE.text, context=128)
     return folder
 
 

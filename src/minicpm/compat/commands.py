@@ -143,10 +143,10 @@ def _inference(words: Sequence[str]) -> Verb:
     if not Path(given.prompt_path).exists() and re.search(r"(^|/)prompts/prompt_?\w+\.txt$", given.prompt_path):
         prompts = ["--showcase"]
         notes.append(f"{given.prompt_path} is a file of the release and not here, so this package's show cases are run")
-    backend = ["--backend", "vllm"]
-    if importlib.util.find_spec("vllm") is None:
-        backend = []
-        notes.append(_NO_VLLM)
+    spec = importlib.util.find_spec("vllm")
+    has_vllm = spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+    backend = ["--backend", "vllm"] if has_vllm else []
+    notes += [] if has_vllm else [_NO_VLLM]
     return Verb(["run", "-m", given.model_path, *prompts, *_SAMPLING_2024, *backend], "; ".join(notes))
 
 
@@ -176,7 +176,8 @@ def _finetune(words: Sequence[str]) -> Verb | Answer:
     if given.eval_data_path:
         arguments += ["--eval", given.eval_data_path]
         arguments += ["--eval-every", given.eval_steps] if given.eval_steps else []
-    arguments += ["--out", given.output_dir, "--rows", str(rows), "--micro-rows", str(given.per_device_train_batch_size)]
+    micro_rows = given.per_device_train_batch_size
+    arguments += ["--out", given.output_dir, "--rows", str(rows), "--micro-rows", str(micro_rows)]
     if given.max_steps and given.max_steps != "-1":
         arguments += ["--steps", given.max_steps]
     else:

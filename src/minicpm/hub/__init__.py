@@ -20,11 +20,10 @@ from typing import Protocol
 
 from minicpm import __version__
 from minicpm.errors import HubError, ModelError, one_line
-from minicpm.hub import cache, embedded, huggingface, licences, modelscope, packed_files, transfer
-from minicpm.hub import preview as previews
+from minicpm.hub import cache, embedded, huggingface, licences, modelscope, packed_files, previews, transfer
 from minicpm.hub.cache import LocalModel, missing_parts
 from minicpm.hub.names import EMBEDDED_NAME, KNOWN_MODELS, SOURCES, KnownModel, Reference, Source, is_name, parse_name
-from minicpm.hub.preview import Preview
+from minicpm.hub.previews import Preview
 from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
 from minicpm.progress import Progress, Silent
 

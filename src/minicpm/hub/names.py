@@ -68,7 +68,9 @@ def _int4(stage: str) -> KnownModel:
     """The INT4 version of 2024 of MiniCPM-2B after `stage`."""
     name = f"MiniCPM-2B-{stage}-int4"
     advice = f"make INT4 weights of your own with: minicpm quantize minicpm-2b-{stage} {name}"
-    return _known(name, modelscope=None, unsupported=f"has INT4 files of 2024, which this version does not read; {advice}")
+    return _known(
+        name, modelscope=None, unsupported=f"has INT4 files of 2024, which this version does not read; {advice}"
+    )
 
 
 _PICTURES = "sees pictures; this version runs the text models only"

@@ -48,7 +48,9 @@ def _shape(hidden_size: int, layers: int, vocab_size: int, context: int) -> Deco
         num_hidden_layers=layers,
         num_attention_heads=heads,
         # Shared keys and values, as in MiniCPM-1B (a third of the heads), keep the cache small.
-        num_key_value_heads=max(count for count in range(1, heads + 1) if heads % count == 0 and 3 * count <= heads + 2),
+        num_key_value_heads=max(
+            count for count in range(1, heads + 1) if heads % count == 0 and 3 * count <= heads + 2
+        ),
         max_position_embeddings=context,
         rms_norm_eps=1e-5,
         initializer_range=round(INITIALIZER / math.sqrt(hidden_size / base), 4),

@@ -25,7 +25,7 @@ from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.support import require_supported
 from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.hub import licences
-from minicpm.hub.preview import Preview
+from minicpm.hub.previews import Preview
 
 # Bytes per weight, with a float16 scale per 64 weights (docs/numerics.md, section 2).
 SCALE_BYTES = 2 / 64
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         with open_checkpoint(path, allow_quantized=True) as checkpoint:
             facts = describe(checkpoint)
-            facts |= _terms(args.model, checkpoint.config, facts["licence_files"], path)
+            facts |= _terms(checkpoint.config, path)
             if args.tensors:
                 facts["tensors"] = [
                     {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
@@ -99,7 +99,6 @@ def describe_preview(preview: Preview) -> dict[str, Any]:
     form = recognise(raw)
     config = FORMS[form].read_config(raw)
     names = [file.path for file in preview.listing.files]
-    licence_files = sorted(name for name in names if "/" not in name and is_licence(name))
     return {
         "path": str(preview.reference),
         "family": "MiniCPM decoder",
@@ -113,8 +112,8 @@ def describe_preview(preview: Preview) -> dict[str, Any]:
         "folded_scales": None,
         "tokenizer_files": [name for name in TOKENIZER_FILES if name in names],
         "has_chat_template": None,
-        "licence_files": licence_files,
-        **_terms(str(preview.reference), config, licence_files, None),
+        "licence_files": sorted(name for name in names if "/" not in name and is_licence(name)),
+        **_terms(config, None),
     }
 
 
@@ -145,14 +144,12 @@ def _shape(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _terms(model: str | None, config: DecoderConfig, licence_files: list[str], path: Path | None) -> dict[str, Any]:
+def _terms(config: DecoderConfig, path: Path | None) -> dict[str, Any]:
     """The licence and the limits of a model's weights, as its files and its publishers state them."""
     is_of_release = (config.hidden_size, config.num_hidden_layers) in RELEASE_SHAPES
-    stated = _licence_of_card(path)
-    if is_of_release and stated is None:
-        licence: str | None = f"{licences.GML_NAME}: {licences.TERMS}; {licences.GML_URL}"
-    else:
-        licence = stated
+    licence = _licence_of_card(path)
+    if is_of_release and licence is None:
+        licence = f"{licences.GML_NAME}: {licences.TERMS}; {licences.GML_URL}"
     return {"licence": licence, "limitations": list(licences.LIMITATIONS) if is_of_release else []}
 
 
