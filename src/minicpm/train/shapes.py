@@ -12,8 +12,8 @@ FEED_FORWARD_RATIO = 2.5  # of MiniCPM-2B: 5,760 to 2,304
 FEED_FORWARD_STEP = 128
 SCALE_EMB, SCALE_DEPTH = 12.0, 1.4  # of MiniCPM-2B (arXiv 2404.06395, Table 7)
 INITIALIZER = 0.1
-# Hidden size to layers: 26 in MiniCPM-nano, 58 in MiniCPM-2B. Smaller models are wider for their depth.
-WIDTH_PER_LAYER = range(20, 65)
+# Hidden size to layers: 26 in MiniCPM-nano, 58 in MiniCPM-2B. Toys need more choice, their widths being few.
+WIDTH_PER_LAYER, WIDTH_PER_LAYER_OF_TOYS = range(20, 65), range(8, 65)
 MAX_HIDDEN_SIZE = 4096
 
 
@@ -26,7 +26,7 @@ def shape_for(parameters: int, vocab_size: int, context: int) -> DecoderConfig:
         _shape(hidden_size, layers, vocab_size, context)
         for hidden_size in range(HEAD_DIM, MAX_HIDDEN_SIZE + 1, HEAD_DIM)
         for layers in range(2, 65)
-        if hidden_size // layers in WIDTH_PER_LAYER
+        if hidden_size // layers in (WIDTH_PER_LAYER if hidden_size >= 256 else WIDTH_PER_LAYER_OF_TOYS)
     ]
     best = min(shapes, key=lambda shape: abs(shape.num_parameters() - parameters))
     found = best.num_parameters()
