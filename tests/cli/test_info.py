@@ -131,7 +131,9 @@ def test_info_of_a_model_on_a_hub_reads_config_and_index_only(minicpm, server: F
     assert minicpm("list", "--json").out.count("openbmb") == 0
 
 
-@pytest.mark.parametrize("verb", [["info", "-m"], ["run", "hi", "-m"], ["pull"], ["verify", "-m"]], ids=lambda verb: verb[0])
+@pytest.mark.parametrize(
+    "verb", [["info", "-m"], ["run", "hi", "-m"], ["pull"], ["verify", "-m"]], ids=lambda verb: verb[0]
+)
 @pytest.mark.parametrize(
     "model, words",
     [
@@ -156,9 +158,16 @@ def test_a_model_that_cannot_run_is_refused_before_its_weights(
     assert not any(server.fetched(name) for name in (*WEIGHTS, "tokenizer.json"))
 
 
-@pytest.mark.parametrize("model", ["minicpm-v", "omnilmm", "openbmb/MiniCPM-V-2", "ms:minicpm-v", "MiniCPM-2B-SFT-INT4"])
+@pytest.mark.parametrize(
+    "model", ["minicpm-v", "omnilmm", "openbmb/MiniCPM-V-2", "ms:minicpm-v", "MiniCPM-2B-SFT-INT4"]
+)
 def test_a_model_that_is_known_not_to_run_is_refused_without_asking_the_hub(minicpm, server: FakeHub, model: str):
-    for arguments in (("info", "-m", model), ("chat", "-m", model), ("pull", model), ("convert", model, "x", "--to", "hf")):
+    for arguments in (
+        ("info", "-m", model),
+        ("chat", "-m", model),
+        ("pull", model),
+        ("convert", model, "x", "--to", "hf"),
+    ):
         done = minicpm(*arguments)
         assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
         assert "sees pictures; this version runs the text models only" in done.err or "minicpm quantize" in done.err

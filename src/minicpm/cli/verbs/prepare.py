@@ -5,21 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from minicpm.chat.templates import CURRENT_TEMPLATE
 from minicpm.cli.arguments import whole
 from minicpm.cli.output import talk
-from minicpm.errors import DataError
-from minicpm.export.destination import new_folder
-from minicpm.files import write_text
-from minicpm.formats.config import CONFIG_FILE
-from minicpm.tokenizer.training import train_tokenizer
-from minicpm.train.records import Conversation, Problem, Text, read_records
-from minicpm.train.shapes import shape_for
-
-MARKERS = ("\n", "<用户>", "<AI>")
+from minicpm.train.preparation import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,21 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     out = Path(args.out).expanduser()
-    with new_folder(out) as folder:
-        texts = _texts([Path(name).expanduser() for name in args.data])
-        vocab_size = train_tokenizer(
-            texts,
-            folder,
-            vocab_size=args.vocab_size,
-            markers=MARKERS,
-            chat_template=CURRENT_TEMPLATE.text,
-            context=args.context,
-        )
-        shape = shape_for(args.parameters, vocab_size, args.context)
-        write_text(folder / CONFIG_FILE, json.dumps(shape.to_dict(), indent=2) + "\n")
+    data = [Path(name).expanduser() for name in args.data]
+    shape = prepare(data, out, parameters=args.parameters, vocab_size=args.vocab_size, context=args.context)
     facts = {
         "folder": str(out),
-        "vocab_size": vocab_size,
+        "vocab_size": shape.vocab_size,
         "parameters": shape.num_parameters(),
         "layers": shape.num_hidden_layers,
         "hidden_size": shape.hidden_size,
@@ -66,22 +46,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
     else:
         talk(
-            f"{out}: a tokenizer of {vocab_size:,} pieces, and a model of {shape.num_parameters():,} parameters in "
-            f"{shape.num_hidden_layers} layers of {shape.hidden_size}"
+            f"{out}: a tokenizer of {shape.vocab_size:,} pieces, and a model of {shape.num_parameters():,} parameters "
+            f"in {shape.num_hidden_layers} layers of {shape.hidden_size}"
         )
     return 0
-
-
-def _texts(paths: list[Path]) -> Iterator[str]:
-    """The texts of all records. Raises DataError for a bad record, as training does."""
-    for path in paths:
-        for place, record in read_records(path):
-            if isinstance(record, Problem):
-                raise DataError(f"{path}: {place}: {record.text}; 'minicpm data check {path}' lists all")
-            if isinstance(record, Text):
-                yield record.text
-            elif isinstance(record, Conversation):
-                yield from (message["content"] for message in record.messages)
 
 
 def _parameters(text: str) -> int:
