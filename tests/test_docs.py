@@ -17,7 +17,8 @@ import pytest
 from minicpm.cli.main import VERBS, parse
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "nano" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = [ROOT / name for name in ("README.md", "README-zh.md", "CONTRIBUTING.md", "nano/README.md")]
+DOCUMENTS = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = ROOT / "docs" / "command-line.md"
 NAMING = [*DOCUMENTS, ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -31,6 +32,8 @@ THEIR_FILES = {  # of the release of 2024 and of its models' folders
     "vllm_convert_checkpoint_to_hf.py",
     "demo/vllm_based_demo.py",
     "demo/hf_based_demo.py",
+    "finetune/finetune.py",
+    "inference.py",
 }
 HELP = re.compile(r"(?<=^## `minicpm )(\w+)(`\n\n```text\n)(.*?)(?=^```)", re.DOTALL | re.MULTILINE)
 
@@ -55,6 +58,14 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
+def compat_commands() -> list[tuple[str, str]]:
+    """Every `python -m minicpm.compat ...` line of the documents' shell blocks."""
+    found = []
+    for name, text in blocks("sh") + blocks("console"):
+        found += [(name, line) for line in text.splitlines() if line.startswith("python -m minicpm.compat ")]
+    return found
+
+
 def real_help(verb: str) -> str:
     environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "minicpm", verb, "--help"]
@@ -68,6 +79,27 @@ def with_real_help(text: str) -> str:
 @pytest.mark.parametrize("name, command", commands(), ids=lambda value: value[:60])
 def test_every_shown_command_parses(name: str, command: str):
     parse(shlex.split(command, comments=True)[1:])
+
+
+@pytest.mark.parametrize("name, command", compat_commands(), ids=lambda value: value[:60])
+def test_every_shown_command_of_2024_is_known(name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from minicpm.compat.commands import Verb, answer
+
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)[3:]
+    found = answer(words)
+    assert isinstance(found, Verb) or words == ["quick_start.py"]
+    if isinstance(found, Verb):
+        parse(found.arguments)
+
+
+def test_the_two_readmes_lead_to_each_other_and_show_the_same_things():
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README-zh.md"))
+    assert "[中文](README-zh.md)" in english.splitlines()[0]
+    assert "[English](README.md)" in chinese.splitlines()[0]
+    table = re.compile(r"^\| [^|]+ \| (`[^|]+`) \| (\[[^|]+\)) \|$", re.MULTILINE)
+    assert table.findall(english) == table.findall(chinese)
+    assert len(table.findall(english)) >= 13
 
 
 def test_the_answers_in_the_readme_are_what_the_built_in_model_says():

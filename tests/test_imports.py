@@ -25,7 +25,7 @@ LEVELS: dict[str, int] = {
     "cli": 9, "server": 9, "demo": 9, "compat": 9,
 }  # fmt: skip
 # The root has __version__ and lazy names; every module may import it.
-TORCH_ROOMS = ("models", "train", "compat", "engine.backends.torch")
+TORCH_ROOMS = ("models", "train", "compat.scripts", "engine.backends.torch")
 
 
 def imported_modules(path: Path) -> set[str]:

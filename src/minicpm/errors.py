@@ -6,6 +6,7 @@ A bad argument raises a plain ValueError, for which the command line exits with 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,15 @@ class MissingExtra(MiniCPMError):
     """A part of the package needs a library that is not installed."""
 
     def __init__(self, what: str, extra: str):
-        super().__init__(f"{what} needs the '{extra}' extra; install it with: pip install 'minicpm[{extra}]'")
+        super().__init__(f"{what} needs the '{extra}' extra; install it with: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """What to type for an extra. The package is on no index, where its name might be somebody else's."""
+    clone = Path(__file__).resolve().parents[2]
+    if (clone / "pyproject.toml").is_file() and (clone / "src").is_dir():
+        return shlex.join(["pip", "install", f"{clone}[{extra}]"])
+    return f"pip install '.[{extra}]' in the clone that minicpm was installed from"
 
 
 @contextmanager

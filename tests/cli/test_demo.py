@@ -11,6 +11,8 @@ import urllib.request
 
 import pytest
 
+from minicpm.errors import install_command
+
 
 @pytest.fixture(autouse=True)
 def needs_gradio():
@@ -76,5 +78,5 @@ def test_without_gradio_the_extra_is_named(minicpm, monkeypatch: pytest.MonkeyPa
     done = minicpm("demo", "--port", "0")
     assert (done.code, done.err) == (
         1,
-        "minicpm: the web demo needs the 'demo' extra; install it with: pip install 'minicpm[demo]'\n",
+        f"minicpm: the web demo needs the 'demo' extra; install it with: {install_command('demo')}\n",
     )

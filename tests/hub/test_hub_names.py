@@ -42,6 +42,26 @@ def test_every_download_of_the_release_has_an_alias_on_each_hub(huggingface: str
         parse_name(f"https://www.wisemodel.cn/models/{wisemodel}")
 
 
+@pytest.mark.parametrize(
+    "address, words",
+    [
+        ("https://replicate.com/tuantuanzhang/minicpm", "minicpm pull minicpm-2b-dpo"),
+        ("https://luca.cn/", "CPM-C"),
+        ("https://github.com/OpenBMB/MiniCPM", "the release's code, not its weights"),
+    ],
+)
+def test_the_releases_links_that_are_no_downloads_are_answered(address: str, words: str):
+    with pytest.raises(HubError, match=re.escape(words)):
+        parse_name(address)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_the_releases_int4_models_are_known_by_every_name(stage: str):
+    for name in (f"MiniCPM-2B-{stage.upper()}-INT4", f"MiniCPM-2B-{stage}-Int4", f"openbmb/MiniCPM-2B-{stage}-int4"):
+        known = parse_name(name).known
+        assert known is not None and f"minicpm quantize minicpm-2b-{stage}" in str(known.unsupported)
+
+
 def test_wisemodels_one_name_for_two_models_is_explained():
     with pytest.raises(HubError, match="one name for minicpm-2b-sft-fp32 and minicpm-2b-dpo-fp32"):
         parse_name("https://wisemodel.cn/models/OpenBMB/miniCPM-dpo-fp32")

@@ -44,7 +44,6 @@ LEAST_TIMEOUT_S, TIMES_CLEAN = 20.0, 3.0
 MEMORY_BYTES = 4 << 30  # of a process: a mutated size can ask for any amount
 # Rooms whose tests, or some of them, stand in another folder than tests/ROOM.
 ALSO_TESTED_IN = {
-    "compat.py": ("test_compat.py",),
     "doctor": ("cli/test_doctor.py",),
     "eval/verification.py": ("cli/test_verify.py",),
     "files.py": ("test_files.py",),

@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "measure a model on this machine"),
     "convert": ("convert", "write a model in another format"),
     "quantize": ("quantize", "write a model with 4- or 8-bit weights"),
+    "prepare": ("prepare", "make the tokenizer and the shape of a new model"),
     "pretrain": ("pretrain", "train a new model from texts and conversations"),
     "finetune": ("finetune", "continue training a model on your data"),
     "data": ("data", "check training data"),

@@ -12,11 +12,15 @@ _SIZE = re.compile(r"[-_.]\d+(\.\d+)?[bm]\b", re.IGNORECASE)  # a number of para
 
 
 def resolve_model(args: argparse.Namespace, model: str | None) -> Path:
-    """The folder or file of a model, downloaded if needed; `args` has --offline. Progress goes to stderr."""
+    """The folder or file of a model, downloaded if needed and able to run; `args` has --offline.
+
+    Progress goes to stderr.
+    """
     from minicpm import hub
     from minicpm.cli.progress import TerminalProgress
+    from minicpm.formats.support import require_supported
 
-    return hub.resolve(model, offline=args.offline, progress=TerminalProgress())
+    return hub.resolve(model, offline=args.offline, progress=TerminalProgress(), accept=require_supported)
 
 
 def shown_name(model: str | None, folder: Path) -> str:

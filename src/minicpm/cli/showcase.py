@@ -1,4 +1,4 @@
-"""Show cases: prompts with a title, a category and a language, as JSON Lines (examples/showcases)."""
+"""Show cases: prompts with a title, a category and a language, as JSON Lines (assets/showcases)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from minicpm.cli.text_input import read_text
 from minicpm.errors import FormatError, ModelError
 from minicpm.sampling import SamplingParams
 
-# Where the repository keeps them, from its root.
-FOLDER = Path("examples") / "showcases"
+# The package's own; examples/showcases of the repository is a link to them.
+FOLDER = Path(__file__).resolve().parents[1] / "assets" / "showcases"
 FIELDS = ("title", "category", "language", "prompt", "messages", "sampling")
 
 
@@ -29,7 +29,7 @@ class Showcase:
 
 
 def read_showcases(paths: list[str]) -> list[Showcase]:
-    """The cases of files and of all .jsonl files of folders, in that order; the repository's own for an empty list.
+    """The cases of files and of all .jsonl files of folders, in that order; the package's own for an empty list.
 
     Raises FormatError naming file and line, ModelError where there are none.
     """
@@ -39,8 +39,6 @@ def read_showcases(paths: list[str]) -> list[Showcase]:
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
-        if path == FOLDER:
-            raise ModelError(f"there is no {FOLDER} here; run in a clone of the repository, or name files or a folder")
         return [path]
     files = sorted(path.glob("*.jsonl"))
     if not files:

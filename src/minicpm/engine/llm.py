@@ -29,6 +29,7 @@ from minicpm.engine.scheduler import Scheduler
 from minicpm.engine.scoring import Continuation, Loglikelihood
 from minicpm.errors import GenerationError, counted
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.support import require_supported
 from minicpm.progress import Progress, Silent
 from minicpm.sampling import SampledToken, SamplingParams
 
@@ -58,7 +59,7 @@ class LLM:
         **fields: Any,
     ):
         self.options = engine_options(options, fields)
-        self.folder = hub.resolve(model, offline=offline, progress=progress or Silent())
+        self.folder = hub.resolve(model, offline=offline, progress=progress or Silent(), accept=require_supported)
         checkpoint = open_checkpoint(self.folder, allow_quantized=True)
         self.tokenizer = checkpoint.tokenizer()
         self.template = checkpoint.chat_template()

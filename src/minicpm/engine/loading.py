@@ -14,7 +14,7 @@ from minicpm.engine.backends.vllm import VllmBackend, VllmRuntime, require_vllm
 from minicpm.engine.cache.sliding_window import MOST_POSITIONS, SlidingWindow
 from minicpm.engine.options import EngineOptions
 from minicpm.engine.runtime import Runtime, StepRuntime
-from minicpm.errors import MissingExtra, ModelError
+from minicpm.errors import MissingExtra, ModelError, install_command
 from minicpm.formats.checkpoint import Checkpoint
 
 _LOGGER = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _automatic(checkpoint: Checkpoint, options: EngineOptions) -> str:
         return "native"
     if _has_torch():
         return "torch"
-    _LOGGER.warning("torch is not installed, so the numpy backend computes; pip install 'minicpm[torch]'")
+    _LOGGER.warning(f"torch is not installed, so the numpy backend computes; {install_command('torch')}")
     return "numpy"
 
 

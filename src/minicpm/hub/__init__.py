@@ -20,9 +20,10 @@ from typing import Protocol
 
 from minicpm import __version__
 from minicpm.errors import HubError, ModelError, one_line
-from minicpm.hub import cache, embedded, huggingface, licences, modelscope, packed_files, transfer
+from minicpm.hub import cache, embedded, huggingface, licences, modelscope, packed_files, previews, transfer
 from minicpm.hub.cache import LocalModel, missing_parts
 from minicpm.hub.names import EMBEDDED_NAME, KNOWN_MODELS, SOURCES, KnownModel, Reference, Source, is_name, parse_name
+from minicpm.hub.previews import Preview
 from minicpm.hub.remote import Listing, RemoteFile, in_fetching_order, needed_files
 from minicpm.progress import Progress, Silent
 
@@ -31,11 +32,14 @@ __all__ = [
     "SOURCES",
     "KnownModel",
     "LocalModel",
+    "Preview",
     "Reference",
     "Source",
+    "find",
     "list_models",
     "locate",
     "parse_name",
+    "preview",
     "pull",
     "remove",
     "require_removable",
@@ -64,14 +68,43 @@ def resolve(
     offline: bool | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] = say,
+    accept: Callable[[Preview], None] | None = None,
 ) -> Path:
     """The folder (or file) of a model: a path as it is, a name from the caches, downloaded when it is not there.
 
     None is the model built into the package, whose name is minicpm-nano.
     A complete download is used without asking the hub; `pull` asks for news. `offline` None obeys HF_HUB_OFFLINE.
-    `tell` gets the licence notice before a model's first use, and what a download waits for. Raises ModelError for a
-    path that does not exist and HubError for a model that cannot be had.
+    `tell` gets the licence notice before a model's first use, and what a download waits for; `accept` as for `pull`.
+    Raises ModelError for a path that does not exist and HubError for a model that cannot be had.
     """
+    path = _without_hub(model)
+    if path is not None:
+        return path
+    model = str(model)
+    found = locate(model, source=source, revision=revision)
+    if found is None:
+        return pull(
+            model, source=source, revision=revision, offline=offline, progress=progress, tell=tell, accept=accept
+        )
+    reference, folder = found
+    licences.show_once(reference, tell)
+    cache.mark_used(reference)
+    return folder
+
+
+def find(model: str | Path | None) -> Path | None:
+    """The model's folder or file on this machine, without any network; None for a name that must be downloaded first.
+
+    Raises ModelError for a path that does not exist.
+    """
+    path = _without_hub(model)
+    if path is None and (found := locate(str(model))) is not None:
+        return found[1]
+    return path
+
+
+def _without_hub(model: str | Path | None) -> Path | None:
+    """The built-in model's folder, or a path that exists; None for a hub's name, ModelError for neither."""
     if model is None:
         return embedded.folder()
     path = Path(model).expanduser()
@@ -81,13 +114,7 @@ def resolve(
         return embedded.folder()
     if isinstance(model, Path) or not is_name(model):
         raise ModelError(f"{model} does not exist; pass a model's folder or file, or a name such as minicpm-2b-dpo")
-    found = locate(model, source=source, revision=revision)
-    if found is None:
-        return pull(model, source=source, revision=revision, offline=offline, progress=progress, tell=tell)
-    reference, folder = found
-    licences.show_once(reference, tell)
-    cache.mark_used(reference)
-    return folder
+    return None
 
 
 def list_models(*, everything: bool = False) -> list[LocalModel]:
@@ -131,12 +158,15 @@ def pull(
     offline: bool | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] = say,
+    accept: Callable[[Preview], None] | None = None,
 ) -> Path:
     """Bring a model's newest files to this machine and return its folder; what is here already is not fetched again.
 
     Fetches what loading takes (weights in one form, safetensors first; never code), or `everything`. `verify` reads
     the files that are here and fetches wrong ones again. Interrupted at any point, the next call goes on where this
-    one stopped. `offline` only looks at what is here. Of the built-in model there is nothing to fetch. Raises HubError
+    one stopped. `offline` only looks at what is here. Of the built-in model there is nothing to fetch. `accept` gets
+    the model's list of files, config.json and index, and raises its own error to stop before anything else is fetched;
+    with it, a model that `names.py` knows not to run here is a ModelError before the hub is asked. Raises HubError
     with what to do.
     """
     if embedded.is_name(name):
@@ -146,11 +176,17 @@ def pull(
     if is_offline(offline):
         found = locate(name, source=source, revision=revision)
         if found is None:
+            if accept is not None:
+                _require_runnable(reference)
             raise HubError(_absent_offline(reference, is_asked=bool(offline)))
         return found[1]
+    if accept is not None:
+        _require_runnable(reference)
     licences.show_once(reference, tell)
     listing = _hub(reference.source).list_files(reference, tell)
     files = in_fetching_order(listing.files if everything else needed_files(listing))
+    if accept is not None:
+        accept(_read_preview(reference, listing, tuple(files), tell))
     place = cache.store(reference)
     progress = progress or Silent()
     with _locked(place.lock, f"another process is fetching {reference}", tell):
@@ -159,6 +195,43 @@ def pull(
         folder = place.publish(listing, files, reference.revision)
     cache.mark_used(reference)
     return folder
+
+
+def preview(
+    name: str,
+    *,
+    source: Source | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+    tell: Callable[[str], None] = say,
+) -> Preview:
+    """What the hub says about a model: its files, config.json and index, of which nothing is kept on this machine.
+
+    HubError where the model cannot be had or no network may be used, ModelError for a known one that does not run here.
+    """
+    reference = parse_name(name, source=source, revision=revision)
+    _require_runnable(reference)
+    if is_offline(offline):
+        raise HubError(_absent_offline(reference, is_asked=bool(offline)))
+    listing = _hub(reference.source).list_files(reference, tell)
+    return _read_preview(reference, listing, needed_files(listing), tell)
+
+
+def _require_runnable(reference: Reference) -> None:
+    if reference.known is not None and reference.known.unsupported:
+        raise ModelError(f"{reference} {reference.known.unsupported}")
+
+
+def _read_preview(
+    reference: Reference, listing: Listing, files: tuple[RemoteFile, ...], tell: Callable[[str], None]
+) -> Preview:
+    download = _hub(reference.source).download
+    return previews.read(
+        reference,
+        listing,
+        files,
+        lambda file, place: transfer.fetch(download(reference, listing, file), place, Silent(), tell),
+    )
 
 
 def remove(name: str, *, source: Source | None = None, revision: str | None = None) -> int:

@@ -37,6 +37,7 @@ class KnownModel:
     modelscope: str | None  # None: not known to be there
     aliases: tuple[str, ...]
     wisemodel: str | None = None
+    unsupported: str | None = None  # why this version does not run it: what follows its name in a sentence
 
     def on(self, source: Source) -> str | None:
         """The repository's name on that hub, if it is there."""
@@ -52,11 +53,27 @@ class KnownModel:
         raise HubError(f"{self.aliases[0]} is not known to be on ModelScope; take it from Hugging Face")
 
 
-def _known(name: str, *aliases: str, modelscope: str | None = "the same", wisemodel: str | None = None) -> KnownModel:
+def _known(
+    name: str,
+    *aliases: str,
+    modelscope: str | None = "the same",
+    wisemodel: str | None = None,
+    unsupported: str | None = None,
+) -> KnownModel:
     there = f"OpenBMB/{name if modelscope == 'the same' else modelscope}" if modelscope else None
-    return KnownModel(f"openbmb/{name}", there, (*aliases, name.lower()), wisemodel)
+    return KnownModel(f"openbmb/{name}", there, (*aliases, name.lower()), wisemodel, unsupported)
 
 
+def _int4(stage: str) -> KnownModel:
+    """The INT4 version of 2024 of MiniCPM-2B after `stage`."""
+    name = f"MiniCPM-2B-{stage}-int4"
+    advice = f"make INT4 weights of your own with: minicpm quantize minicpm-2b-{stage} {name}"
+    return _known(
+        name, modelscope=None, unsupported=f"has INT4 files of 2024, which this version does not read; {advice}"
+    )
+
+
+_PICTURES = "sees pictures; this version runs the text models only"
 # The download table of the 2024 README, then what the same authors published in the months after it.
 # WiseModel's odd names are as printed there: one repository stands for both sft-fp32 and dpo-fp32.
 KNOWN_MODELS: tuple[KnownModel, ...] = (
@@ -65,11 +82,13 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
     _known("MiniCPM-2B-dpo-bf16", "minicpm-2b-dpo", "minicpm-2b", wisemodel="OpenBMB/MiniCPM-2B-dpo-bf16"),
     _known("MiniCPM-2B-dpo-fp16", wisemodel="OpenBMB/MiniCPM-2B-dpo-fp16"),
     _known("MiniCPM-2B-dpo-fp32", wisemodel="OpenBMB/miniCPM-dpo-fp32"),
-    _known("MiniCPM-V", wisemodel="OpenBMB/MiniCPM-V"),
-    _known("OmniLMM-12B", "omnilmm", wisemodel="OpenBMB/OmniLMM-12B"),
+    _known("MiniCPM-V", wisemodel="OpenBMB/MiniCPM-V", unsupported=_PICTURES),
+    _known("OmniLMM-12B", "omnilmm", wisemodel="OpenBMB/OmniLMM-12B", unsupported=_PICTURES),
+    _int4("sft"),
+    _int4("dpo"),
     _known("MiniCPM-2B-128k"),
     _known("MiniCPM-1B-sft-bf16", "minicpm-1b", "minicpm-1b-sft"),
-    _known("MiniCPM-V-2"),
+    _known("MiniCPM-V-2", unsupported=_PICTURES),
     _known("MiniCPM-2B-sft-bf16-llama-format", modelscope=None),
     _known("MiniCPM-2B-dpo-bf16-llama-format", modelscope=None),
 )
@@ -205,6 +224,8 @@ def _from_address(address: str) -> tuple[Source, str]:
     if host.endswith("wisemodel.cn"):
         path = path[1:] if path[:1] == ["models"] else path
         raise HubError(_wisemodel_advice("/".join(path[:2])))
+    if host in _NOT_HUBS:
+        raise HubError(_NOT_HUBS[host])
     hosts: dict[str, Source] = {
         "huggingface.co": "huggingface",
         "hf.co": "huggingface",
@@ -221,6 +242,17 @@ def _from_address(address: str) -> tuple[Source, str]:
         raise HubError(f"{address} names no model; expected .../org/name")
     revision = f"@{'/'.join(path[3:])}" if len(path) > 3 and path[2] == "tree" else ""
     return hosts[host], f"{path[0]}/{path[1].removesuffix('.git')}{revision}"
+
+
+# Addresses in the release's README that are no downloads.
+_NOT_HUBS = {
+    "replicate.com": (
+        "Replicate runs models on its own machines and gives no weights; "
+        "the model of the release's link comes with: minicpm pull minicpm-2b-dpo"
+    ),
+    "luca.cn": "luca.cn is a website on which CPM-C, a model of 100B, could be tried; its weights were not published",
+    "github.com": "GitHub has the release's code, not its weights; a model comes with: minicpm pull minicpm-2b-dpo",
+}
 
 
 def _wisemodel_advice(repo_id: str) -> str:

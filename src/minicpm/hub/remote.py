@@ -126,7 +126,12 @@ def needed_files(listing: Listing) -> tuple[RemoteFile, ...]:
 
 def in_fetching_order(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     """Small files first, so that what is wrong with a model shows before its gigabytes come."""
-    return sorted(files, key=lambda file: (_matches(file.path.rpartition("/")[2], _WEIGHT_FORMS), file.path))
+    return sorted(files, key=lambda file: (is_weights(file), file.path))
+
+
+def is_weights(file: RemoteFile) -> bool:
+    """Whether a file holds weights, by its name."""
+    return _matches(file.path.rpartition("/")[2], _WEIGHT_FORMS)
 
 
 # Notes that programs keep in a model's folder: ours, and those of ModelScope's SDK, which unpickles them.

@@ -1,28 +1,40 @@
-"""`minicpm info`: shows a model's configuration, files and memory needs. Reads headers only, never the weights."""
+"""`minicpm info`: shows a model's configuration, files and memory needs.
+
+Reads headers only, never the weights. Of a model that is on a hub only, it reads config.json and the list of files.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from minicpm import hub
 from minicpm.cli.arguments import BUILT_IN, add_model_argument
-from minicpm.cli.models import resolve_model
 from minicpm.cli.output import printable
 from minicpm.cli.progress import format_bytes
 from minicpm.engine.backend import CACHE_BYTES, cache_bytes_per_token
-from minicpm.errors import counted
+from minicpm.errors import FormatError, HubError, ModelError, counted, one_line
 from minicpm.export.hf_folder import is_licence
-from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.files import read_text
+from minicpm.formats.checkpoint import FORMS, Checkpoint, open_checkpoint, recognise
 from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
+from minicpm.formats.support import require_supported
+from minicpm.formats.text_sources import TOKENIZER_FILES
+from minicpm.hub import licences
+from minicpm.hub.previews import Preview
 from minicpm.quant.format import PRESETS
 
 # Bytes per weight, with a float16 scale per 64 weights (docs/numerics.md, section 2).
 SCALE_BYTES = 2 / 64
 INT8_BYTES, INT4_BYTES = 1 + SCALE_BYTES, 0.5 + SCALE_BYTES
+# (hidden_size, num_hidden_layers) of the text models of 2024, whatever their folder is called: 2B and 1B.
+RELEASE_SHAPES = {(2304, 40), (1536, 52)}
+MAX_CARD_BYTES = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,34 +44,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    path = resolve_model(args, args.model)
-    with open_checkpoint(path, allow_quantized=True) as checkpoint:
-        facts = describe(checkpoint)
+    path = hub.find(args.model)
+    if path is None:
         if args.tensors:
-            facts["tensors"] = [
-                {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
-                for info in checkpoint.tensors.values()
-            ]
+            raise ModelError(f"{args.model} is not on this machine; download it first: minicpm pull {args.model}")
+        facts = describe_preview(hub.preview(args.model, offline=args.offline))
+    else:
+        with open_checkpoint(path, allow_quantized=True) as checkpoint:
+            facts = describe(checkpoint)
+            facts |= _terms(checkpoint.config, path)
+            if args.tensors:
+                facts["tensors"] = [
+                    {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+                    for info in checkpoint.tensors.values()
+                ]
     print(json.dumps(facts, indent=2) if args.json else printable("\n".join(_lines(facts))))
     return 0
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything that `info` shows, as plain JSON values; sizes in bytes."""
-    config = checkpoint.config
-    embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    """Everything that `info` shows of a model's files, as plain JSON values; sizes in bytes."""
     kept = checkpoint.folded_scales
     return {
         "path": str(checkpoint.path),
         "family": "MiniCPM decoder",
         "format": checkpoint.format,
         "dtypes": sorted({info.dtype for info in checkpoint.tensors.values()}),
-        "parameters": config.num_parameters(),
-        "parameters_without_embeddings": config.num_parameters() - embedding,
         "quantization": quantization(checkpoint),
         "quantization_cost": quantization_cost(checkpoint),
         "weight_bytes": checkpoint.nbytes,
         "weight_files": [file.name for file in checkpoint.weight_files],
+        "is_local": True,
+        **_shape(checkpoint.config),
+        "folded_scales": None
+        if kept is None
+        else {"scale_emb": kept.scale_emb, "scale_depth": kept.scale_depth, "dim_model_base": kept.dim_model_base},
+        "tokenizer_files": [file.name for file in checkpoint.tokenizer_files],
+        "has_chat_template": checkpoint.has_chat_template,
+        "licence_files": _licence_files(checkpoint.path),
+    }
+
+
+def describe_preview(preview: Preview) -> dict[str, Any]:
+    """The same of a model that is on a hub only, from its config.json and its list of files.
+
+    Raises ModelError for a model that this version cannot run.
+    """
+    require_supported(preview)
+    raw = preview.config
+    if raw is None:
+        raise HubError(
+            f"{preview.reference} has no config.json, so only its weights say what it is; they are "
+            f"{format_bytes(preview.weight_bytes)}: minicpm pull {preview.reference}"
+        )
+    form = recognise(raw)
+    config = FORMS[form].read_config(raw)
+    names = [file.path for file in preview.listing.files]
+    return {
+        "path": str(preview.reference),
+        "family": "MiniCPM decoder",
+        "format": form,
+        "dtypes": [config.dtype],
+        "quantization": {},
+        "quantization_cost": None,
+        "weight_bytes": preview.weight_bytes,
+        "weight_files": [file.path for file in preview.weight_files],
+        "is_local": False,
+        **_shape(config),
+        "folded_scales": None,
+        "tokenizer_files": [name for name in TOKENIZER_FILES if name in names],
+        "has_chat_template": None,
+        "licence_files": sorted(name for name in names if "/" not in name and is_licence(name)),
+        **_terms(config, None),
+    }
+
+
+def _shape(config: DecoderConfig) -> dict[str, Any]:
+    embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return {
+        "parameters": config.num_parameters(),
+        "parameters_without_embeddings": config.num_parameters() - embedding,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -77,15 +141,31 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "residual_scale": config.residual_scale,
         "logit_scale": config.logit_scale,
         "tied_head": config.tie_word_embeddings,
-        "folded_scales": None
-        if kept is None
-        else {"scale_emb": kept.scale_emb, "scale_depth": kept.scale_depth, "dim_model_base": kept.dim_model_base},
-        "tokenizer_files": [file.name for file in checkpoint.tokenizer_files],
-        "has_chat_template": checkpoint.has_chat_template,
-        "licence_files": _licence_files(checkpoint.path),
         "memory_bytes": weight_memory(config),
         "cache_bytes_per_token": {dtype: cache_bytes_per_token(config, dtype) for dtype in (*CACHE_BYTES, "int8")},
     }
+
+
+def _terms(config: DecoderConfig, path: Path | None) -> dict[str, Any]:
+    """The licence and the limits of a model's weights, as its files and its publishers state them."""
+    is_of_release = (config.hidden_size, config.num_hidden_layers) in RELEASE_SHAPES
+    licence = _licence_of_card(path)
+    if is_of_release and licence is None:
+        licence = f"{licences.GML_NAME}: {licences.TERMS}; {licences.GML_URL}"
+    return {"licence": licence, "limitations": list(licences.LIMITATIONS) if is_of_release else []}
+
+
+def _licence_of_card(path: Path | None) -> str | None:
+    """The licence that a folder's model card names, as hubs read it; None where it names none."""
+    card = path / "README.md" if path is not None and path.is_dir() else None
+    if card is None or not card.is_file():
+        return None
+    try:
+        header = re.match(r"---\n(.*?)\n---", read_text(card, MAX_CARD_BYTES), re.DOTALL)
+    except FormatError:
+        return None
+    named = re.search(r"^license(?:_name)?:[ \t]*(\S.*)$", header[1], re.MULTILINE) if header else None
+    return f"{one_line(named[1], 60)}, as its README.md says" if named and named[1] != "other" else None
 
 
 def _licence_files(path: Path) -> list[str]:
@@ -138,7 +218,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"{facts['parameters']:,} ({facts['parameters_without_embeddings']:,} without embeddings), "
             f"{'tied' if facts['tied_head'] else 'untied'} head",
         ),
-        ("weights", f"{format_bytes(facts['weight_bytes'])} in {_listed(facts['weight_files'])}"),
+        ("weights", f"{format_bytes(facts['weight_bytes'])} in {_listed(facts['weight_files'])}{_where(facts)}"),
         ("quantized", _quantized(facts["quantization"]) or "no"),
         *([("cost", facts["quantization_cost"])] if facts["quantization_cost"] else []),
         (
@@ -152,8 +232,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("rope", f"theta {facts['rope_theta']:g}, {_scaling(facts['rope_scaling'])}"),
         ("scales", _scales(facts)),
         ("tokenizer", _listed(facts["tokenizer_files"]) or "none found; chat and run need one"),
-        ("template", "its own" if facts["has_chat_template"] else "none of its own; the built-in one is used"),
-        ("licence", _listed(facts["licence_files"]) or "no file here; the weights' own terms are on the model's page"),
+        ("template", _TEMPLATE[facts["has_chat_template"]]),
+        ("licence", _licence(facts)),
+        *([("limits", "; ".join(facts["limitations"]))] if facts["limitations"] else []),
         ("memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in facts["memory_bytes"].items())),
         (
             "cache",
@@ -170,6 +251,22 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 def _quantized(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {'weight' if count == 1 else 'weights'} in {kind}" for kind, count in counts.items())
+
+
+_TEMPLATE = {
+    True: "its own",
+    False: "none of its own; the built-in one is used",
+    None: "its own, if tokenizer_config.json has one; else the built-in one is used",
+}
+
+
+def _where(facts: dict[str, Any]) -> str:
+    return "" if facts["is_local"] else f", not on this machine: minicpm pull {facts['path']}"
+
+
+def _licence(facts: dict[str, Any]) -> str:
+    files, stated = _listed(facts["licence_files"]), facts["licence"]
+    return "; ".join(filter(None, [files, stated])) or "no file here; the weights' own terms are on the model's page"
 
 
 def _listed(names: list[str]) -> str:

@@ -18,10 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="an alias (minicpm-2b-dpo), org/name[@revision], or a hub's page")
     parser.add_argument("--source", choices=list(hub.SOURCES), help="the hub to download from")
     parser.add_argument("--revision", metavar="REV", help="a branch, tag or commit (default: the hub's main branch)")
-    parser.add_argument("--all", action="store_true", help="download every file, not only those that loading needs")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="download every file, not only those that loading needs, also of a model that does not run here",
+    )
     parser.add_argument("--verify", action="store_true", help="read existing files and download damaged ones again")
     parser.add_argument("--offline", action="store_true", help="no network: only print the folder of the model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _require_supported(preview: hub.Preview) -> None:
+    from minicpm.formats.support import require_supported
+
+    require_supported(preview)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         verify=args.verify,
         offline=True if args.offline else None,
         progress=TerminalProgress(),
+        accept=None if args.all else _require_supported,
     )
     if args.json:
         print(json.dumps(next(record(model) for model in hub.list_models(everything=True) if model.path == folder)))

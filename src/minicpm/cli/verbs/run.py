@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lines are JSON objects with 'prompt' or 'messages'; the default for .jsonl",
     )
     parser.add_argument(
-        "--showcase", nargs="*", metavar="PATH", help="run the cases in files or folders (default: examples/showcases)"
+        "--showcase", nargs="*", metavar="PATH", help="run the cases in files or folders (default: the package's own)"
     )
     parser.add_argument("-s", "--system", metavar="TEXT", help="system text in front of every prompt")
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text itself")

@@ -1,8 +1,9 @@
-"""`python -m minicpm.compat script.py [args...]`: run a script of 2024 as it stands.
+"""A script of 2024 runs as it stands, in this process.
 
 The script sees plain Python: its own sys.argv, `__main__`, tracebacks and exit codes. Around it, `from_pretrained`
 finds our classes instead of code in the model's folder (which never runs, whatever the script trusts), a name may end
-in '/', and on a machine without CUDA everything sent to "cuda" stays on the CPU, said once on stderr.
+in '/', and on a machine without CUDA everything sent to "cuda" stays on the CPU, said once on stderr. An error of this
+package that the script does not catch is printed as its one sentence.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import builtins
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -26,13 +27,15 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 import minicpm.models  # noqa: F401 (registers the classes)
 from minicpm import hub
+from minicpm.cli.output import one_sentence
 from minicpm.cli.progress import TerminalProgress
-from minicpm.errors import HubError, ModelError
+from minicpm.compat import gradio_2024
+from minicpm.errors import HubError, MiniCPMError, ModelError
+from minicpm.formats.support import require_supported
 from minicpm.models.autoclasses import wrap_classmethod
 
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
-USAGE = "usage: python -m minicpm.compat SCRIPT.py [ARGUMENT ...]"
 # Functions of torch that make a tensor where `device` says.
 FACTORIES = (
     *("arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like"),
@@ -40,12 +43,10 @@ FACTORIES = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__ if arguments else USAGE, file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
+def main(arguments: list[str]) -> int:
+    """Run the script `arguments[0]` with the rest as its arguments."""
     teach_transformers()
+    gradio_2024.teach_when_imported()
     if not torch.cuda.is_available():
         keep_on_cpu()
     return run_script(arguments[0], arguments)
@@ -53,11 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_script(path: str, argv: list[str]) -> int:
     """Execute the file as `python path argv[1:]` would; what it raises passes through, without our frames."""
-    try:
-        source = Path(path).read_bytes()
-    except OSError as error:
-        print(f"minicpm.compat: can't open file {path!r}: {error.strerror}", file=sys.stderr)
-        return 2
+    source = Path(path).read_bytes()
     script = ModuleType("__main__")
     script.__dict__.update(
         __file__=path, __builtins__=builtins, __cached__=None, __loader__=SourceFileLoader("__main__", path)
@@ -78,7 +75,10 @@ def _without_our_frames(hook: ExceptHook) -> ExceptHook:
             rest = rest.tb_next
         if rest is not None:
             trace = rest.tb_next
-        hook(kind, error.with_traceback(trace), trace)
+        if isinstance(error, MiniCPMError) and os.environ.get("MINICPM_TRACEBACK", "0") == "0":
+            print(f"minicpm.compat: {one_sentence(error)}", file=sys.stderr)
+        else:
+            hook(kind, error.with_traceback(trace), trace)
 
     return shown
 
@@ -111,21 +111,20 @@ def model_name(name: str | os.PathLike[str]) -> str:
         return text
     text = text.rstrip("/")
     if _is_release_decoder(text):
-        return str(hub.resolve(text, progress=TerminalProgress()))
+        return str(hub.resolve(text, progress=TerminalProgress(), accept=require_supported))
     return text
 
 
 def _is_release_decoder(name: str) -> bool:
     try:
-        known = hub.parse_name(name).known
+        reference = hub.parse_name(name)
     except (HubError, ValueError):
         return False
-    if known is None:
+    if reference.known is None:
         return False
-    published = known.huggingface.split("/")[1]
-    if published.startswith(("MiniCPM-V", "OmniLMM")):
-        raise ModelError(f"{name} sees pictures; this version runs the text models only")
-    return not published.endswith("llama-format")
+    if reference.known.unsupported:
+        raise ModelError(f"{reference} {reference.known.unsupported}")
+    return not reference.repo_id.endswith("llama-format")
 
 
 def _refuse_code(*args: Any, **kwargs: Any) -> Any:
@@ -203,7 +202,3 @@ def _loaded_on_cpu(original: Any, cls: type, *args: Any, **kwargs: Any) -> Any:
         no_flash()
         kwargs["attn_implementation"] = "sdpa"
     return original(cls, *args, **kwargs)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
