@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,12 +55,62 @@ def test_a_config_with_generation_settings_can_be_saved_again(real_configs: Path
     assert AutoConfig.from_pretrained(tmp_path / "again").to_decoder_config() == long.to_decoder_config()
 
 
-def test_saving_and_loading_gives_the_same_config(tmp_path: Path):
-    config = MiniCPMConfig(scale_emb=12, scale_depth=1.4, dim_model_base=256, num_labels=3)
+ROUND_TRIPS: list[dict[str, Any]] = [
+    {},
+    {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "tie_word_embeddings": False},
+    {"num_labels": 3},
+    {"num_labels": 1, "problem_type": "regression"},
+    {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}},
+    {"architectures": ["MiniCPMForSequenceClassification"]},
+    {"dtype": "float16"},
+    {"dtype": torch.float64},
+    {"output_hidden_states": True, "return_dict": False, "chunk_size_feed_forward": 5},
+    {"output_attentions": True, "use_cache": False, "pretraining_tp": 2, "attention_dropout": 0.1},
+    {"bos_token_id": None, "eos_token_id": [2, 7], "pad_token_id": 0},
+    {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64, "head_dim": 8},
+    {"num_key_value_heads": 0},
+    {"rope_theta": 1000000},
+    {"rope_scaling": {"type": "linear", "factor": 2}},
+    {"rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 4.0}, "rope_theta": 1e6},
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 5000}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "original_max_position_embeddings": 128}},
+    {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
+    {"initializer_range": 0.5, "rms_norm_eps": 1e-5, "max_position_embeddings": 99, "vocab_size": 7},
+]
+
+
+@pytest.mark.parametrize("arguments", ROUND_TRIPS, ids=str)
+def test_a_saved_config_reads_back_equal(tmp_path: Path, arguments: dict[str, Any]):
+    config = MiniCPMConfig(**copy.deepcopy(arguments))
     config.save_pretrained(tmp_path)
-    again = AutoConfig.from_pretrained(tmp_path)
-    assert again.to_diff_dict() == config.to_diff_dict() | {"architectures": ["MiniCPMForCausalLM"]}
-    assert again.num_labels == 3
+    config.to_json_file(tmp_path / "all.json", use_diff=False)
+    config.save_pretrained(tmp_path / "inner")
+    found = [
+        AutoConfig.from_pretrained(tmp_path),
+        MiniCPMConfig.from_pretrained(tmp_path, subfolder="inner"),
+        MiniCPMConfig.from_json_file(tmp_path / "config.json"),
+        MiniCPMConfig.from_json_file(tmp_path / "all.json"),
+        MiniCPMConfig.from_dict(config.to_dict()),
+        MiniCPMConfig.from_dict(config.to_diff_dict()),
+        MiniCPMConfig(**config.to_dict()),
+        AutoConfig.for_model(**config.to_dict()),
+        pickle.loads(pickle.dumps(config)),
+        copy.deepcopy(config),
+    ]
+    for again in found:
+        assert type(again) is MiniCPMConfig
+        assert {**again.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
+        assert again.num_labels == config.num_labels
+    if config.dtype is not torch.float64:
+        assert found[0].to_decoder_config() == config.to_decoder_config()
+
+
+@pytest.mark.parametrize("rope", [{"type": "yarn"}, {"type": "dynamic"}, {"full_attention": {}}], ids=str)
+def test_no_object_of_the_caller_is_changed(rope: dict[str, Any]):
+    before = copy.deepcopy(rope)
+    with contextlib.suppress(ModelError):
+        MiniCPMConfig.from_dict({"model_type": "minicpm", "rope_scaling": rope})
+    assert rope == before
 
 
 def test_decoder_config_there_and_back_is_identity(real_configs: Path):
@@ -168,3 +221,109 @@ def test_impossible_values_are_one_clear_error(tmp_path: Path, real_configs: Pat
     raw = json.loads((real_configs / "MiniCPM-2B-sft-bf16" / "config.json").read_text(encoding="utf-8"))
     with pytest.raises(ModelError, match=next(iter(change))):
         AutoConfig.from_pretrained(write_config(tmp_path, raw | change))
+
+
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"head_dim": 40},
+    {"head_dim": 127},
+    {"hidden_size": 4095},
+    {"num_attention_heads": 7},
+    {"num_attention_heads": 0},
+    {"num_key_value_heads": 5},
+    {"hidden_size": 96, "num_attention_heads": 32},
+    {"hidden_act": "gelu"},
+    {"attention_bias": True},
+    {"mlp_bias": True},
+    {"vocab_size": 0},
+    {"num_hidden_layers": 0},
+    {"scale_depth": 0},
+    {"scale_emb": float("nan")},
+    {"dim_model_base": -1},
+    {"rms_norm_eps": 0.0},
+    {"rope_theta": 0.0},
+    {"rope_theta": float("inf")},
+    {"pad_token_id": -1},
+    {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+    {"rope_scaling": {"type": "linear"}},
+    {"rope_scaling": {"type": "linear", "factor": "2"}},
+    {"rope_scaling": {"type": "dynamic", "factor": 0.5}},
+    {"rope_scaling": {"factor": 4.0}},
+    {"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 4.0}},
+    {"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64}},
+    {"rope_scaling": {"type": "dynamic", "factor": 4.0, "beta_fast": 32}},
+    {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
+    {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_type": "LINEAR", "factor": 2.0}},
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+    {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+    {"partial_rotary_factor": 0.5},
+]
+
+
+@pytest.mark.parametrize("arguments", IMPOSSIBLE, ids=str)
+def test_what_could_not_be_loaded_is_refused_from_a_caller_and_from_a_file(tmp_path: Path, arguments: dict[str, Any]):
+    with pytest.raises(ModelError):
+        MiniCPMConfig(**copy.deepcopy(arguments))
+    folder = write_config(tmp_path, {"model_type": "minicpm", **arguments})
+    with pytest.raises(ModelError):
+        AutoConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 1e6}, "rope_theta": 1e4},
+    ],
+    ids=str,
+)
+def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, both: dict[str, Any]):
+    with pytest.raises(ModelError, match="keep"):
+        AutoConfig.from_pretrained(write_config(tmp_path, {"model_type": "minicpm", **both}))
+
+
+LONG = {"model_type": "minicpm", "rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({"rope_theta": 5e5}, {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 4.0}),
+        ({"rope_scaling": None}, {"rope_type": "default", "rope_theta": 1e6}),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10}},
+            {"rope_type": "linear", "rope_theta": 10.0, "factor": 2.0},
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 10},
+            {"rope_type": "linear", "rope_theta": 10.0, "factor": 2.0},
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_saved_by_transformers", [False, True])
+def test_keywords_take_the_place_of_what_the_file_says(
+    tmp_path: Path, keywords: dict[str, Any], expected: dict[str, Any], is_saved_by_transformers: bool
+):
+    write_config(tmp_path, LONG)
+    if is_saved_by_transformers:
+        AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, **keywords).rope_parameters == expected
+
+
+def test_a_keyword_that_changes_the_shape_is_checked_with_the_rest(tmp_path: Path):
+    MiniCPMConfig(hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, num_attention_heads=8).head_dim == 8
+    with pytest.raises(ModelError, match="head_dim"):
+        AutoConfig.from_pretrained(tmp_path, head_dim=40)
+    with pytest.raises(ModelError, match="yarn"):
+        AutoConfig.from_pretrained(tmp_path, rope_scaling={"type": "yarn", "factor": 2.0})
+    config, unused = AutoConfig.from_pretrained(tmp_path, vocab_size=5, foo=1, return_unused_kwargs=True)
+    assert (config.vocab_size, unused) == (5, {"foo": 1})

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from minicpm.errors import ModelError
 from minicpm.export.expand import expand
@@ -15,7 +16,7 @@ from minicpm.export.gguf import write_gguf
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.hub import embedded
-from minicpm.models import MiniCPMForCausalLM, load_model
+from minicpm.models import MiniCPMForCausalLM, MiniCPMModel, load_model
 from minicpm.models.quantized import QuantizedEmbedding, QuantizedLinear
 from minicpm.quant.format import PRESETS, Int4Weight, Int8Weight, IntWeight, read_weight
 from small_models import EVEN, ODD, write_model
@@ -125,6 +126,63 @@ def test_a_gguf_files_codes_are_taken_as_they_are(tmp_path: Path):
             assert isinstance(expected, IntWeight)
             found = model.get_submodule(name.removesuffix(".weight")).dequantize(slice(None), torch.float32)
             assert np.array_equal(found.numpy(), expected.dequantize())
+
+
+# from_pretrained, for which compressed-tensors need not be installed
+
+
+@pytest.mark.parametrize(("shape", "preset"), [(shape, preset) for shape, preset in MODELS if preset != "int4-hf"])
+def test_from_pretrained_gives_what_load_model_does(folders, shape: str, preset: str):
+    folder = folders[shape, preset]
+    expected = load(folder)
+    for model in (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        MiniCPMForCausalLM.from_pretrained(folder, torch_dtype="float32", device_map="cpu"),
+    ):
+        assert type(model) is MiniCPMForCausalLM
+        assert isinstance(model.lm_head, QuantizedLinear)
+        with torch.inference_mode():
+            assert torch.equal(model(IDS).logits, expected(IDS).logits)
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(IDS, **settings), expected.generate(IDS, **settings))
+
+
+def test_from_pretrained_takes_what_can_be_changed_of_a_quantized_model(folders, tmp_path: Path):
+    folder = folders["even", "int4"]
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager", rope_theta=5e5, device_map="auto"
+    )
+    assert not any(info.values())
+    assert model.config._attn_implementation == "eager"
+    assert model.model.rotary_emb.theta == 5e5
+    assert not model.training
+    decoder = AutoModel.from_pretrained(folder)
+    assert type(decoder) is MiniCPMModel
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        assert torch.equal(decoder(IDS).last_hidden_state, whole.model(IDS).last_hidden_state)
+    (tmp_path / "model").mkdir()
+    for file in folder.iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model" / "generation_config.json").write_text('{"max_new_tokens": 3, "eos_token_id": [2, 7]}')
+    moved = AutoModelForCausalLM.from_pretrained(tmp_path, subfolder="model")
+    assert moved.generation_config.max_new_tokens == 3
+    assert 7 in moved.generation_config.eos_token_id
+
+
+def test_what_a_quantized_model_cannot_be_is_said(folders, tmp_path: Path):
+    folder = folders["even", "int4"]
+    with pytest.raises(ModelError, match="floating-point"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    with pytest.raises(ModelError, match="tp_plan"):
+        AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto")
+    with pytest.raises(ModelError, match="one device"):
+        AutoModelForCausalLM.from_pretrained(folder, device_map={"model": "cpu", "lm_head": "meta"})
+    with pytest.raises(ModelError, match="shapes"):
+        AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=1)
+    with pytest.raises(ModelError, match="codes"):
+        load(folder).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_path_to_quantized_weights_needs_its_opener_to_say_so(folders):

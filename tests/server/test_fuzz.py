@@ -21,7 +21,7 @@ from server.stub import StubEngine  # noqa: E402
 
 load_all_checks()
 KEY = "k"
-FUZZED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+FUZZED = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 
 
 @pytest.fixture(scope="module")

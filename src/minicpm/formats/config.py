@@ -28,6 +28,8 @@ MAX_HIDDEN_SIZE, MAX_LAYERS, MAX_HEADS, MAX_VOCAB_SIZE, MAX_POSITIONS = (
 )
 
 MUP_KEYS = ("scale_emb", "scale_depth", "dim_model_base")
+# What rope_scaling or rope_parameters may say.
+ROPE_KEYS = ("rope_type", "type", "factor", "rope_theta")
 
 
 def residual_scale(scale_depth: float, num_hidden_layers: int) -> float:
@@ -235,11 +237,8 @@ class DecoderConfig:
         _require_minicpm_decoder(raw)
         known: dict[str, Any] = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
         known["dtype"] = _dtype_name(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-        rope = raw.get("rope_parameters") or {}
-        if not isinstance(rope, dict):
-            raise ModelError(f"rope_parameters must be an object, got {type(rope).__name__}")
-        known["rope_theta"] = raw.get("rope_theta", rope.get("rope_theta", cls.rope_theta))
-        known["rope_scaling"] = _rope_scaling(raw.get("rope_scaling") or rope)
+        known["rope_theta"] = _rope_theta(raw, cls.rope_theta)
+        known["rope_scaling"] = _rope_scaling(raw, known.get("max_position_embeddings", cls.max_position_embeddings))
         if known.get("num_key_value_heads") is None:
             known["num_key_value_heads"] = 0
         if isinstance(known.get("eos_token_id"), list):
@@ -296,15 +295,53 @@ def _require_minicpm_decoder(raw: dict[str, Any]) -> None:
     )
 
 
-def _rope_scaling(raw: object) -> RopeScaling | None:
-    if not raw:
-        return None
-    if not isinstance(raw, dict):
-        raise ModelError(f"rope_scaling must be null or an object, got {brief(raw)}")
-    kind = raw.get("type") or raw.get("rope_type") or "default"
-    if kind == "default":
-        return None
-    return RopeScaling(kind, raw.get("factor"))  # type: ignore[arg-type]
+def _rope_objects(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a config.json says of the rotary embedding: rope_scaling as in 2024, rope_parameters of transformers 5."""
+    found = {key: raw[key] for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
+    for key, rope in found.items():
+        if not isinstance(rope, dict):
+            raise ModelError(f"{key} must be null or an object, got {brief(rope)}")
+    return found
+
+
+def _rope_theta(raw: dict[str, Any], default: float) -> Any:
+    given = [rope["rope_theta"] for rope in (raw, *_rope_objects(raw).values()) if rope.get("rope_theta") is not None]
+    if any(theta != given[0] for theta in given):
+        raise ModelError(f"rope_theta is given as {brief(given[0])} and as {brief(given[-1])}; keep the right one")
+    return given[0] if given else default
+
+
+def _rope_scaling(raw: dict[str, Any], max_position_embeddings: object) -> RopeScaling | None:
+    if raw.get("partial_rotary_factor") not in (None, 1):
+        raise ModelError("partial_rotary_factor is not 1, but MiniCPM rotates every dimension of a head")
+    found = {key: _scaling_of(key, rope, max_position_embeddings) for key, rope in _rope_objects(raw).items()}
+    scalings = list(found.values())
+    if any(scaling != scalings[0] for scaling in scalings):
+        raise ModelError("rope_scaling and rope_parameters contradict each other; keep one of them")
+    return scalings[0] if scalings else None
+
+
+def _scaling_of(key: str, rope: dict[str, Any], max_position_embeddings: object) -> RopeScaling | None:
+    """The scaling of one object; ModelError for whatever would rotate otherwise than MiniCPM does."""
+    kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ModelError(f"{key} has the rope_type {brief(kinds[0])} and the type {brief(kinds[1])}; keep one of them")
+    if not kinds and rope.get("factor") is not None:
+        raise ModelError(f"{key} has a factor but no type; MiniCPM has 'linear' and 'dynamic'")
+    kind = kinds[0] if kinds else "default"
+    scaling = None if kind == "default" else RopeScaling(kind, rope.get("factor"))  # type: ignore[arg-type]
+    for name, value in rope.items():
+        if value is None or name in ROPE_KEYS or (name == "partial_rotary_factor" and value == 1):
+            continue
+        if name == "original_max_position_embeddings" and (
+            scaling is None or scaling.type == "linear" or value == max_position_embeddings
+        ):
+            continue  # only dynamic NTK asks for the trained length, and that is max_position_embeddings
+        raise ModelError(
+            f"{key} has {brief(name)}: {brief(value)}, which MiniCPM's rotary embedding has no place for; "
+            f"expected {', '.join(ROPE_KEYS)}"
+        )
+    return scaling
 
 
 def _dtype_name(dtype: object) -> str:

@@ -6,10 +6,12 @@ and a model is never held twice. Safer than `from_pretrained`: files are read by
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 
+from minicpm.errors import ModelError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.compressed_tensors import PACKED, SCALE
 from minicpm.formats.llama import EMBEDDING
@@ -26,20 +28,27 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     attn_implementation: str | None = None,
+    config: MiniCPMConfig | None = None,
 ) -> MiniCPMForCausalLM:
     """The model of a folder or an opened checkpoint, in evaluation mode.
 
     dtype: "float32", "float16", "bfloat16" or their torch.dtype; "auto" keeps the stored one. With the stored dtype on
     the CPU the parameters are views of the (private, writable) memory map: as long as nobody writes to them they cost
     no memory of this process. Quantized weights of a checkpoint opened with `allow_quantized` stay codes and scales
-    (models/quantized.py). Raises what open_checkpoint raises: FormatError for damaged, missing or mis-shaped weights,
-    ModelError for what is no MiniCPM.
+    (models/quantized.py). config: used instead of the checkpoint's own, to change what is not in the weights.
+    Raises what open_checkpoint raises: FormatError for damaged, missing or mis-shaped weights, ModelError for what is
+    no MiniCPM; and ModelError for a config whose weights have other shapes.
     """
     if not isinstance(source, Checkpoint):
         with open_checkpoint(source) as checkpoint:  # views outlive the files they were read from
-            return load_model(checkpoint, dtype=dtype, device=device, attn_implementation=attn_implementation)
+            return load_model(
+                checkpoint, dtype=dtype, device=device, attn_implementation=attn_implementation, config=config
+            )
     wanted = _dtype(source.config.dtype if dtype == "auto" else dtype)
-    config = MiniCPMConfig.from_decoder_config(source.config.with_dtype(_name(wanted)))
+    config = MiniCPMConfig.from_decoder_config(source.config) if config is None else deepcopy(config)
+    if config.to_decoder_config().parameter_shapes() != source.config.parameter_shapes():
+        raise ModelError(f"the given config has other shapes than the weights of {source.path}")
+    config.dtype = wanted
     config._attn_implementation = attn_implementation
     with torch.device("meta"):
         model = MiniCPMForCausalLM(config)

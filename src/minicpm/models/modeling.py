@@ -33,11 +33,12 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from minicpm.errors import FormatError
+from minicpm.errors import FormatError, ModelError
 from minicpm.formats.config import dynamic_rope_base, read_config_json
 from minicpm.formats.folder import ModelFolder
 from minicpm.models.configuration import MiniCPMConfig
 from minicpm.models.conversation import chat
+from minicpm.models.quantized import QuantizedEmbedding, QuantizedLinear
 
 # (cos, sin), each (B or 1, T, head_dim) float32.
 PositionEmbeddings = tuple[torch.Tensor, torch.Tensor]
@@ -63,7 +64,7 @@ class MiniCPMRotaryEmbedding(nn.Module):
 
     def __init__(self, config: MiniCPMConfig):
         super().__init__()
-        rope = config.rope_parameters
+        rope = config.checked_rope_parameters()
         self.rope_type: str = rope["rope_type"]
         self.theta: float = rope["rope_theta"]
         self.factor: float = rope.get("factor", 1.0)
@@ -196,11 +197,29 @@ class MiniCPMPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As transformers', but code in the folder never runs, whatever `trust_remote_code` says, and no shard is read
-        from outside the folder (FormatError)."""
+        from outside the folder (FormatError).
+
+        A folder of `minicpm quantize` whose embedding or head is packed, which transformers cannot place, is loaded by
+        `load_model`: its weights stay codes and scales. ModelError for what such a model cannot be.
+        """
+        from minicpm.models.pretrained import has_packed_embedding, load_packed  # they build these classes
+
         kwargs.pop("trust_remote_code", None)
         if pretrained_model_name_or_path is not None and Path(pretrained_model_name_or_path).is_dir():
-            _require_own_shards(Path(pretrained_model_name_or_path))
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            _require_own_shards(folder)
+            if kwargs.get("quantization_config") is None and has_packed_embedding(folder):
+                return load_packed(cls, folder, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers'; ModelError for weights that are codes and scales, which it would leave out in silence."""
+        if any(isinstance(module, QuantizedLinear | QuantizedEmbedding) for module in self.modules()):
+            raise ModelError(
+                "this model's weights are INT4 or INT8 codes, which save_pretrained cannot write; copy the folder it "
+                "was loaded from"
+            )
+        super().save_pretrained(*args, **kwargs)
 
 
 def _require_own_shards(folder: Path) -> None:
@@ -217,6 +236,7 @@ class MiniCPMModel(MiniCPMPreTrainedModel):
     """The decoder without a head: ids or scaled embeddings -> hidden states after the final norm."""
 
     def __init__(self, config: MiniCPMConfig):
+        config.validate_architecture()  # a caller may have changed it since it was made
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -268,7 +288,7 @@ class MiniCPMModel(MiniCPMPreTrainedModel):
         if position_embeddings is None:
             position_embeddings = self.rotary_emb(position_ids, rope_length)
         hidden_states = inputs_embeds
-        for layer in self.layers:
+        for layer in self.layers[: self.config.num_hidden_layers]:  # early exit of assisted decoding lowers it
             hidden_states = layer(
                 hidden_states,
                 attention_mask=causal_mask,
@@ -355,13 +375,30 @@ class MiniCPMForCausalLM(MiniCPMPreTrainedModel, GenerationMixin):
         )
 
     def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
     ) -> Any:
-        # Dynamic NTK: one base from the first token to the last, that of the length `generate` may reach, so that a
-        # cached continuation equals a recomputation with the same rope_length. The 2024 code changed it at each step.
-        if self.config.rope_parameters["rope_type"] == "dynamic" and "rope_length" not in model_kwargs:
-            model_kwargs["rope_length"] = generation_config.max_length
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        # Dynamic NTK: one base per text from its first token to its last, that of the length `generate` may reach, so
+        # that a cached continuation equals a recomputation with the same rope_length, and a padded row equals the row
+        # alone. The 2024 code changed the base at each step.
+        if self.model.rotary_emb.rope_type == "dynamic" and model_kwargs.get("rope_length") is None:
+            mask = model_kwargs.get("attention_mask")
+            padding = 0 if mask is None else (mask == 0).sum(dim=-1, keepdim=True)  # (B, 1)
+            model_kwargs["rope_length"] = max_cache_length + 1 - padding  # the last token is never cached
+        return super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', for assistants of other families too: only MiniCPM knows a rope_length."""
+        assistant = kwargs.get("assistant_model")
+        if assistant is not None and not isinstance(assistant, MiniCPMPreTrainedModel):
+            kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k != "rope_length"}
+        return super()._get_candidate_generator(*args, **kwargs)
 
 
 class MiniCPMForSequenceClassification(GenericForSequenceClassification, MiniCPMPreTrainedModel):

@@ -51,7 +51,7 @@ class Metrics:
 _PATHS = frozenset(
     {
         "/", "/health", "/metrics", "/tokenize", "/detokenize",
-        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models",
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/responses",
     }
 )  # fmt: skip
 
