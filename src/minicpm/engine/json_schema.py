@@ -75,9 +75,9 @@ def problem(schema: Schema, *, lenient: bool = False) -> str | None:
     if found is None:
         return None
     if isinstance(schema, dict):
-        definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+        definitions: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
         for place, part in islice(_parts(schema, ()), _MOST_PARTS):
-            whole = {**definitions, **part} if isinstance(part, dict) else {"allOf": [part]}
+            whole: dict[str, Any] = {**definitions, **part} if isinstance(part, dict) else {"allOf": [part]}
             if place and (deepest := _complaint(whole, lenient)) and _is_the_cause(deepest, found):
                 return f"{deepest}, at {_joined(place)}"
     return found
@@ -121,7 +121,8 @@ def _validated(text: str, lenient: bool) -> str:
         raise MissingExtra("answers of a given form", "serve") from error
     try:
         style = {**JSON_STYLE, "lenient": lenient, "coerce_one_of": lenient}
-        return LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text, overrides=style), None)
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=style)  # type: ignore[arg-type]
+        return LLMatcher.validate_grammar(grammar, None)
     except (ValueError, RuntimeError) as error:
         return str(error)
 
@@ -382,7 +383,8 @@ def _put(schema: dict[str, Any], name: tuple[str, ...], part: Any) -> None:
 
 def _flat(schema: dict[str, Any]) -> dict[str, Any]:
     """An object's schema with its properties' own schemas left out: of their names only."""
-    flat = {key: schema[key] for key in ("type", "required", "minProperties", "maxProperties") if key in schema}
+    kept = ("type", "required", "minProperties", "maxProperties")
+    flat: dict[str, Any] = {key: schema[key] for key in kept if key in schema}
     for keyword in ("properties", "patternProperties"):
         if isinstance(parts := schema.get(keyword), dict):
             flat[keyword] = {name: part if part is False else True for name, part in parts.items()}

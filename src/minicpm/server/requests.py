@@ -81,7 +81,7 @@ class Fields(BaseModel):
 
 
 def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
-    about = {key: schema[key] for key in ("title", "description", "default") if key in schema}
+    about: JsonSchemaValue = {key: schema[key] for key in ("title", "description", "default") if key in schema}
     allowed = {key: value for key, value in schema.items() if key not in about}
     null = {"type": "null"}
     if not allowed or allowed == null or null in allowed.get("anyOf", ()):
