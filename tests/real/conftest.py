@@ -15,6 +15,7 @@ import benchmark_scripts
 import byte_level
 from environments import ROOT, TRAINED_MODEL
 
+
 @pytest.fixture(scope="session")
 def gguf_file() -> Path:
     return TRAINED_MODEL

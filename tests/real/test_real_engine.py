@@ -33,7 +33,10 @@ PROMPTS = (
 FRANCE = " Paris.\n\nThe answer is: 2018-01-22 12:1"
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer", "minimum": 0, "maximum": 9999999}},
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "people": {"type": "integer", "minimum": 0, "maximum": 9999999},
+    },
     "required": ["city", "people"],
     "additionalProperties": False,
 }

@@ -24,7 +24,7 @@ TEXTS = (
     "THEY'LL 'Re x's''s 's\n's",
     "1 12 123 1234 12345678 ٣٤٥٦ ½⅓ ⅯⅭⅯ x1y22z333",
     "\r\n\r\n \r\n\t\t x\n\n\n   \n y \u2028 z\u0085w",
-    "$$$+++<=>^^~~||| a-b_c \"quoted\" «ok» …—",
+    '$$$+++<=>^^~~||| a-b_c "quoted" «ok» …—',
     "<think>\nhm</think>\n\n<s></s><|im_start|><|im_end|><|im_sta",
     "e\u0301 a\u030a \u1100\u1161\u11a8 \u200d \ufeff \U0001f1e8\U0001f1f3",
 )
