@@ -128,15 +128,18 @@ class Reference:
 # --- texts -------------------------------------------------------------------------------------------------------
 
 
-def windows(folder: Path) -> list[list[int]]:
-    """All texts as rows of at most WINDOW + 1 ids."""
+def texts(folder: Path) -> dict[str, list[int]]:
+    """The ids of every text, by its name."""
     with open_checkpoint(folder, allow_quantized=True) as checkpoint:
         tokenizer = checkpoint.tokenizer()
-    rows = []
-    for path in TEXTS:
-        ids = tokenizer.encode(path.read_text(encoding="utf-8"))
-        rows += [ids[start : start + WINDOW + 1] for start in range(0, len(ids) - 1, WINDOW)]
-    return rows
+    return {path.name: tokenizer.encode(path.read_text(encoding="utf-8")) for path in TEXTS}
+
+
+def windows(folder: Path) -> list[list[int]]:
+    """All texts as rows of at most WINDOW + 1 ids."""
+    return [
+        ids[start : start + WINDOW + 1] for ids in texts(folder).values() for start in range(0, len(ids) - 1, WINDOW)
+    ]
 
 
 def described_texts() -> str:

@@ -51,7 +51,8 @@ SPECIAL, USER = ("<s>", "</s>", "<|im_start|>", "<|im_end|>"), ("<think>", "</th
 
 _TRAINING = (
     "The capital of France is Paris. It's what they'd've said, isn't it? I'll say: we're 12345 and 2026-11-30! "
-    "def f(x):\n\treturn x ** 2\n\n  # 3.14, 1,000,000\r\n\r\nnaïve café déjà vu 你好，世界！今天天气怎么样？ русский язык "
+    "def f(x):\n\treturn x ** 2\n\n  # 3.14, 1,000,000\r\n\r\n"
+    "naïve café déjà vu 你好，世界！今天天气怎么样？ русский язык "
     "<tag attr=\"value\">text</tag> $5+$6=$11 ~ ^_^ || <=> don't DON'T 'tis      many    blanks   \n\n\n"
 )
 

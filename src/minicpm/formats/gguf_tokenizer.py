@@ -73,6 +73,8 @@ def tokenizer_fields(folder: Path, vocab_size: int, eos_token_ids: tuple[int, ..
     for what the folder says.
     """
     config = read_tokenizer_config(folder)
+    merges: tuple[tuple[str, str], ...]
+    unknown: int | None
     if has_entry(folder, "tokenizer.model"):
         model = read_sentencepiece(file_in(folder, "tokenizer.model"))
         kind, pre, merges, unknown = SENTENCEPIECE, "default", (), model.unk_id
