@@ -218,7 +218,7 @@ def _history(file: Path) -> History:
     """Typed lines in `file`. On a disk that has become full they are forgotten, and the questions are asked."""
     from prompt_toolkit.history import FileHistory
 
-    class Lines(FileHistory):
+    class Lines(FileHistory):  # type: ignore[misc]
         has_failed = False
 
         def store_string(self, string: str) -> None:
