@@ -20,6 +20,7 @@ import torch
 
 from compat.conftest import ENVIRONMENT, Forks, write
 from interrupts import default_interrupts
+from minicpm import hub
 from minicpm.compat import main
 
 README = Path(__file__).parents[1] / "data" / "release" / "README-en.md"
@@ -114,16 +115,17 @@ def test_the_picture_block_is_refused_in_one_honest_sentence(compat: Forks, tmp_
     assert done.stderr == ("minicpm.compat: openbmb/MiniCPM-V sees pictures; this version runs the text models only\n")
 
 
-def test_the_demos_start_as_typed(golden: Path, tmp_path: Path):
+def test_the_demos_start_as_typed(tmp_path: Path):
     pytest.importorskip("gradio")
-    over_vllm, over_hf = lines(DEMOS, hf_repo_path=golden / "minicpm2b_tied", vllmcpm_repo_path=tmp_path / "vllmcpm")
+    model = hub.resolve(None)
+    over_vllm, over_hf = lines(DEMOS, hf_repo_path=model, vllmcpm_repo_path=tmp_path / "vllmcpm")
     assert over_vllm[:2] == ["python", "demo/vllm_based_demo.py"]  # tests/compat/test_commands.py
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "minicpm.compat", *over_hf, "--server_port", str(port)]  # 7860 may be taken
     with (
         default_interrupts(),
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=tmp_path) as process,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process,
     ):
         try:
             assert process.stderr is not None
@@ -132,7 +134,7 @@ def test_the_demos_start_as_typed(golden: Path, tmp_path: Path):
                 said.append(line.strip())
                 if said[-1].startswith("http://"):
                     break
-            assert said[0] == f"minicpm.compat: running: minicpm demo -m {golden / 'minicpm2b_tied'} --port {port}"
+            assert said[0] == f"minicpm.compat: running: minicpm demo -m {model} --port {port}"
             with urllib.request.urlopen(said[-1]) as response:
                 assert "MiniCPM" in response.read().decode()
         finally:
