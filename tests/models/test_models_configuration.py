@@ -74,6 +74,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 4.0}, "rope_theta": 1e6},
     {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 5000}},
     {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "original_max_position_embeddings": 128}},
+    {"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64}},
     {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
     {"initializer_range": 0.5, "rms_norm_eps": 1e-5, "max_position_embeddings": 99, "vocab_size": 7},
 ]
@@ -249,7 +250,6 @@ IMPOSSIBLE: list[dict[str, Any]] = [
     {"rope_scaling": {"type": "dynamic", "factor": 0.5}},
     {"rope_scaling": {"factor": 4.0}},
     {"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 4.0}},
-    {"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64}},
     {"rope_scaling": {"type": "dynamic", "factor": 4.0, "beta_fast": 32}},
     {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4}},
     {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},

@@ -238,7 +238,7 @@ class DecoderConfig:
         known: dict[str, Any] = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
         known["dtype"] = _dtype_name(raw.get("dtype") or raw.get("torch_dtype") or "float32")
         known["rope_theta"] = _rope_theta(raw, cls.rope_theta)
-        known["rope_scaling"] = _rope_scaling(raw, known.get("max_position_embeddings", cls.max_position_embeddings))
+        known["rope_scaling"] = _rope_scaling(raw)
         if known.get("num_key_value_heads") is None:
             known["num_key_value_heads"] = 0
         if isinstance(known.get("eos_token_id"), list):
@@ -311,17 +311,16 @@ def _rope_theta(raw: dict[str, Any], default: float) -> Any:
     return given[0] if given else default
 
 
-def _rope_scaling(raw: dict[str, Any], max_position_embeddings: object) -> RopeScaling | None:
+def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
     if raw.get("partial_rotary_factor") not in (None, 1):
         raise ModelError("partial_rotary_factor is not 1, but MiniCPM rotates every dimension of a head")
-    found = {key: _scaling_of(key, rope, max_position_embeddings) for key, rope in _rope_objects(raw).items()}
-    scalings = list(found.values())
+    scalings = [_scaling_of(key, rope) for key, rope in _rope_objects(raw).items()]
     if any(scaling != scalings[0] for scaling in scalings):
         raise ModelError("rope_scaling and rope_parameters contradict each other; keep one of them")
     return scalings[0] if scalings else None
 
 
-def _scaling_of(key: str, rope: dict[str, Any], max_position_embeddings: object) -> RopeScaling | None:
+def _scaling_of(key: str, rope: dict[str, Any]) -> RopeScaling | None:
     """The scaling of one object; ModelError for whatever would rotate otherwise than MiniCPM does."""
     kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
     if any(kind != kinds[0] for kind in kinds):
@@ -331,12 +330,11 @@ def _scaling_of(key: str, rope: dict[str, Any], max_position_embeddings: object)
     kind = kinds[0] if kinds else "default"
     scaling = None if kind == "default" else RopeScaling(kind, rope.get("factor"))  # type: ignore[arg-type]
     for name, value in rope.items():
-        if value is None or name in ROPE_KEYS or (name == "partial_rotary_factor" and value == 1):
+        # transformers' linear and dynamic types do not read original_max_position_embeddings either.
+        if value is None or name in (*ROPE_KEYS, "original_max_position_embeddings"):
             continue
-        if name == "original_max_position_embeddings" and (
-            scaling is None or scaling.type == "linear" or value == max_position_embeddings
-        ):
-            continue  # only dynamic NTK asks for the trained length, and that is max_position_embeddings
+        if name == "partial_rotary_factor" and value == 1:
+            continue
         raise ModelError(
             f"{key} has {brief(name)}: {brief(value)}, which MiniCPM's rotary embedding has no place for; "
             f"expected {', '.join(ROPE_KEYS)}"

@@ -78,8 +78,7 @@ class MiniCPMConfig(LlamaConfig):
             raise ModelError("num_attention_heads is 0")  # transformers divides by it
         # As they were given: transformers makes one object of them, without a word where they contradict each other.
         given = {name: kwargs.get(name) for name in ("rope_scaling", "rope_theta", "partial_rotary_factor")}
-        rope = self.rope_parameters  # type: ignore[has-type]
-        given |= {"rope_parameters": rope, "max_position_embeddings": self.max_position_embeddings}
+        given["rope_parameters"] = self.rope_parameters  # type: ignore[has-type]
         DecoderConfig.from_dict({"model_type": self.model_type, **given})
         super().__post_init__(**kwargs)
         self.num_key_value_heads = self._checked("float32").num_key_value_heads
