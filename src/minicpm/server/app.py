@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from minicpm import __version__
-from minicpm.server import chat, completions, embeddings, responses, tokens
+from minicpm.server import chat, completions, embeddings, ollama, responses, tokens
 from minicpm.server.access_log import REQUEST_ID, AccessLog
 from minicpm.server.answers import Serving
 from minicpm.server.body import BodyLimit
@@ -44,7 +44,7 @@ def create_app(serving: Serving, page: Path = PAGE) -> FastAPI:
     app = FastAPI(title="minicpm serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     settings = serving.settings
     add_handlers(app)
-    for room in (chat, completions, embeddings, tokens):
+    for room in (chat, completions, embeddings, tokens, ollama):
         app.include_router(room.router(serving))
     _add_models(app, serving)
     _add_health(app, serving)
@@ -61,6 +61,7 @@ def create_app(serving: Serving, page: Path = PAGE) -> FastAPI:
             expose_headers=(REQUEST_ID, "Retry-After"),
         )
     app.add_middleware(AccessLog, count=serving.metrics.count_response)
+    app.add_middleware(ollama.OllamaForm)
     return app
 
 
