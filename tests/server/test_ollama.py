@@ -274,6 +274,13 @@ def test_a_name_is_known_in_every_form(client: httpx.Client, name: str):
     assert client.post("/api/chat", json={"model": name}).json()["model"] == name
 
 
+def test_openais_routes_know_the_tag_too(client: httpx.Client):
+    asked = {"messages": QUESTION, "max_tokens": 1}
+    assert client.post(CHAT, json={**asked, "model": "nano:latest"}).json()["model"] == "nano"
+    assert client.get("/v1/models/nano:latest").json()["id"] == "nano"
+    assert client.get("/v1/models/nano:1b").status_code == 404
+
+
 @pytest.mark.parametrize("name", ["", "other", "nano:1b", "library/other", "x" * 10_000, "a\nb"])
 def test_a_name_that_is_not_served_is_not_found(client: httpx.Client, name: str):
     for path in ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show"):
@@ -346,6 +353,8 @@ def test_a_seed_of_minus_one_is_a_random_one(stub: Running):
         ({"shift": True}, "shift"),
         ({"shift": False}, None),
         ({"surprise": 1, "options": {"tempratur": 1}}, "surprise,options.tempratur"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ann", "thinking": "secret", "images": []}]},
+         "messages.name,messages.thinking"),
         ({"my secret question": 1, "ok": 2}, "ok,1_more"),
     ],
     ids=lambda value: json.dumps(value)[:60],
@@ -569,6 +578,7 @@ def test_a_text_that_is_too_long_is_cut_unless_that_is_not_wanted(client: httpx.
         ("generate", {"raw": True, "system": "x"}, "raw mode"),
         ("generate", {"raw": True, "context": [1]}, "raw mode"),
         ("generate", {"context": [1 << 40]}, "token"),
+        ("generate", {"context": [5] * 3000}, "prompt with its context has 3,0"),
         ("generate", {"context": ["a"]}, "context"),
         ("generate", {"prompt": ["a"]}, "prompt"),
         ("embed", {"input": [[1, 2]]}, "input"),

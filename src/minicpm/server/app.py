@@ -79,8 +79,7 @@ def _add_models(app: FastAPI, serving: Serving) -> None:
     @app.get("/v1/models/{name:path}", responses=ERRORS)
     async def retrieve_model(name: str) -> responses.Model:
         """One of them."""
-        model.check_name(name)
-        return models[model.names.index(name)]
+        return models[model.names.index(model.check_name(name))]
 
 
 def _add_health(app: FastAPI, serving: Serving) -> None:

@@ -108,6 +108,8 @@ class ServedModel:
         if name is None:
             return self.names[0]
         if name not in self.names:
+            name = name.removesuffix(":latest")  # as clients of Ollama write it
+        if name not in self.names:
             raise APIError(
                 404,
                 f"the model {name[:100]!r} is not served here; there is: {', '.join(self.names)}",

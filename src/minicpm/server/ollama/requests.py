@@ -27,7 +27,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "typical_p": (1,),
     "penalize_newline": (False,),
 }
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_NAME = re.compile(r"((options|messages)\.)?[A-Za-z_][A-Za-z0-9_]{0,39}")
 _DURATION = re.compile(r"[+-]?(\d+(\.\d*)?|((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
 
 
@@ -240,7 +240,13 @@ class OllamaChatRequest(Generation):
 
     def without_effect(self, model: ServedModel) -> list[str]:
         names = super().without_effect(model)
-        return [*names, "thinking"] if any(message.thinking for message in self.messages or ()) else names
+        of_messages = {
+            name
+            for message in self.messages or ()
+            for name, value in {**(message.model_extra or {}), "thinking": message.thinking}.items()
+            if value not in (None, "")
+        }
+        return [*names, *(f"messages.{name}" for name in sorted(of_messages))]
 
     def check(self) -> None:
         """400 for what this server cannot do."""
@@ -339,7 +345,7 @@ def check_images(images: Sequence[object] | None, where: str) -> None:
 
 def loggable(names: Sequence[str]) -> str:
     """Names for the access log. What a client made up may be a part of a prompt, and is only counted."""
-    known = [name for name in names if _NAME.fullmatch(name.removeprefix("options."))][:20]
+    known = [name for name in names if _NAME.fullmatch(name)][:20]
     return ",".join([*known, *([f"{len(names) - len(known)}_more"] if len(known) < len(names) else [])])
 
 

@@ -180,7 +180,7 @@ def _continuing(model: ServedModel, question: Question, context: Sequence[int]) 
         return question
     start = len(model.encode(""))  # <s>, which the context begins with
     prompt_ids = [*context, *question.prompt_ids[start:]]
-    model.check_prompt(prompt_ids, "context")
+    model.check_prompt(prompt_ids, "prompt with its context")
     return replace(question, prompt_ids=prompt_ids)
 
 
