@@ -352,6 +352,7 @@ def test_a_seed_of_minus_one_is_a_random_one(stub: Running):
         ({"think": False}, None),
         ({"shift": True}, "shift"),
         ({"shift": False}, None),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"surprise": 1, "options": {"tempratur": 1}}, "surprise,options.tempratur"),
         ({"messages": [{"role": "user", "content": "x", "name": "Ann", "thinking": "secret", "images": []}]},
          "messages.name,messages.thinking"),
@@ -643,6 +644,16 @@ def test_errors_of_every_layer_have_ollamas_shape(start: Callable[..., Running])
             assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
             error_of(full)
         assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_an_answer_that_is_no_json_is_left_as_it_is(start: Callable[..., Running]):
+    asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    with start(cors_origins=("https://chat.example",)).client() as client:
+        for path in ("/api/chat", CHAT):
+            response = client.options(path, headers=asked)
+            assert response.status_code in (400, 403) and response.text
+        allowed = client.options("/api/chat", headers={**asked, "origin": "https://chat.example"})
+        assert allowed.status_code == 200
 
 
 @pytest.mark.parametrize("after", [0, 2])

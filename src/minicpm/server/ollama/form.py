@@ -32,7 +32,8 @@ class OllamaForm:
         async def translated(message: Message) -> None:
             nonlocal held
             if message["type"] == "http.response.start":
-                if message["status"] >= 400:
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                if message["status"] >= 400 and kind == "application/json":
                     held = message
                     return
             elif held is not None:

@@ -143,7 +143,11 @@ class Generation(_Body):
 
     def without_effect(self, model: ServedModel) -> list[str]:
         names = super().without_effect(model)
-        return [*names, "shift"] if self.shift else names
+        if self.shift:
+            names.append("shift")
+        if self.top_logprobs and not self.logprobs:
+            names.append("top_logprobs")
+        return names
 
     def fields(self) -> dict[str, Any]:
         """The sampling options and the form of the answer, by their names in OpenAI's requests."""
@@ -165,10 +169,8 @@ class Generation(_Body):
             fields |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
         if self.format == "json":
             fields["structured_outputs"] = {"json_object": True}
-        elif self.format:
+        elif isinstance(self.format, dict):
             fields["structured_outputs"] = {"json": self.format}
-        elif self.format == {}:
-            fields["structured_outputs"] = {"json": {}}
         return fields
 
 
