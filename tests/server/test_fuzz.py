@@ -41,6 +41,8 @@ def fuzzed(model: ServedModel) -> Iterator[Running]:
 )
 def test_whatever_is_sent_the_answer_is_documented(fuzzed: Running, path: str, mode: GenerationMode, examples: int):
     api = schemathesis.openapi.from_url(f"{fuzzed.url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"})
+    if path.startswith("/api/"):
+        examples //= 2  # all below these routes is fuzzed by way of the others
     operation = api[path]["POST"]
     (body,) = [media["schema"] for media in api.raw_schema["paths"][path]["post"]["requestBody"]["content"].values()]
     schema = jsonschema.Draft202012Validator({**body, "components": api.raw_schema["components"]})
