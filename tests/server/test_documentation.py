@@ -36,6 +36,12 @@ def test_commands_of_curl_succeed(nano: Running, block: str):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_example_for_ollamas_client_runs(nano: Running):
+    pytest.importorskip("ollama")
+    (block,) = re.findall(r"^```python ollama\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    exec(compile(block.replace(ADDRESS, nano.url), "serving.md", "exec"), {"__name__": "__main__"})
+
+
 def test_python_examples_run_from_top_to_bottom(nano: Running):
     namespace = {"__name__": "__main__"}
     for block in blocks("python"):

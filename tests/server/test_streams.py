@@ -53,6 +53,6 @@ async def _stream(client: httpx.AsyncClient, question: str, max_tokens: int) -> 
         async for line in response.aiter_lines():
             if line == "data: [DONE]":
                 return "".join(parts)
-            if line:
+            if line.startswith("data: "):  # a silent stream has comments, too
                 parts.append(json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content", ""))
     raise AssertionError("the stream ended without [DONE]")

@@ -28,7 +28,7 @@ from minicpm.files import is_disk_full
 VERBS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "talk with a model"),
     "run": ("run", "complete prompts from arguments, a file or stdin"),
-    "serve": ("serve", "serve a model over OpenAI's HTTP API"),
+    "serve": ("serve", "serve a model over OpenAI's and Ollama's HTTP APIs"),
     "demo": ("demo", "talk with a model in the browser"),
     "pull": ("pull", "download a model"),
     "list": ("list", "list the models on this machine"),

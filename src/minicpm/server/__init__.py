@@ -1,1 +1,1 @@
-"""The OpenAI-compatible server: HTTP in, HTTP out; the engine's thread does the work. Needs the `serve` extra."""
+"""The server of OpenAI's and Ollama's APIs: HTTP in and out; the engine's thread works. Needs the `serve` extra."""

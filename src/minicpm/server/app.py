@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minicpm import __version__
-from minicpm.server import chat, completions, embeddings, responses, responses_route, tokens
+from minicpm.server import chat, completions, embeddings, ollama, responses, responses_route, tokens
 from minicpm.server.access_log import REQUEST_ID, AccessLog
 from minicpm.server.answers import Serving
 from minicpm.server.body import BodyLimit
@@ -45,7 +45,7 @@ def create_app(serving: Serving, page: Path = PAGE) -> FastAPI:
     app = FastAPI(title="minicpm serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     settings = serving.settings
     add_handlers(app)
-    for room in (chat, completions, responses_route, embeddings, tokens):
+    for room in (chat, completions, responses_route, embeddings, tokens, ollama):
         app.include_router(room.router(serving))
     _add_models(app, serving)
     _add_health(app, serving)
@@ -65,6 +65,7 @@ def create_app(serving: Serving, page: Path = PAGE) -> FastAPI:
             expose_headers=(REQUEST_ID, "Retry-After"),
         )
     app.add_middleware(AccessLog, count=serving.metrics.count_response)
+    app.add_middleware(ollama.OllamaForm)
     return app
 
 
@@ -99,8 +100,7 @@ def _add_models(app: FastAPI, serving: Serving) -> None:
     @app.get("/v1/models/{name:path}", responses=ERRORS)
     async def retrieve_model(name: str) -> responses.Model:
         """One of them."""
-        model.check_name(name)
-        return models[model.names.index(name)]
+        return models[model.names.index(model.check_name(name))]
 
 
 def _add_health(app: FastAPI, serving: Serving) -> None:

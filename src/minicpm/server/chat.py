@@ -43,32 +43,44 @@ def router(serving: Serving) -> APIRouter:
         notes: dict[str, str] = request.scope["state"]["notes"]
         note_ignored(notes, body)
         name = model.check_name(body.model)
-        functions = tools.offered(body)
-        params = sampling_params(
-            body,
-            model,
-            max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
-        messages = conversation(body.messages)
-        # Schemas are compiled, a stranger's template is rendered by another process, and a long text is encoded.
-        prompt_ids, constraint = await in_thread(_prepare, model, messages, body, functions, notes)
-        model.check_prompt(prompt_ids, "messages")
-        questions = [Question(prompt_ids, params, True, choice, constraint) for choice in range(body.n)]
-        head = Head.new("chatcmpl", name, model, params)
+        questions, has_functions = await chat_questions(model, body, notes)
+        head = Head.new("chatcmpl", name, model, questions[0].params)
         async with AsyncExitStack() as stack:
             answers = await stack.enter_async_context(serving.answers(questions))
             if body.stream:
-                writer = _ChatChunks(head, model, body, bool(functions), notes)
+                writer = _ChatChunks(head, model, body, has_functions, notes)
                 return EventStream(stack.pop_all(), answers, writer, serving.settings.ping_s)
             completions = await unless_client_leaves(request, answers.completions())
         used = usage(completions, body.n)
         note_usage(notes, used)
-        choices = [_choice(model, index, c, bool(functions)) for index, c in enumerate(completions)]
+        choices = [_choice(model, index, c, has_functions) for index, c in enumerate(completions)]
         whole = responses.ChatCompletion(**head.fields(), choices=choices, usage=used)
         return Response(whole.model_dump_json(), media_type="application/json")
 
     return routes
+
+
+async def chat_questions(
+    model: ServedModel, body: ChatRequest, notes: dict[str, str], prompt_name: str = "messages"
+) -> tuple[list[Question], bool]:
+    """A question per choice of a conversation, and whether its answer may call functions.
+
+    `notes` gets the keywords of schemas that are not followed. Raises APIError for what cannot be answered, which calls
+    the conversation `prompt_name`.
+    """
+    functions = tools.offered(body)
+    params = sampling_params(
+        body,
+        model,
+        max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    messages = conversation(body.messages)
+    # Schemas are compiled, a stranger's template is rendered by another process, and a long text is encoded.
+    prompt_ids, constraint = await in_thread(_prepare, model, messages, body, functions, notes)
+    model.check_prompt(prompt_ids, prompt_name)
+    questions = [Question(prompt_ids, params, True, choice, constraint) for choice in range(body.n)]
+    return questions, bool(functions)
 
 
 def _prepare(

@@ -34,18 +34,13 @@ def router(serving: Serving) -> APIRouter:
         notes: dict[str, str] = request.scope["state"]["notes"]
         note_ignored(notes, body)
         name = model.check_name(body.model)
-        most = 1 if body.max_tokens == 0 else body.max_tokens  # of 0, below
-        params = sampling_params(body, model, max_tokens=most, logprobs=body.logprobs)
-        prompts, constraint = await in_thread(_prepare, model, body)
-        head = Head.new("cmpl", name, model, params)
+        prompts, questions = await completion_questions(model, body)
+        head = Head.new("cmpl", name, model, questions[0].params)
         echoes = await unless_client_leaves(request, _echoes(serving, body, prompts))
+        unasked: list[Completion] = []
         if body.max_tokens == 0:
-            questions, unasked = [], [_unasked(body, ids, head.seed) for _, ids in prompts for _ in range(body.n)]
-        else:
-            questions = [
-                Question(ids, params, False, choice, constraint) for _, ids in prompts for choice in range(body.n)
-            ]
-            unasked = []
+            unasked = [_unasked(body, question.prompt_ids, head.seed) for question in questions]
+            questions = []
         async with AsyncExitStack() as stack:
             answers = await stack.enter_async_context(serving.answers(questions))
             if body.stream:
@@ -67,6 +62,20 @@ def router(serving: Serving) -> APIRouter:
         return Response(whole.model_dump_json(), media_type="application/json")
 
     return routes
+
+
+async def completion_questions(
+    model: ServedModel, body: CompletionRequest
+) -> tuple[list[tuple[str, list[int]]], list[Question]]:
+    """The prompts as texts and ids, and for each of them a question per choice.
+
+    Raises APIError for what cannot be answered. With "max_tokens": 0, the questions are not to be asked.
+    """
+    most = 1 if body.max_tokens == 0 else body.max_tokens
+    params = sampling_params(body, model, max_tokens=most, logprobs=body.logprobs)
+    prompts, constraint = await in_thread(_prepare, model, body)
+    questions = [Question(ids, params, False, choice, constraint) for _, ids in prompts for choice in range(body.n)]
+    return prompts, questions
 
 
 @dataclass(frozen=True)

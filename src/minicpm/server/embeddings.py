@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from minicpm.server.answers import Serving, in_thread, unless_client_leaves, wor
 from minicpm.server.completions import as_texts
 from minicpm.server.errors import APIError
 from minicpm.server.generation import note_ignored
+from minicpm.server.model import ServedModel
 from minicpm.server.openapi import ERRORS
 from minicpm.server.requests import MAX_EMBEDDINGS, EmbeddingRequest
 
@@ -49,7 +51,11 @@ def router(serving: Serving) -> APIRouter:
 
 
 def _encode(serving: Serving, body: EmbeddingRequest) -> list[list[int]]:
-    texts = as_texts(body.input, "input")
+    return embedding_ids(serving.model, as_texts(body.input, "input"))
+
+
+def embedding_ids(model: ServedModel, texts: Sequence[str | list[int]]) -> list[list[int]]:
+    """The ids of texts to embed. Raises APIError for too many texts, and for one that does not fit into the context."""
     if len(texts) > MAX_EMBEDDINGS:
         raise APIError(
             400,
@@ -59,8 +65,8 @@ def _encode(serving: Serving, body: EmbeddingRequest) -> list[list[int]]:
         )
     ids = []
     for text in texts:
-        ids.append(serving.model.encode(text) if isinstance(text, str) else text)
-        serving.model.check_prompt(ids[-1], "input")
+        ids.append(model.encode(text) if isinstance(text, str) else text)
+        model.check_prompt(ids[-1], "input")
     return ids
 
 

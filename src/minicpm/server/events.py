@@ -1,10 +1,14 @@
-"""Server-sent events: a stream that starts its work before its headers and ends it when the client leaves."""
+"""Streams of chunks: a stream starts its work before its headers and ends it when the client leaves.
+
+`SERVER_SENT_EVENTS` is OpenAI's form of one; a route of another API brings its own `Framing`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from starlette.responses import StreamingResponse
@@ -17,8 +21,6 @@ from minicpm.server.errors import APIError
 Chunk = dict[str, Any]
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_PING = b": still here\n\n"
-_DONE = b"data: [DONE]\n\n"
 
 
 class ChunkWriter(Protocol):
@@ -29,38 +31,78 @@ class ChunkWriter(Protocol):
     def closing(self) -> Iterable[Chunk]: ...
 
 
+@dataclass(frozen=True)
+class Framing:
+    """How chunks are written.
+
+    `ping` keeps a silent stream open, `done` ends it (b"": nothing does), and `error` makes the chunks in place of the end.
+    """
+
+    media_type: str
+    frame: Callable[[Chunk], bytes]
+    ping: Callable[[], bytes]
+    done: bytes
+    error: Callable[[APIError], Iterable[Chunk]]
+
+
+def encoded(chunk: Chunk) -> str:
+    """A chunk as JSON on one line."""
+    return _ENCODER.encode(chunk)
+
+
+def _event(chunk: Chunk) -> bytes:
+    return b"data: " + encoded(chunk).encode() + b"\n\n"
+
+
+def sent_event_ping() -> bytes:
+    """A comment, which clients skip."""
+    return b": still here\n\n"
+
+
+SERVER_SENT_EVENTS = Framing(
+    "text/event-stream", _event, sent_event_ping, b"data: [DONE]\n\n", lambda error: [error.body()]
+)
+
+
 class EventStream(StreamingResponse):
     """Streams `answers`, which `stack` ends: when they are finished, fail, or nobody listens any more."""
 
-    def __init__(self, stack: AsyncExitStack, answers: Answers, writer: ChunkWriter, ping_s: float):
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        answers: Answers,
+        writer: ChunkWriter,
+        ping_s: float,
+        framing: Framing = SERVER_SENT_EVENTS,
+    ):
         self._stack = stack
-        self._events = _events(answers, writer, ping_s)
+        self._events = _events(answers, writer, ping_s, framing)
         # nginx passes events on at once where it is told so.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._events, headers=headers, media_type="text/event-stream")
+        super().__init__(self._events, headers=headers, media_type=framing.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._stack, aclosing(self._events):
             await super().__call__(scope, receive, send)
 
 
-async def _events(answers: Answers, writer: ChunkWriter, ping_s: float) -> AsyncGenerator[bytes, None]:
+async def _events(
+    answers: Answers, writer: ChunkWriter, ping_s: float, framing: Framing
+) -> AsyncGenerator[bytes, None]:
     try:
         for chunk in writer.opening():
-            yield _event(chunk)
+            yield framing.frame(chunk)
         while not answers.is_finished:
             piece = await answers.next(ping_s)
             if piece is None:
-                yield _PING
+                yield framing.ping()
                 continue
             for chunk in writer.chunks(piece):
-                yield _event(chunk)
+                yield framing.frame(chunk)
         for chunk in writer.closing():
-            yield _event(chunk)
-        yield _DONE
+            yield framing.frame(chunk)
+        if framing.done:
+            yield framing.done
     except APIError as error:
-        yield _event(error.body())
-
-
-def _event(chunk: Chunk) -> bytes:
-    return b"data: " + _ENCODER.encode(chunk).encode() + b"\n\n"
+        for chunk in framing.error(error):
+            yield framing.frame(chunk)

@@ -52,6 +52,8 @@ _PATHS = frozenset(
     {
         "/", "/health", "/metrics", "/tokenize", "/detokenize",
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/responses",
+        "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags", "/api/show", "/api/ps",
+        "/api/version",
     }
 )  # fmt: skip
 

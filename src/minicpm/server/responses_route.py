@@ -6,31 +6,29 @@ Nothing is kept between requests: a conversation is sent as a whole, and fields 
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from minicpm.engine.request import Completion, Piece
 from minicpm.errors import one_line
 from minicpm.sampling import MAX_LOGPROBS, SampledToken
 from minicpm.server import requests, tools
-from minicpm.server.answers import Answers, Question, Serving, in_thread, unless_client_leaves
-from minicpm.server.chat import conversation
+from minicpm.server.answers import Serving, unless_client_leaves
+from minicpm.server.chat import chat_questions
 from minicpm.server.errors import APIError
-from minicpm.server.events import Chunk, EventStream
-from minicpm.server.generation import note_usage, sampling_params, token_logprob, usage
+from minicpm.server.events import Chunk, EventStream, Framing, encoded, sent_event_ping
+from minicpm.server.generation import note_usage, token_logprob, usage
 from minicpm.server.model import ServedModel
 from minicpm.server.openapi import ERRORS, STREAMS
 from minicpm.server.requests import MAX_TOOLS, Body, Ignored, Part
-from minicpm.server.structure import constraint_of
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -442,13 +440,9 @@ def router(serving: Serving) -> APIRouter:
         model = serving.model
         name = model.check_name(body.model)
         asked = chat_request(body)
-        functions = tools.offered(asked)
-        params = sampling_params(asked, model, max_tokens=asked.max_completion_tokens, logprobs=asked.top_logprobs)
-        if functions:
-            params = replace(params, stop=(*params.stop, *model.template.stop_strings))
-        messages = tools.with_functions(conversation(asked.messages), functions)
-        prompt_ids, constraint = await in_thread(lambda: (model.chat_ids(messages), constraint_of(asked, functions)))
-        model.check_prompt(prompt_ids, "input")
+        notes: dict[str, str] = request.scope["state"]["notes"]
+        (question,), has_functions = await chat_questions(model, asked, notes, "input")
+        params = question.params
         assert params.seed is not None
         response = ResponseObject(
             id=_new_id("resp"),
@@ -471,12 +465,13 @@ def router(serving: Serving) -> APIRouter:
             top_p=params.top_p,
             user=body.user,
         )
-        writing = Writing(response, model, tools.CallReader() if functions else None, request.scope["state"]["notes"])
+        writing = Writing(response, model, tools.CallReader() if has_functions else None, notes)
         async with AsyncExitStack() as stack:
-            question = Question(prompt_ids, params, True, 0, constraint)
             answers = await stack.enter_async_context(serving.answers([question]))
             if body.stream:
-                return ResponseStream(stack.pop_all(), answers, writing, serving.settings.ping_s)
+                # Each event has its type as its name, and the last one ends the stream.
+                framing = Framing("text/event-stream", _named, sent_event_ping, b"", writing.failing)
+                return EventStream(stack.pop_all(), answers, writing, serving.settings.ping_s, framing)
             (completion,) = await unless_client_leaves(request, answers.completions())
         for _ in writing.chunks(Piece(0, completion.text, completion, completion.logprobs or ())):
             pass
@@ -496,34 +491,5 @@ def _text_options(body: ResponseRequest) -> dict[str, Any]:
     return {"format": shown, "verbosity": "medium"}
 
 
-class ResponseStream(EventStream):
-    """As every stream of events, but each has its type as its name, and the last one ends it."""
-
-    def __init__(self, stack: AsyncExitStack, answers: Answers, writing: Writing, ping_s: float):
-        self._stack = stack
-        self._events = _events(answers, writing, ping_s)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        StreamingResponse.__init__(self, self._events, headers=headers, media_type="text/event-stream")
-
-
-async def _events(answers: Answers, writing: Writing, ping_s: float) -> AsyncGenerator[bytes, None]:
-    try:
-        for event in writing.opening():
-            yield _named(event)
-        while not answers.is_finished:
-            piece = await answers.next(ping_s)
-            if piece is None:
-                yield b": still here\n\n"
-                continue
-            for event in writing.chunks(piece):
-                yield _named(event)
-        for event in writing.closing():
-            yield _named(event)
-    except APIError as error:
-        for event in writing.failing(error):
-            yield _named(event)
-
-
 def _named(event: Chunk) -> bytes:
-    data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event['type']}\ndata: {data}\n\n".encode()
+    return f"event: {event['type']}\ndata: {encoded(event)}\n\n".encode()

@@ -1,4 +1,4 @@
-"""`minicpm serve`: serves a model over an OpenAI-compatible HTTP API."""
+"""`minicpm serve`: serves a model over the HTTP APIs of OpenAI and Ollama."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.description = (
         "Serve a model over OpenAI's HTTP API: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, "
-        "/tokenize, /detokenize, /health, /metrics. Ctrl-C or SIGTERM lets running answers finish; a second one ends "
+        "/tokenize, /detokenize, /health, /metrics; and over Ollama's: /api/chat, /api/generate, /api/embed, "
+        "/api/tags, /api/show, /api/ps, /api/version. Ctrl-C or SIGTERM lets running answers finish; a second one ends "
         "at once. With --backend vllm it starts vLLM's own server instead (docs/vllm.md)."
     )
     parser.add_argument(
