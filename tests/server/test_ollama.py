@@ -562,7 +562,7 @@ def test_a_text_that_is_too_long_is_cut_unless_that_is_not_wanted(client: httpx.
         ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]},
          "arguments"),
         ("chat", {"tools": [{"type": "function", "function": {"name": "a b"}}]}, r"tools\[0\].function.name"),
-        ("chat", {"tools": [WEATHER, WEATHER]}, "same name"),
+        ("chat", {"tools": [WEATHER, WEATHER]}, "two tools have the name get_weather"),
         ("chat", {"tools": [WEATHER] * 200}, "tools"),
         ("chat", {"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ("chat", {"options": {"temperature": -1}}, "temperature"),

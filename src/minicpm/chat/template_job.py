@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 environment: Any = None
 
@@ -28,7 +28,7 @@ def prepare() -> None:
     class Generation(jinja2.ext.Extension):
         """{% generation %} ... {% endgeneration %}, which marks for transformers what an assistant says."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (as the base class has it)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

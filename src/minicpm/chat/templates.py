@@ -245,7 +245,7 @@ def _render_in_sandbox(
     messages: Sequence[Message],
     add_generation_prompt: bool,
 ) -> str:
-    variables = {
+    variables: dict[str, object] = {
         "messages": list(messages),
         "tools": None,
         "documents": None,

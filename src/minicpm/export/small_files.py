@@ -18,7 +18,7 @@ from minicpm.files import json_text, write_text
 from minicpm.formats.checkpoint import Checkpoint
 from minicpm.formats.generation import GENERATION_FILE
 from minicpm.formats.gguf import GgufFile
-from minicpm.formats.gguf_tokenizer import read_sentencepiece_metadata
+from minicpm.formats.gguf_tokenizer import is_byte_level, read_sentencepiece_metadata, tokenizer_texts
 from minicpm.tokenizer import PieceType, build_from_sentencepiece, prepends_blank
 from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE, SENTENCEPIECE_FILE
 from minicpm.tokenizer.sentencepiece import SentencePieceModel, sentencepiece_bytes
@@ -44,6 +44,10 @@ def small_files(checkpoint: Checkpoint) -> Iterator[Path]:
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json, and tokenizer.model with the scores, which another GGUF file needs."""
     with contextlib.closing(GgufFile(checkpoint.path)) as file:
+        if is_byte_level(file.metadata):  # without scores: tokenizer.json has all of it
+            for name, text in tokenizer_texts(checkpoint.path, file.metadata).items():
+                write_text(folder / name, text)
+            return
         model, config = read_sentencepiece_metadata(checkpoint.path, file.metadata)
     library = build_from_sentencepiece(model, prepends_blank(config, folder))
     write_text(folder / JSON_FILE, json_text(json.loads(library.to_str())))

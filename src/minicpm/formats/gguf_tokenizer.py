@@ -166,12 +166,18 @@ def read_tokenizer(path: Path, metadata: dict[str, Value]) -> Tokenizer:
     return Tokenizer.from_sentencepiece(model, config, path)
 
 
+def is_byte_level(metadata: dict[str, Value]) -> bool:
+    return metadata.get(MODEL) == BYTE_LEVEL
+
+
+def _read_metadata(path: Path, metadata: dict[str, Value]) -> tuple[Any, dict[str, Any]]:
+    return (read_byte_level_metadata if is_byte_level(metadata) else read_sentencepiece_metadata)(path, metadata)
+
+
 def tokenizer_texts(path: Path, metadata: dict[str, Value]) -> dict[str, str]:
     """tokenizer.json and tokenizer_config.json of a folder with the tokenizer and chat template of a GGUF file."""
-    is_byte_level = metadata.get(MODEL) == BYTE_LEVEL
-    read_metadata = read_byte_level_metadata if is_byte_level else read_sentencepiece_metadata
-    _, config = read_metadata(path, metadata)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast" if is_byte_level else "LlamaTokenizer"
+    _, config = _read_metadata(path, metadata)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast" if is_byte_level(metadata) else "LlamaTokenizer"
     config["clean_up_tokenization_spaces"] = False
     if TEMPLATE in metadata:
         config["chat_template"] = read_template(path, metadata).text
@@ -185,8 +191,7 @@ def read_template(path: Path, metadata: dict[str, Value]) -> ChatTemplate:
         return CURRENT_TEMPLATE
     if not isinstance(text, str):
         raise FormatError(path, f"{TEMPLATE} must be a text, got {brief(text)}")
-    read_metadata = read_byte_level_metadata if metadata.get(MODEL) == BYTE_LEVEL else read_sentencepiece_metadata
-    _, config = read_metadata(path, metadata)
+    _, config = _read_metadata(path, metadata)
     return template_from(text, path, config)
 
 

@@ -35,7 +35,8 @@ class ChunkWriter(Protocol):
 class Framing:
     """How chunks are written.
 
-    `ping` keeps a silent stream open, `done` ends it (b"": nothing does), and `error` makes the chunks in place of the end.
+    `ping` keeps a silent stream open, `done` ends it (b"": nothing does), and `error` makes the chunks in place of the
+    end.
     """
 
     media_type: str

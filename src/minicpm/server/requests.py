@@ -180,8 +180,8 @@ class AssistantMessage(Open):
     role: Literal["assistant"]
     content: str | list[AnswerPart] | None = None
     tool_calls: list[ToolCall] | None = None
-    function_call: CalledFunction | None = Field(None, description="the older form of tool_calls")
-    refusal: str | None = Field(None, description="read where there is no content")
+    function_call: CalledFunction | None = Field(default=None, description="the older form of tool_calls")
+    refusal: str | None = Field(default=None, description="read where there is no content")
     name: Ignored = None
     audio: Ignored = None
     annotations: Ignored = None

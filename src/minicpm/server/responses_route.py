@@ -25,10 +25,10 @@ from minicpm.server.answers import Serving, unless_client_leaves
 from minicpm.server.chat import chat_questions
 from minicpm.server.errors import APIError
 from minicpm.server.events import Chunk, EventStream, Framing, encoded, sent_event_ping
-from minicpm.server.generation import note_usage, token_logprob, usage
+from minicpm.server.generation import note_ignored, note_usage, token_logprob, usage
 from minicpm.server.model import ServedModel
 from minicpm.server.openapi import ERRORS, STREAMS
-from minicpm.server.requests import MAX_TOOLS, Body, Ignored, Part
+from minicpm.server.requests import MAX_TOOLS, Body, Ignored, Open
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -91,7 +91,7 @@ class FunctionTool(requests.Function):
     type: Literal["function"]
 
 
-class NamedFunction(Part):
+class NamedFunction(Open):
     type: Literal["function"]
     name: str
 
@@ -100,7 +100,7 @@ class JSONSchemaFormat(requests.JSONSchema):
     type: Literal["json_schema"]
 
 
-class TextOptions(Part):
+class TextOptions(Open):
     format: (
         Annotated[requests.TextFormat | requests.JSONFormat | JSONSchemaFormat, Field(discriminator="type")] | None
     ) = None
@@ -185,7 +185,7 @@ def chat_request(body: ResponseRequest) -> requests.ChatRequest:
     try:
         return requests.ChatRequest(**given, **{name: getattr(body, name) for name in same})
     except ValidationError as error:
-        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ").replace("response format", "text.format")
+        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ").replace("response_format", "text.format")
         raise APIError(400, one_line(message, 300), code="invalid_value") from None
 
 
@@ -438,9 +438,10 @@ def router(serving: Serving) -> APIRouter:
     async def create_response(body: ResponseRequest, request: Request) -> Response:
         """Answer items with items."""
         model = serving.model
+        notes: dict[str, str] = request.scope["state"]["notes"]
+        note_ignored(notes, body)
         name = model.check_name(body.model)
         asked = chat_request(body)
-        notes: dict[str, str] = request.scope["state"]["notes"]
         (question,), has_functions = await chat_questions(model, asked, notes, "input")
         params = question.params
         assert params.seed is not None

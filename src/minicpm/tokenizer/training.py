@@ -18,10 +18,10 @@ from minicpm.tokenizer.loading import (
     JSON_FILE,
     MAX_VOCAB_SIZE,
     SENTENCEPIECE_FILE,
-    SPACE_MARK,
     load_library_tokenizer,
 )
 from minicpm.tokenizer.sentencepiece import MAX_PIECE_CHARACTERS, PieceType
+from minicpm.tokenizer.spelling import SPACE_MARK
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
