@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from costs import write_results
+from costs import require_idle_machine, write_results
 from outliers import write_outlier_copy, write_unrounded
 from report import write_report
 
@@ -227,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs"), help="models are made in it (700 MB), and removed")
     args = parser.parse_args()
+    require_idle_machine()
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="quality-", dir=args.work) as work:
         bench = Bench.prepare(Path(work))

@@ -10,7 +10,12 @@ from bilingual.reading import CONTAINERS, PORTABLE
 from bilingual.stories import PLACES, SKILLS
 from bilingual.words import animals, colours, listed, person, things
 
-TIMES = [Both("today", "今天"), Both("every day", "每天"), Both("in the morning", "早上"), Both("in the evening", "晚上")]
+TIMES = [
+    Both("today", "今天"),
+    Both("every day", "每天"),
+    Both("in the morning", "早上"),
+    Both("in the evening", "晚上"),
+]
 ADJECTIVES = [
     Both("beautiful", "漂亮"),
     Both("big", "大"),
@@ -63,7 +68,9 @@ def sentence(draw: random.Random) -> Both:
     kind = draw.randrange(13)
     if kind == 0:
         container, prep, zh_prep = draw.choice(CONTAINERS)
-        return both(draw, "The {t} is {p} the {c}.", "{t}在{c}{z}。", t=draw.choice(PORTABLE), p=prep, c=container, z=zh_prep)
+        return both(
+            draw, "The {t} is {p} the {c}.", "{t}在{c}{z}。", t=draw.choice(PORTABLE), p=prep, c=container, z=zh_prep
+        )
     if kind == 1:
         fruit = draw.choice([t.noun for t in things() if t.category.en == "fruit"])
         return both(draw, "{n} likes {f.plural}.", "{n}喜欢吃{f}。", n=who.name, f=fruit)
@@ -87,7 +94,10 @@ def sentence(draw: random.Random) -> Both:
         container, prep, zh_prep = draw.choice(CONTAINERS)
         n = draw.randint(2, 9)
         thing = draw.choice(PORTABLE)
-        return Both(f"There are {number_en(n)} {thing.en.plural} {prep} the {container.en}.", f"{container.zh}{zh_prep}有{count_zh(n)}{thing.zh.c}{thing.zh}。")
+        return Both(
+            f"There are {number_en(n)} {thing.en.plural} {prep} the {container.en}.",
+            f"{container.zh}{zh_prep}有{count_zh(n)}{thing.zh.c}{thing.zh}。",
+        )
     if kind == 10:
         friend = person(draw, (who,))
         return both(draw, "{a} and {b} are good friends.", "{a}和{b}是好朋友。", a=who.name, b=friend.name)
@@ -101,13 +111,27 @@ def translation(draw: random.Random) -> list[Exchange]:
     said = sentence(draw)
     if draw.random() < 0.5:
         asked = Both(
-            draw.choice(["Translate into Chinese: {}", "Translate to Chinese: {}", "How do you say this in Chinese: {}", "Say it in Chinese: {}", "In Chinese, please: {}"]).format(said.en),
-            draw.choice(["翻译成英语：{}", "把这句话翻译成英文：{}", "用英语怎么说：{}", "请译成英语：{}"]).format(said.zh),
+            draw.choice(
+                [
+                    "Translate into Chinese: {}",
+                    "Translate to Chinese: {}",
+                    "How do you say this in Chinese: {}",
+                    "Say it in Chinese: {}",
+                    "In Chinese, please: {}",
+                ]
+            ).format(said.en),
+            draw.choice(["翻译成英语：{}", "把这句话翻译成英文：{}", "用英语怎么说：{}", "请译成英语：{}"]).format(
+                said.zh
+            ),
         )
         return [Exchange(asked, Both(said.zh, said.en))]
     asked = Both(
-        draw.choice(["Translate into English: {}", "What does this mean in English: {}", "Translate to English: {}"]).format(said.zh),
-        draw.choice(["翻译成中文：{}", "把这句话翻译成汉语：{}", "这句话是什么意思：{}", "请译成中文：{}"]).format(said.en),
+        draw.choice(
+            ["Translate into English: {}", "What does this mean in English: {}", "Translate to English: {}"]
+        ).format(said.zh),
+        draw.choice(["翻译成中文：{}", "把这句话翻译成汉语：{}", "这句话是什么意思：{}", "请译成中文：{}"]).format(
+            said.en
+        ),
     )
     return [Exchange(asked, said)]
 
@@ -115,7 +139,9 @@ def translation(draw: random.Random) -> list[Exchange]:
 def other_language(draw: random.Random) -> list[Exchange]:
     """A question that is to be answered in the other language."""
     exchange = fact(draw)[0]
-    en = draw.choice(["{} Answer in Chinese.", "{} Please answer in Chinese.", "Answer in Chinese: {}"]).format(exchange.asked.en)
+    en = draw.choice(["{} Answer in Chinese.", "{} Please answer in Chinese.", "Answer in Chinese: {}"]).format(
+        exchange.asked.en
+    )
     zh = draw.choice(["{}请用英语回答。", "用英文回答：{}", "{}用英语回答我。"]).format(exchange.asked.zh)
     return [Exchange(Both(en, zh), Both(exchange.answer.zh, exchange.answer.en))]
 
@@ -124,11 +150,23 @@ def repeat(draw: random.Random) -> list[Exchange]:
     """Text or words that are to be repeated as they are."""
     if draw.random() < 0.5:
         said = sentence(draw)
-        asked = both(draw, "Repeat: {s} / Say this again: {s} / Repeat this sentence: {s} / Write this sentence once more: {s}", "重复：{s} / 请跟我说：{s} / 重复这句话：{s} / 把这句话再写一遍：{s}", s=said)
+        asked = both(
+            draw,
+            "Repeat: {s} / Say this again: {s} / Repeat this sentence: {s} / Write this sentence once more: {s}",
+            "重复：{s} / 请跟我说：{s} / 重复这句话：{s} / 把这句话再写一遍：{s}",
+            s=said,
+        )
         return [Exchange(asked, said)]
     noun = draw.choice([t.noun for t in things()] + [a.noun for a in animals()])
     n = draw.randint(2, 6)
-    asked = both(draw, 'Say "{w}" {n} times. / Write the word {w} {n} times. / Repeat the word {w} {n} times.', "把“{w}”说{m}遍。 / 把“{w}”写{m}遍。 / 重复{m}遍“{w}”。", w=noun, n=number_en(n), m=count_zh(n))
+    asked = both(
+        draw,
+        'Say "{w}" {n} times. / Write the word {w} {n} times. / Repeat the word {w} {n} times.',
+        "把“{w}”说{m}遍。 / 把“{w}”写{m}遍。 / 重复{m}遍“{w}”。",
+        w=noun,
+        n=number_en(n),
+        m=count_zh(n),
+    )
     return [Exchange(asked, Both(f"{', '.join([noun.en] * n)}.", f"{'、'.join([noun.zh] * n)}。"))]
 
 
@@ -158,7 +196,12 @@ def make_sentence(draw: random.Random) -> list[Exchange]:
             n=who.name,
             m=thing.zh.c,
         )
-    asked = both(draw, 'Make a sentence with the word "{w}". / Use the word {w} in a sentence. / Write a sentence with {w}.', "用“{w}”造句。 / 请用“{w}”写一个句子。 / 造一个句子，用上“{w}”。", w=word)
+    asked = both(
+        draw,
+        'Make a sentence with the word "{w}". / Use the word {w} in a sentence. / Write a sentence with {w}.',
+        "用“{w}”造句。 / 请用“{w}”写一个句子。 / 造一个句子，用上“{w}”。",
+        w=word,
+    )
     return [Exchange(asked, made)]
 
 
@@ -173,31 +216,57 @@ def describe(draw: random.Random) -> list[Exchange]:
     chosen = [sentences[0], *draw.sample(sentences[1:], draw.choice([2, 3]))]
     n = animal.noun.en
     en = " ".join([chosen[0].en] + [s.en.replace(f"A {n} ", "It ").replace(f"An {n} ", "It ") for s in chosen[1:]])
-    zh = chosen[0].zh + "".join(s.zh.replace(f"{animal.noun.zh}", "它", 1) if s.zh.startswith(animal.noun.zh) else s.zh for s in chosen[1:])
-    asked = both(draw, "Tell me about {n.plural}. / Describe {n.a}. / What do you know about {n.plural}? / Tell me something about the {n}.", "介绍一下{n}。 / 说说{n}。 / 你知道{n}吗？给我讲讲。 / 关于{n}，你知道什么？", n=animal.noun)
+    zh = chosen[0].zh + "".join(
+        s.zh.replace(f"{animal.noun.zh}", "它", 1) if s.zh.startswith(animal.noun.zh) else s.zh for s in chosen[1:]
+    )
+    asked = both(
+        draw,
+        "Tell me about {n.plural}. / Describe {n.a}. / What do you know about {n.plural}? / "
+        "Tell me something about the {n}.",
+        "介绍一下{n}。 / 说说{n}。 / 你知道{n}吗？给我讲讲。 / 关于{n}，你知道什么？",
+        n=animal.noun,
+    )
     return [Exchange(asked, Both(en, zh))]
 
 
 def shopping(draw: random.Random) -> list[Exchange]:
     """A list that is asked back: how many items, which is the first, is something on it."""
-    items = draw.sample([t.noun for t in things() if t.is_edible or t.category.en in ("toy", "school thing")], draw.randint(3, 5))
+    items = draw.sample(
+        [t.noun for t in things() if t.is_edible or t.category.en in ("toy", "school thing")], draw.randint(3, 5)
+    )
     shown = listed([Both(str(item.en), str(item.zh)) for item in items])
     kind = draw.choice(["how many", "first", "last", "on it", "missing"])
-    line = both(draw, "My list: {l}. / I have to buy these things: {l}.", "我的清单：{l}。 / 我要买这些东西：{l}。", l=shown)
+    line = both(
+        draw, "My list: {l}. / I have to buy these things: {l}.", "我的清单：{l}。 / 我要买这些东西：{l}。", l=shown
+    )
     if kind == "how many":
         question = both(draw, "How many things are on my list?", "清单上有几样东西？")
-        answer = Both(f"There are {number_en(len(items))} things on your list.", f"清单上有{count_zh(len(items))}样东西。")
+        answer = Both(
+            f"There are {number_en(len(items))} things on your list.", f"清单上有{count_zh(len(items))}样东西。"
+        )
         short = Both(number_en(len(items)), f"{count_zh(len(items))}样")
     elif kind in ("first", "last"):
         item = items[0 if kind == "first" else -1]
-        question = both(draw, f"What is the {kind} thing on my list?", f"清单上{'第一样' if kind == 'first' else '最后一样'}东西是什么？")
-        answer = Both(f"The {kind} thing on your list is {item.en}.", f"{'第一样' if kind == 'first' else '最后一样'}是{item.zh}。")
+        question = both(
+            draw,
+            f"What is the {kind} thing on my list?",
+            f"清单上{'第一样' if kind == 'first' else '最后一样'}东西是什么？",
+        )
+        answer = Both(
+            f"The {kind} thing on your list is {item.en}.",
+            f"{'第一样' if kind == 'first' else '最后一样'}是{item.zh}。",
+        )
         short = Both(str(item.en), str(item.zh))
     else:
-        other = draw.choice(items) if kind == "on it" else draw.choice([t.noun for t in things() if t.noun not in items])
+        other = (
+            draw.choice(items) if kind == "on it" else draw.choice([t.noun for t in things() if t.noun not in items])
+        )
         yes = kind == "on it"
         question = both(draw, "Is {i} on my list?", "清单上有{i}吗？", i=Both(str(other.en), str(other.zh)))
-        answer = Both(f"{'Yes' if yes else 'No'}, {other.en} is {'' if yes else 'not '}on your list.", f"{'有' if yes else '没有'}，清单上{'有' if yes else '没有'}{other.zh}。")
+        answer = Both(
+            f"{'Yes' if yes else 'No'}, {other.en} is {'' if yes else 'not '}on your list.",
+            f"{'有' if yes else '没有'}，清单上{'有' if yes else '没有'}{other.zh}。",
+        )
         short = Both("yes" if yes else "no", "有" if yes else "没有")
     return [Exchange(Both(f"{line.en} {question.en}", f"{line.zh}{question.zh}"), answer, short)]
 

@@ -16,11 +16,29 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _AN = re.compile(r"\b([Aa]) (?!uni|use|usu|eu|one\b|once\b)(?=[aeiouAEIOU]|hour|honest|8\b|11\b|18\b)")
 _START = re.compile(r"(^|[.!?] |\n)([a-z])")
 _FIRST = re.compile(r"^([\"“(]?)([a-z])")
-SMALL_EN = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-TENS_EN = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
+SMALL_EN = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+TENS_EN = ["-", "-", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 DIGITS_ZH = "零一二三四五六七八九"
 
 
@@ -105,7 +123,9 @@ def number_zh(n: int) -> str:
     if n < 100:
         return DIGITS_ZH[n // 10] + "十" + (DIGITS_ZH[n % 10] if n % 10 else "")
     rest = n % 100
-    tail = "" if not rest else "零" + DIGITS_ZH[rest] if rest < 10 else DIGITS_ZH[rest // 10] + "十" + number_zh(rest)[-1]
+    tail = (
+        "" if not rest else "零" + DIGITS_ZH[rest] if rest < 10 else DIGITS_ZH[rest // 10] + "十" + number_zh(rest)[-1]
+    )
     if rest and rest % 10 == 0:
         tail = DIGITS_ZH[rest // 10] + "十"
     return DIGITS_ZH[n // 100] + "百" + tail
@@ -119,3 +139,21 @@ def count_zh(n: int) -> str:
 def number(n: int) -> Both:
     """A number in words."""
     return Both(number_en(n), number_zh(n))
+
+
+QUESTION_EN = frozenset(
+    "who whose whom what which where when why how is are was were do does did can could will would may should has have "
+    "in on at of to what's".split(" ")
+)
+QUESTION_ZH = ("吗", "谁", "什么", "哪", "几", "多少", "怎", "如何", "多大", "贵不贵", "有没有")
+
+
+def punctuated(asked: Both, draw: random.Random, is_exclaimed: bool = False) -> Both:
+    """A prompt with the mark that it lacks: a question mark, or a full stop; if it may be exclaimed, "!" or none."""
+    end_en, end_zh = (draw.choice([(".", "。"), ("!", "！"), ("", "")])) if is_exclaimed else (".", "。")
+    en, zh = asked.en, asked.zh
+    if en[-1] not in ".?!":
+        en += "?" if en.split()[0].lower().rstrip(",") in QUESTION_EN else end_en
+    if zh[-1] not in "。？！":
+        zh += "？" if any(word in zh for word in QUESTION_ZH) else end_zh
+    return Both(en, zh)

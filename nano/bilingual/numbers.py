@@ -29,7 +29,9 @@ COUNTED = [
 
 
 def _sum_asked(draw: random.Random, a: int, b: int, sign: str) -> Both:
-    en_word = {"+": "plus", "-": "minus", "*": draw.choice(["times", "times", "multiplied by"]), "/": "divided by"}[sign]
+    en_word = {"+": "plus", "-": "minus", "*": draw.choice(["times", "times", "multiplied by"]), "/": "divided by"}[
+        sign
+    ]
     zh_word = {"+": draw.choice(["加", "加上"]), "-": draw.choice(["减", "减去"]), "*": "乘以", "/": "除以"}[sign]
     shown = {"*": draw.choice(["*", "×", "x"]), "/": draw.choice(["/", "÷"])}.get(sign, sign)
     numbers = {"a": a, "b": b, "w": Both(en_word, zh_word), "s": shown}
@@ -37,7 +39,8 @@ def _sum_asked(draw: random.Random, a: int, b: int, sign: str) -> Both:
         draw,
         "What is {a} {s} {b}? / {a} {s} {b} = ? / What is {a} {w} {b}? / How much is {a} {w} {b}? / {a} {s} {b} / "
         "Calculate {a} {s} {b}. / What do you get for {a} {w} {b}? / {a}{s}{b}=",
-        "{a} {s} {b} 等于[几|多少]？ / {a}{s}{b}=？ / {a}{w}{b}等于[几|多少]？ / {a}{w}{b}是多少？ / {a}{s}{b} / 计算{a} {s} {b}。 / "
+        "{a} {s} {b} 等于[几|多少]？ / {a}{s}{b}=？ / {a}{w}{b}等于[几|多少]？ / {a}{w}{b}是多少？ / {a}{s}{b} / "
+        "计算{a} {s} {b}。 / "
         "算一算{a}{w}{b}。 / {a}{s}{b}得[几|多少]？",
         **numbers,
     )
@@ -137,7 +140,11 @@ def word_problem(draw: random.Random) -> list[Exchange]:
         if sign == "+"
         else f"{a} {word} {b} is {result}, so {result} {noun_en} {'is' if result == 1 else 'are'} left.",
         f"{a}{'加' if sign == '+' else '减'}{b}等于{result}，"
-        + (f"{who.name.zh}现在有{result}{thing.zh.c}{thing.zh}。" if sign == "+" else f"所以还剩{result}{thing.zh.c}{thing.zh}。"),
+        + (
+            f"{who.name.zh}现在有{result}{thing.zh.c}{thing.zh}。"
+            if sign == "+"
+            else f"所以还剩{result}{thing.zh.c}{thing.zh}。"
+        ),
     )
     asked = Both(f"{facts.en} {left.en}", f"{facts.zh}{left.zh}")
     return [Exchange(asked, has, Both(str(result), str(result)))]
@@ -149,14 +156,17 @@ def _run(numbers: list[int], draw: random.Random) -> Both:
 
 def counting(draw: random.Random) -> list[Exchange]:
     """Counting up to any number up to 120, from any number, backwards and in steps; in digits or in words."""
-    kind = draw.choices(["up", "from", "down", "steps", "words", "next", "before", "between"], [30, 18, 12, 10, 12, 8, 5, 5])[0]
+    kind = draw.choices(
+        ["up", "from", "down", "steps", "words", "next", "before", "between"], [30, 18, 12, 10, 12, 8, 5, 5]
+    )[0]
     if kind == "up":
         n = draw.randint(2, 30) if draw.random() < 0.7 else draw.randint(31, 120)
         asked = both(
             draw,
             "Count to {n}. / Count from 1 to {n}. / Can you count to {n}? / Please count up to {n}. / "
             "Say the numbers from 1 to {n}. / Write the numbers up to {n}.",
-            "[从1|]数到{n}。 / 从1数到{n}。 / 你能数到{n}吗？ / 请[你|]数到{n}。 / 写出1到{n}的数字。 / 数一数，从1到{n}。",
+            "[从1|]数到{n}。 / 从1数到{n}。 / 你能数到{n}吗？ / 请[你|]数到{n}。 / 写出1到{n}的数字。 / "
+            "数一数，从1到{n}。",
             n=n,
         )
         shown = _run(list(range(1, n + 1)), draw)
@@ -225,7 +235,9 @@ def counting(draw: random.Random) -> list[Exchange]:
             "{a}前面是几？ / 比{a}少1的数是多少？",
             a=a,
         )
-        return [Exchange(asked, Both(f"Before {a} comes {a - 1}.", f"{a}前面是{a - 1}。"), Both(str(a - 1), str(a - 1)))]
+        return [
+            Exchange(asked, Both(f"Before {a} comes {a - 1}.", f"{a}前面是{a - 1}。"), Both(str(a - 1), str(a - 1)))
+        ]
     asked = both(draw, "Which number is between {a} and {b}?", "{a}和{b}中间是几？", a=a, b=a + 2)
     between = Both(f"{a + 1} is between {a} and {a + 2}.", f"{a}和{a + 2}中间是{a + 1}。")
     return [Exchange(asked, between, Both(str(a + 1), str(a + 1)))]
@@ -262,7 +274,9 @@ def comparison(draw: random.Random) -> list[Exchange]:
         )
         answers = {}
         for language, text in (("en", asked.en), ("zh", asked.zh)):
-            says = Both(f"{a} is an {'even' if is_even else 'odd'} number.", f"{a}是{'双' if is_even else '单'}数。")[language]
+            says = Both(f"{a} is an {'even' if is_even else 'odd'} number.", f"{a}是{'双' if is_even else '单'}数。")[
+                language
+            ]
             asks_even = "an even" in text or "双数吗" in text
             asks_odd = "an odd" in text or "单数吗" in text
             if (asks_even or asks_odd) and " or " not in text and "还是" not in text:
@@ -293,20 +307,31 @@ def comparison(draw: random.Random) -> list[Exchange]:
             w=Both("largest" if is_max else "smallest", "大" if is_max else "小"),
             l=_run(numbers, draw),
         )
-        answer = Both(f"The {'largest' if is_max else 'smallest'} number is {found}.", f"最{'大' if is_max else '小'}的数是{found}。")
+        answer = Both(
+            f"The {'largest' if is_max else 'smallest'} number is {found}.",
+            f"最{'大' if is_max else '小'}的数是{found}。",
+        )
         return [Exchange(asked, answer, Both(str(found), str(found)))]
     if kind == "double":
         n = draw.randint(1, 25)
         if draw.random() < 0.5:
             asked = both(draw, "What is double {n}? / What is twice {n}?", "{n}的两倍是多少？ / {n}的2倍是几？", n=n)
-            return [Exchange(asked, Both(f"Double {n} is {2 * n}.", f"{n}的两倍是{2 * n}。"), Both(str(2 * n), str(2 * n)))]
-        asked = both(draw, "What is half of {n}? / What is one half of {n}?", "{n}的一半是多少？ / {n}的一半是几？", n=2 * n)
+            return [
+                Exchange(asked, Both(f"Double {n} is {2 * n}.", f"{n}的两倍是{2 * n}。"), Both(str(2 * n), str(2 * n)))
+            ]
+        asked = both(
+            draw, "What is half of {n}? / What is one half of {n}?", "{n}的一半是多少？ / {n}的一半是几？", n=2 * n
+        )
         return [Exchange(asked, Both(f"Half of {2 * n} is {n}.", f"{2 * n}的一半是{n}。"), Both(str(n), str(n)))]
     if draw.random() < 0.5:
         yes = a > b
-        asked = both(draw, "Is {a} larger than {b}? / Is {a} more than {b}?", "{a}比{b}大吗？ / {a}大于{b}吗？", a=a, b=b)
+        asked = both(
+            draw, "Is {a} larger than {b}? / Is {a} more than {b}?", "{a}比{b}大吗？ / {a}大于{b}吗？", a=a, b=b
+        )
         word, zh = ("larger", "大") if yes else ("smaller", "小")
-        answer = Both(f"{'Yes' if yes else 'No'}, {a} is {word} than {b}.", f"{'是的' if yes else '不'}，{a}比{b}{zh}。")
+        answer = Both(
+            f"{'Yes' if yes else 'No'}, {a} is {word} than {b}.", f"{'是的' if yes else '不'}，{a}比{b}{zh}。"
+        )
         return [Exchange(asked, answer, Both("yes" if yes else "no", "是" if yes else "不"))]
     a, b, sign, result = easy_sum(draw, 20)
     said = result if draw.random() < 0.5 else max(0, result + draw.choice([-2, -1, 1, 2, 3]))

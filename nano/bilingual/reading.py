@@ -1,4 +1,4 @@
-"""Questions whose answer stands in the prompt: facts of a few people and things, and stories. Nothing is known by heart.
+"""Questions whose answer stands in the prompt: a few people and things, and stories. Nothing is known by heart.
 
 The same little world is described in both languages; questions about what is not said are answered with "does not say".
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 from bilingual.language import Both, Exchange, both, count_zh, mended, number_en
 from bilingual.stories import PLACES, asked_for, tell
-from bilingual.words import Noun, Person, animals, colours, countries, noun, person, pet_name, table, things
+from bilingual.words import Noun, Person, animals, colours, countries, noun, person, pet_name, pets, table, things
 
 PORTABLE = tuple(
     thing.noun
     for thing in things()
-    if thing.category.en in ("toy", "fruit", "school thing", "thing in the kitchen", "piece of clothing", "thing in the house", "tool")
+    if thing.category.en
+    in ("toy", "fruit", "school thing", "thing in the kitchen", "piece of clothing", "thing in the house", "tool")
     and thing.noun.en not in ("scissors", "oven", "fridge", "ladder", "clock", "shoe", "sock", "glove")
 )
 CONTAINERS = [
@@ -78,7 +80,9 @@ def _coloured(thing: Noun, colour: Both) -> Both:
 
 
 def _joined(lines: Sequence[Both], question: Both) -> Both:
-    return Both(" ".join([*(line.en for line in lines), question.en]), "".join([*(line.zh for line in lines), question.zh]))
+    return Both(
+        " ".join([*(line.en for line in lines), question.en]), "".join([*(line.zh for line in lines), question.zh])
+    )
 
 
 def _no_word(draw: random.Random, what: Both) -> Both:
@@ -97,23 +101,42 @@ def who_has_what(draw: random.Random) -> list[Exchange]:
     people = _people(draw, n)
     owned = draw.sample(PORTABLE, n)
     painted = draw.sample(colours(), n)
-    lines = [both(draw, "{n} has {t}.", "{n}有{t}。", n=p.name, t=_coloured(t, c)) for p, t, c in zip(people, owned, painted)]
+    lines = [
+        both(draw, "{n} has {t}.", "{n}有{t}。", n=p.name, t=_coloured(t, c)) for p, t, c in zip(people, owned, painted)
+    ]
     i = draw.randrange(n)
     who, thing, colour = people[i], owned[i], painted[i]
     kind = draw.choice(["colour", "who", "what", "who colour", "yes", "not said"])
     if kind == "colour":
-        question = both(draw, "What colour is {n}'s {t}? / Which colour does {n}'s {t} have?", "{n}的{t}是什么颜色的？", n=who.name, t=thing)
+        question = both(
+            draw,
+            "What colour is {n}'s {t}? / Which colour does {n}'s {t} have?",
+            "{n}的{t}是什么颜色的？",
+            n=who.name,
+            t=thing,
+        )
         answer = both(draw, "{n}'s {t} is {c}.", "{n}的{t}是{c}的。", n=who.name, t=thing, c=colour)
         return [Exchange(_joined(lines, question), answer, colour)]
     if kind == "who":
         question = both(draw, "Who has the {t}?", "{t}是谁的？ / 谁有{t}？", t=thing)
-        return [Exchange(_joined(lines, question), both(draw, "{n} has the {t}.", "{n}有{t}。", n=who.name, t=thing), who.name)]
+        return [
+            Exchange(
+                _joined(lines, question), both(draw, "{n} has the {t}.", "{n}有{t}。", n=who.name, t=thing), who.name
+            )
+        ]
     if kind == "what":
         question = both(draw, "What does {n} have?", "{n}有什么？", n=who.name)
         return [Exchange(_joined(lines, question), lines[i], _coloured(thing, colour))]
     if kind == "who colour":
         question = both(draw, "Who has something {c}?", "谁有{c}的东西？", c=colour)
-        answer = both(draw, "{n} has something {c}: {t}.", "{n}有{c}的东西：{t}。", n=who.name, c=colour, t=_coloured(thing, colour))
+        answer = both(
+            draw,
+            "{n} has something {c}: {t}.",
+            "{n}有{c}的东西：{t}。",
+            n=who.name,
+            c=colour,
+            t=_coloured(thing, colour),
+        )
         return [Exchange(_joined(lines, question), answer, who.name)]
     if kind == "yes":
         said = thing if draw.random() < 0.5 else draw.choice(owned)
@@ -134,7 +157,11 @@ def where_is_it(draw: random.Random) -> list[Exchange]:
     spots = draw.sample(CONTAINERS, moves)
     lines = []
     for i, (who, (place, at, at_zh)) in enumerate(zip(people, spots)):
-        start = Both("", "") if i == 0 else draw.choice([Both("Then ", "后来"), Both("Later ", "过了一会儿，"), Both("After that, ", "接着")])
+        start = (
+            Both("", "")
+            if i == 0
+            else draw.choice([Both("Then ", "后来"), Both("Later ", "过了一会儿，"), Both("After that, ", "接着")])
+        )
         lines.append(
             both(
                 draw,
@@ -159,7 +186,13 @@ def where_is_it(draw: random.Random) -> list[Exchange]:
     place, at, at_zh = spots[0]
     question = both(draw, "Where did {n} put the {t}?", "{n}把{t}放在哪里了？", n=who.name, t=thing)
     spot = Both(f"{at} the {place.en}", f"{place.zh}{at_zh}")
-    return [Exchange(_joined(lines, question), both(draw, "{n} put the {t} {s}.", "{n}把{t}放在了{s}。", n=who.name, t=thing, s=spot), spot)]
+    return [
+        Exchange(
+            _joined(lines, question),
+            both(draw, "{n} put the {t} {s}.", "{n}把{t}放在了{s}。", n=who.name, t=thing, s=spot),
+            spot,
+        )
+    ]
 
 
 def who_is_where(draw: random.Random) -> list[Exchange]:
@@ -175,14 +208,22 @@ def who_is_where(draw: random.Random) -> list[Exchange]:
         if i in at:
             first[i] = at[i]
         at[i] = room
-        lines.append(both(draw, "{n} went to {r}. / {n} walked to {r}.", "{n}去了{r}。 / {n}走到了{r}。", n=people[i].name, r=room))
+        lines.append(
+            both(
+                draw, "{n} went to {r}. / {n} walked to {r}.", "{n}去了{r}。 / {n}走到了{r}。", n=people[i].name, r=room
+            )
+        )
     i = draw.choice(list(first)) if first and draw.random() < 0.4 else draw.randrange(n)
     if i in first and draw.random() < 0.5:
         question = both(draw, "Where was {n} before {r}?", "{n}去{r}之前在哪里？", n=people[i].name, r=at[i])
-        answer = both(draw, "Before {r}, {n} was in {f}.", "去{r}之前，{n}在{f}。", n=people[i].name, r=at[i], f=first[i])
+        answer = both(
+            draw, "Before {r}, {n} was in {f}.", "去{r}之前，{n}在{f}。", n=people[i].name, r=at[i], f=first[i]
+        )
         return [Exchange(_joined(lines, question), answer, first[i])]
     question = both(draw, "Where is {n} now? / Where is {n}?", "{n}现在在哪里？ / {n}在哪里？", n=people[i].name)
-    return [Exchange(_joined(lines, question), both(draw, "{n} is in {r}.", "{n}在{r}。", n=people[i].name, r=at[i]), at[i])]
+    return [
+        Exchange(_joined(lines, question), both(draw, "{n} is in {r}.", "{n}在{r}。", n=people[i].name, r=at[i]), at[i])
+    ]
 
 
 ORDERS = [
@@ -197,15 +238,36 @@ def who_is_taller(draw: random.Random) -> list[Exchange]:
     n = draw.choice([2, 3, 3])
     people = _people(draw, n)
     more, most, least = draw.choice(ORDERS)
-    lines = [both(draw, "{a} is {m} than {b}.", "{a}比{b}{m}。", a=a.name, b=b.name, m=more) for a, b in zip(people, people[1:])]
+    lines = [
+        both(draw, "{a} is {m} than {b}.", "{a}比{b}{m}。", a=a.name, b=b.name, m=more) for a, b in pairwise(people)
+    ]
     draw.shuffle(lines)
     if n == 2:
-        question = both(draw, "Who is {m}?", "谁{m}？", m=Both(more.en, "更" + more.zh if "得" not in more.zh and "力气" not in more.zh else more.zh))
-        return [Exchange(_joined(lines, question), both(draw, "{a} is {m}.", "{a}{m}。", a=people[0].name, m=Both(more.en, "更" + more.zh if "得" not in more.zh and "力气" not in more.zh else more.zh)), people[0].name)]
+        question = both(
+            draw,
+            "Who is {m}?",
+            "谁{m}？",
+            m=Both(more.en, "更" + more.zh if "得" not in more.zh and "力气" not in more.zh else more.zh),
+        )
+        return [
+            Exchange(
+                _joined(lines, question),
+                both(
+                    draw,
+                    "{a} is {m}.",
+                    "{a}{m}。",
+                    a=people[0].name,
+                    m=Both(more.en, "更" + more.zh if "得" not in more.zh and "力气" not in more.zh else more.zh),
+                ),
+                people[0].name,
+            )
+        ]
     is_most = draw.random() < 0.5
     found, word = (people[0], most) if is_most else (people[-1], least)
     question = both(draw, "Who is the {w}?", "谁{w}？ / 三个人里谁{w}？", w=word)
-    return [Exchange(_joined(lines, question), both(draw, "{a} is the {w}.", "{a}{w}。", a=found.name, w=word), found.name)]
+    return [
+        Exchange(_joined(lines, question), both(draw, "{a} is the {w}.", "{a}{w}。", a=found.name, w=word), found.name)
+    ]
 
 
 def gives(draw: random.Random) -> list[Exchange]:
@@ -213,7 +275,7 @@ def gives(draw: random.Random) -> list[Exchange]:
     people = _people(draw, draw.choice([2, 3, 3]))
     thing = draw.choice(PORTABLE)
     lines = []
-    for i, (a, b) in enumerate(zip(people, people[1:])):
+    for i, (a, b) in enumerate(pairwise(people)):
         lines.append(
             both(
                 draw,
@@ -227,9 +289,21 @@ def gives(draw: random.Random) -> list[Exchange]:
         )
     if draw.random() < 0.6:
         question = both(draw, "Who has the {t} now?", "现在{t}在谁那里？", t=thing)
-        return [Exchange(_joined(lines, question), both(draw, "{n} has the {t} now.", "现在{t}在{n}那里。", n=people[-1].name, t=thing), people[-1].name)]
+        return [
+            Exchange(
+                _joined(lines, question),
+                both(draw, "{n} has the {t} now.", "现在{t}在{n}那里。", n=people[-1].name, t=thing),
+                people[-1].name,
+            )
+        ]
     question = both(draw, "Who had the {t} first?", "{t}一开始是谁的？", t=thing)
-    return [Exchange(_joined(lines, question), both(draw, "{n} had the {t} first.", "{t}一开始是{n}的。", n=people[0].name, t=thing), people[0].name)]
+    return [
+        Exchange(
+            _joined(lines, question),
+            both(draw, "{n} had the {t} first.", "{t}一开始是{n}的。", n=people[0].name, t=thing),
+            people[0].name,
+        )
+    ]
 
 
 def profile(draw: random.Random) -> list[Exchange]:
@@ -242,7 +316,7 @@ def profile(draw: random.Random) -> list[Exchange]:
         job = draw.choice(table("jobs"))
         city = draw.choice(countries()).capital
         age = draw.randint(5, 90)
-        pet = draw.choice([a for a in animals() if a.size < 6 and a.legs == 4])
+        pet = draw.choice(pets())
         pet_called = pet_name(draw)
         colour = draw.choice(colours())
         fruit = draw.choice([t for t in things() if t.category.en == "fruit"])
@@ -255,25 +329,54 @@ def profile(draw: random.Random) -> list[Exchange]:
             ),
             (
                 both(draw, "{he} lives in {c}.", "{n}住在{c}。", n=name, he=name, c=city),
-                both(draw, "Where does {n} live? / In which city does {n} live?", "{n}住在哪里？ / {n}住在哪个城市？", n=name),
+                both(
+                    draw,
+                    "Where does {n} live? / In which city does {n} live?",
+                    "{n}住在哪里？ / {n}住在哪个城市？",
+                    n=name,
+                ),
                 both(draw, "{n} lives in {c}.", "{n}住在{c}。", n=name, c=city),
                 city,
             ),
             (
-                both(draw, "{n} has a {k} called {p}.", "{n}养了一{m}{k}，叫{p}。", n=name, k=pet.noun, p=pet_called, m=pet.noun.zh.c),
-                both(draw, "What is the name of {n}'s {k}? / What is {n}'s {k} called?", "{n}的{k}叫什么？ / {n}养的{k}叫什么名字？", n=name, k=pet.noun),
+                both(
+                    draw,
+                    "{n} has a {k} called {p}.",
+                    "{n}养了一{m}{k}，叫{p}。",
+                    n=name,
+                    k=pet.noun,
+                    p=pet_called,
+                    m=pet.noun.zh.c,
+                ),
+                both(
+                    draw,
+                    "What is the name of {n}'s {k}? / What is {n}'s {k} called?",
+                    "{n}的{k}叫什么？ / {n}养的{k}叫什么名字？",
+                    n=name,
+                    k=pet.noun,
+                ),
                 both(draw, "{n}'s {k} is called {p}.", "{n}的{k}叫{p}。", n=name, k=pet.noun, p=pet_called),
                 pet_called,
             ),
             (
                 both(draw, "{n}'s favourite colour is {c}.", "{n}最喜欢{c}。", n=name, c=colour),
-                both(draw, "What is {n}'s favourite colour? / Which colour does {n} like best?", "{n}最喜欢什么颜色？", n=name),
+                both(
+                    draw,
+                    "What is {n}'s favourite colour? / Which colour does {n} like best?",
+                    "{n}最喜欢什么颜色？",
+                    n=name,
+                ),
                 both(draw, "{n}'s favourite colour is {c}.", "{n}最喜欢{c}。", n=name, c=colour),
                 colour,
             ),
             (
                 both(draw, "{n} likes {f.plural}.", "{n}爱吃{f}。", n=name, f=fruit.noun),
-                both(draw, "What does {n} like to eat? / Which fruit does {n} like?", "{n}爱吃什么？ / {n}爱吃什么水果？", n=name),
+                both(
+                    draw,
+                    "What does {n} like to eat? / Which fruit does {n} like?",
+                    "{n}爱吃什么？ / {n}爱吃什么水果？",
+                    n=name,
+                ),
                 both(draw, "{n} likes {f.plural}.", "{n}爱吃{f}。", n=name, f=fruit.noun),
                 Both(fruit.noun.en.plural, str(fruit.noun.zh)),
             ),
@@ -282,7 +385,12 @@ def profile(draw: random.Random) -> list[Exchange]:
             options.append(
                 (
                     both(draw, "{n} is {j}.", "{n}是{j}。", n=name, j=Both(f"a {job[0]}", job[1])),
-                    both(draw, "What is {n}'s job? / What does {n} do for a living?", "{n}是做什么工作的？ / {n}的职业是什么？", n=name),
+                    both(
+                        draw,
+                        "What is {n}'s job? / What does {n} do for a living?",
+                        "{n}是做什么工作的？ / {n}的职业是什么？",
+                        n=name,
+                    ),
                     both(draw, "{n} is {j}.", "{n}是{j}。", n=name, j=Both(f"a {job[0]}", job[1])),
                     Both(job[0], job[1]),
                 )
@@ -298,10 +406,22 @@ def profile(draw: random.Random) -> list[Exchange]:
         who = draw.choice(people)
         missing, tells = draw.choice(
             [
-                (both(draw, "How tall is {n}?", "{n}有多高？", n=who.name), Both(f"how tall {who.name.en} is", f"{who.name.zh}有多高")),
-                (both(draw, "What is the name of {n}'s mother?", "{n}的妈妈叫什么？", n=who.name), Both(f"the name of {who.name.en}'s mother", f"{who.name.zh}的妈妈叫什么")),
-                (both(draw, "Does {n} have a brother?", "{n}有弟弟吗？", n=who.name), Both(f"whether {who.name.en} has a brother", f"{who.name.zh}有没有弟弟")),
-                (both(draw, "What is {n}'s telephone number?", "{n}的电话号码是多少？", n=who.name), Both(f"{who.name.en}'s telephone number", f"{who.name.zh}的电话号码")),
+                (
+                    both(draw, "How tall is {n}?", "{n}有多高？", n=who.name),
+                    Both(f"how tall {who.name.en} is", f"{who.name.zh}有多高"),
+                ),
+                (
+                    both(draw, "What is the name of {n}'s mother?", "{n}的妈妈叫什么？", n=who.name),
+                    Both(f"the name of {who.name.en}'s mother", f"{who.name.zh}的妈妈叫什么"),
+                ),
+                (
+                    both(draw, "Does {n} have a brother?", "{n}有弟弟吗？", n=who.name),
+                    Both(f"whether {who.name.en} has a brother", f"{who.name.zh}有没有弟弟"),
+                ),
+                (
+                    both(draw, "What is {n}'s telephone number?", "{n}的电话号码是多少？", n=who.name),
+                    Both(f"{who.name.en}'s telephone number", f"{who.name.zh}的电话号码"),
+                ),
             ]
         )
         exchanges.append(Exchange(missing, _no_word(draw, tells)))
@@ -311,12 +431,30 @@ def profile(draw: random.Random) -> list[Exchange]:
 def why(draw: random.Random) -> list[Exchange]:
     who, other = _people(draw, 2)
     (verb, did, because), (_, did_2, because_2) = draw.sample(REASONS, 2)
-    line = both(draw, "{n} {d} because {he} {b}. / {n} {b}. So {he} {d}.", "{n}因为{b}，所以{d}。 / {n}{b}，于是{d}。", n=who.name, he=who.he, d=did, b=because)
-    second = both(draw, "{n} {d} because {he} {b}.", "{n}因为{b}，所以{d}。", n=other.name, he=other.he, d=did_2, b=because_2)
+    line = both(
+        draw,
+        "{n} {d} because {he} {b}. / {n} {b}. So {he} {d}.",
+        "{n}因为{b}，所以{d}。 / {n}{b}，于是{d}。",
+        n=who.name,
+        he=who.he,
+        d=did,
+        b=because,
+    )
+    second = both(
+        draw, "{n} {d} because {he} {b}.", "{n}因为{b}，所以{d}。", n=other.name, he=other.he, d=did_2, b=because_2
+    )
     lines = [line, second] if draw.random() < 0.5 else [line]
     draw.shuffle(lines)
     question = both(draw, "Why did {n} {v}?", "{n}为什么{d}？", n=who.name, v=verb, d=did)
-    answer = both(draw, "Because {he} {b}. / {n} {d} because {he} {b}.", "因为{n}{b}。 / 因为{b}。", n=who.name, he=who.he, b=because, d=did)
+    answer = both(
+        draw,
+        "Because {he} {b}. / {n} {d} because {he} {b}.",
+        "因为{n}{b}。 / 因为{b}。",
+        n=who.name,
+        he=who.he,
+        b=because,
+        d=did,
+    )
     return [Exchange(_joined(lines, question), answer, because)]
 
 
@@ -337,7 +475,13 @@ def counted(draw: random.Random) -> list[Exchange]:
     total = sum(numbers)
     question = both(draw, "How many animals are there in all?", "一共有多少只动物？")
     sums = " + ".join(map(str, numbers))
-    return [Exchange(_joined([line], question), Both(f"{sums} = {total}, so there are {total} animals.", f"{sums} = {total}，一共有{total}只动物。"), Both(str(total), str(total)))]
+    return [
+        Exchange(
+            _joined([line], question),
+            Both(f"{sums} = {total}, so there are {total} animals.", f"{sums} = {total}，一共有{total}只动物。"),
+            Both(str(total), str(total)),
+        )
+    ]
 
 
 def about_a_story(draw: random.Random) -> list[Exchange]:
@@ -346,7 +490,13 @@ def about_a_story(draw: random.Random) -> list[Exchange]:
         story = tell(draw)
         questions = draw.sample(story.questions, draw.choice([1, 1, 2, 3]))
         first = questions[0]
-        head = both(draw, "{s}\n\n{q} / Read the story and answer. {s}\n\n{q} / {s}\n{q} / {q}\n\n{s}", "{s}\n\n{q} / 读故事，回答问题。{s}\n\n{q} / {s}\n{q} / {q}\n\n{s}", s=Both("\0", "\0"), q=first.asked)
+        head = both(
+            draw,
+            "{s}\n\n{q} / Read the story and answer. {s}\n\n{q} / {s}\n{q} / {q}\n\n{s}",
+            "{s}\n\n{q} / 读故事，回答问题。{s}\n\n{q} / {s}\n{q} / {q}\n\n{s}",
+            s=Both("\0", "\0"),
+            q=first.asked,
+        )
         asked = Both(head.en.replace("\0", story.text.en), head.zh.replace("\0", story.text.zh))
         return [Exchange(asked, first.answer, first.short), *questions[1:]]
     request, story = asked_for(draw)
@@ -359,10 +509,17 @@ def story_gist(draw: random.Random) -> list[Exchange]:
     story = tell(draw)
     theme = draw.choice(story.plot.themes)
     if draw.random() < 0.5:
-        asked = both(draw, "{s}\n\nWhat is this story about? / {s}\n\nWhat is the topic of the story?", "{s}\n\n这个故事的主题是什么？ / {s}\n\n这个故事是关于什么的？", s=Both("\0", "\0"))
+        asked = both(
+            draw,
+            "{s}\n\nWhat is this story about? / {s}\n\nWhat is the topic of the story?",
+            "{s}\n\n这个故事的主题是什么？ / {s}\n\n这个故事是关于什么的？",
+            s=Both("\0", "\0"),
+        )
         answer = both(draw, "The story is about {t}.", "这个故事是关于{t}的。", t=theme)
     else:
-        asked = both(draw, "{s}\n\nWhat can we learn from this story?", "{s}\n\n这个故事告诉我们什么？", s=Both("\0", "\0"))
+        asked = both(
+            draw, "{s}\n\nWhat can we learn from this story?", "{s}\n\n这个故事告诉我们什么？", s=Both("\0", "\0")
+        )
         slots = {"H": story.hero.name, "his": story.hero.his, "he": story.hero.he}
         answer = both(draw, story.plot.moral.en, story.plot.moral.zh, **slots)
     return [Exchange(Both(asked.en.replace("\0", story.text.en), asked.zh.replace("\0", story.text.zh)), answer)]

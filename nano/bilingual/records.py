@@ -113,7 +113,10 @@ def planned(kind: str, seed: int, number: int) -> dict[str, Record]:
     for language in LANGUAGES:
         messages = []
         for exchange in exchanges:
-            messages.append({"role": "user", "content": typed(exchange.asked[language], language, draw)})
+            prompt = exchange.asked[language]
+            if "as_is" not in exchange.facts:
+                prompt = typed(prompt, language, draw)
+            messages.append({"role": "user", "content": prompt})
             messages.append({"role": "assistant", "content": exchange.answer[language]})
         records[language] = {"plan": name, "messages": messages}
     return records

@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bilingual.language import Both, Exchange, both, choose, mended
-from bilingual.words import Animal, Person, Word, animal_hero, animals, colours, noun, person
+from bilingual.journeys import journey
+from bilingual.language import Both, Exchange, both, choose, mended, punctuated
+from bilingual.words import Animal, Person, animal_hero, animals, colours, noun, person
 
 PLOTS = Path(__file__).parent / "plots.txt"
 
@@ -77,7 +78,9 @@ def plots() -> tuple[Plot, ...]:
                 en = _alternatives(first.removeprefix("~").removeprefix("* "))
                 zh = _alternatives(second.removeprefix("= "))
                 if len(en) != len(zh):
-                    raise ValueError(f"plots.txt, {name}: {len(en)} English and {len(zh)} Chinese alternatives: {first}")
+                    raise ValueError(
+                        f"plots.txt, {name}: {len(en)} English and {len(zh)} Chinese alternatives: {first}"
+                    )
                 steps.append(Step(en, zh, is_optional))
         assert moral is not None, name
         found.append(Plot(name, themes, frozenset(marks.split()), tuple(steps), tuple(questions), moral))
@@ -282,17 +285,73 @@ ENDINGS = [
 # What no story tells: the answer says so.
 UNTOLD = [
     ("How old is {H}?", "{H}几岁了？", "how old {H} is", "{H}几岁"),
-    ("What did {H} eat for breakfast that day?", "{H}那天早饭吃了什么？", "what {H} ate for breakfast", "{H}早饭吃了什么"),
+    (
+        "What did {H} eat for breakfast that day?",
+        "{H}那天早饭吃了什么？",
+        "what {H} ate for breakfast",
+        "{H}早饭吃了什么",
+    ),
     ("What is the name of {H}'s teacher?", "{H}的老师叫什么名字？", "the name of {H}'s teacher", "{H}的老师叫什么"),
     ("How much money does {F} have?", "{F}有多少钱？", "how much money {F} has", "{F}有多少钱"),
     ("On which day was {F} born?", "{F}是哪一天出生的？", "when {F} was born", "{F}是哪天出生的"),
     ("What is {H}'s favourite song?", "{H}最喜欢哪首歌？", "{H}'s favourite song", "{H}最喜欢哪首歌"),
     ("How many brothers does {F} have?", "{F}有几个兄弟？", "how many brothers {F} has", "{F}有几个兄弟"),
 ]
+# Not of plots.txt: scenes in any order (journeys.py).
+JOURNEY = Plot(
+    "journey",
+    (Both("a journey", "旅行"), Both("an adventure", "冒险"), Both("a long way", "一段长长的路")),
+    frozenset(),
+    (),
+    (),
+    Both("Whoever sets out will see a lot.", "走出去，就能看到很多。"),
+)
+JOURNEYS = 0.25  # of all stories
 HERO_ANIMALS = frozenset(
-    "cat dog cow horse sheep goat pig donkey rabbit mouse hamster squirrel hedgehog fox wolf bear lion tiger elephant "
-    "giraffe zebra monkey panda kangaroo koala deer hippo chicken duck goose owl parrot sparrow pigeon penguin frog "
-    "turtle ladybird bee ant snail crab".split()
+    [
+        "cat",
+        "dog",
+        "cow",
+        "horse",
+        "sheep",
+        "goat",
+        "pig",
+        "donkey",
+        "rabbit",
+        "mouse",
+        "hamster",
+        "squirrel",
+        "hedgehog",
+        "fox",
+        "wolf",
+        "bear",
+        "lion",
+        "tiger",
+        "elephant",
+        "giraffe",
+        "zebra",
+        "monkey",
+        "panda",
+        "kangaroo",
+        "koala",
+        "deer",
+        "hippo",
+        "chicken",
+        "duck",
+        "goose",
+        "owl",
+        "parrot",
+        "sparrow",
+        "pigeon",
+        "penguin",
+        "frog",
+        "turtle",
+        "ladybird",
+        "bee",
+        "ant",
+        "snail",
+        "crab",
+    ]
 )
 
 
@@ -370,7 +429,9 @@ def _slots(cast: Cast, plot: Plot, draw: random.Random) -> dict[str, dict[str, s
     hero_zh = f"一{counted}{cast.trait.zh}{zh_kind}"
     friend_en = f"{hero.his.en} friend {friend.name.en}"
     if cast.friend_kind is not None:
-        friend_en = draw.choice([f"{friend_en} the {cast.friend_kind.noun.en}", f"{friend.name.en} the {cast.friend_kind.noun.en}"])
+        friend_en = draw.choice(
+            [f"{friend_en} the {cast.friend_kind.noun.en}", f"{friend.name.en} the {cast.friend_kind.noun.en}"]
+        )
     friend_zh = "好朋友" + (_small(cast.friend_kind, friend) if cast.friend_kind is not None else "") + friend.name.zh
     skill = _both(draw.choice(SKILLS))
     plant = _both(draw.choice(PLANTS))
@@ -451,9 +512,14 @@ def _told(template: str, language: str, slots: dict[str, str], draw: random.Rand
     return mended(text) if language == "en" else text
 
 
+def any_plot(draw: random.Random) -> Plot:
+    """A plot of plots.txt, or a journey."""
+    return JOURNEY if draw.random() < JOURNEYS else draw.choice(plots())
+
+
 def tell(draw: random.Random, cast: Cast | None = None, plot: Plot | None = None) -> Story:
     """A story in both languages, of a given cast and plot or of drawn ones."""
-    plot = plot or draw.choice(plots())
+    plot = plot or any_plot(draw)
     cast = cast or Cast.drawn(draw)
     slots = _slots(cast, plot, draw)
     steps = [(en, zh) for en, zh in [_drawn_step(OPENINGS, draw)]]
@@ -464,9 +530,13 @@ def tell(draw: random.Random, cast: Cast | None = None, plot: Plot | None = None
     for step in plot.steps:
         if not step.is_optional or draw.random() < 0.6:
             steps.append(_drawn_step(step, draw))
-    if draw.random() < 0.6:
+    asked: list[Exchange] = []
+    if plot is JOURNEY:
+        scenes, asked = journey(draw, cast.hero)
+        steps += [(scene.en, scene.zh) for scene in scenes]
+    if draw.random() < (0.15 if plot is JOURNEY else 0.6):
         steps.append((plot.moral.en, plot.moral.zh))
-    if draw.random() < 0.35:
+    if plot is not JOURNEY and draw.random() < 0.35:
         steps.append(draw.choice(ENDINGS))
     texts = {}
     for language, position in (("en", 0), ("zh", 1)):
@@ -486,6 +556,7 @@ def tell(draw: random.Random, cast: Cast | None = None, plot: Plot | None = None
     story = Story(
         Both(texts["en"], texts["zh"]), plot, cast.hero, kind_of(cast.hero, cast.kind), cast.friend, facts, []
     )
+    story.questions.extend(asked)
     story.questions.extend(_questions(story, cast, slots, draw))
     return story
 
@@ -507,13 +578,23 @@ def _questions(story: Story, cast: Cast, slots: dict[str, dict[str, str]], draw:
 
     kind = story.hero_kind
     found = [exchange(*question) for question in story.plot.questions]
-    found.append(exchange(Both("Who is the story about?", "这个故事讲的是谁？"), Both("The story is about {H}.", "这个故事讲的是{H}。"), Both("{H}", "{H}")))
+    found.append(
+        exchange(
+            Both("Who is the story about?", "这个故事讲的是谁？"),
+            Both("The story is about {H}.", "这个故事讲的是{H}。"),
+            Both("{H}", "{H}"),
+        )
+    )
     is_a = Both(f"{{H}} is a {kind.en}.", f"{{H}}是{_counted(cast)}{_small(cast.kind, cast.hero)}。")
     if cast.kind is not None:
-        found.append(exchange(Both("What kind of animal is {H}?", "{H}是什么动物？"), is_a, Both(f"a {kind.en}", f"{kind.zh}")))
+        found.append(
+            exchange(Both("What kind of animal is {H}?", "{H}是什么动物？"), is_a, Both(f"a {kind.en}", f"{kind.zh}"))
+        )
         other = draw.choice([a for a in hero_animals() if a.noun.en != kind.en])
         asked = Both(f"Is {{H}} a {other.noun.en}?", f"{{H}}是{other.noun.zh}吗？")
-        answer = Both(f"No, {{H}} is not a {other.noun.en}. {is_a.en}", f"不是，{{H}}不是{other.noun.zh}，是{kind.zh}。")
+        answer = Both(
+            f"No, {{H}} is not a {other.noun.en}. {is_a.en}", f"不是，{{H}}不是{other.noun.zh}，是{kind.zh}。"
+        )
         found.append(exchange(asked, answer, Both("no", "不是")))
         found.append(
             exchange(
@@ -522,25 +603,34 @@ def _questions(story: Story, cast: Cast, slots: dict[str, dict[str, str]], draw:
                 Both("yes", "是"),
             )
         )
-    if cast.colour.en in story.text.en and cast.thing[0].split("/")[0] in story.text.en and "{a_t}" in _all_steps(story.plot):
-        if f"{cast.colour.en} {slots['en']['t']}" in story.text.en:
-            found.append(
-                exchange(
-                    Both("What colour was the {t}?", "{t}是什么颜色的？"),
-                    Both("The {t} was {colour}.", "{t}是{colour}的。"),
-                    Both("{colour}", "{colour}"),
-                )
+    if "{a_t}" in _all_steps(story.plot) and f"{cast.colour.en} {slots['en']['t']}" in story.text.en:
+        found.append(
+            exchange(
+                Both("What colour was the {t}?", "{t}是什么颜色的？"),
+                Both("The {t} was {colour}.", "{t}是{colour}的。"),
+                Both("{colour}", "{colour}"),
             )
-            wrong = draw.choice([colour for colour in colours() if colour != cast.colour])
-            found.append(
-                exchange(
-                    Both(f"Was the {{t}} {wrong.en}?", f"{{t}}是{wrong.zh}的吗？"),
-                    Both(f"No, the {{t}} was not {wrong.en}. It was {{colour}}.", f"不是，{{t}}不是{wrong.zh}的，是{{colour}}的。"),
-                    Both("no", "不是"),
-                )
+        )
+        wrong = draw.choice([colour for colour in colours() if colour != cast.colour])
+        found.append(
+            exchange(
+                Both(f"Was the {{t}} {wrong.en}?", f"{{t}}是{wrong.zh}的吗？"),
+                Both(
+                    f"No, the {{t}} was not {wrong.en}. It was {{colour}}.",
+                    f"不是，{{t}}不是{wrong.zh}的，是{{colour}}的。",
+                ),
+                Both("no", "不是"),
             )
-    asked_en, asked_zh, what_en, what_zh = draw.choice(UNTOLD)
-    says_not = both(draw, f"The story does not say {what_en}. / I do not know. The story does not tell {what_en}.", f"故事里没有说{what_zh}。 / 不知道，故事没有讲{what_zh}。", H="{H}", F="{F}")
+        )
+    untold = [row for row in UNTOLD if story.plot is not JOURNEY or "{F}" not in row[0]]
+    asked_en, asked_zh, what_en, what_zh = draw.choice(untold)
+    says_not = both(
+        draw,
+        f"The story does not say {what_en}. / I do not know. The story does not tell {what_en}.",
+        f"故事里没有说{what_zh}。 / 不知道，故事没有讲{what_zh}。",
+        H="{H}",
+        F="{F}",
+    )
     found.append(exchange(Both(asked_en, asked_zh), says_not, None))
     return found
 
@@ -556,17 +646,22 @@ def _all_steps(plot: Plot) -> str:
 
 # How one asks for a story: with what is asked for, in both languages. {k} kind of hero, {n} name, {t} theme, {o} thing.
 PLAIN = (
-    "[Tell me|Please tell me|Can you tell me|Could you tell me] a [|short |little |nice |new |bedtime ]story / I want to hear a story / "
-    "Write a [|short |little ]story / Do you know a [|good |nice ]story / A story, please / Make up a story for [me|my children] / "
+    "[Tell me|Please tell me|Can you tell me|Could you tell me] a [|short |little |nice |new |bedtime ]story / "
+    "I want to hear a story / "
+    "Write a [|short |little ]story / Do you know a [|good |nice ]story / A story, please / "
+    "Make up a story for [me|my children] / "
     "[Read|Tell] me something before I go to sleep / Entertain me with a story / I would like a story",
-    "[给我|请给我|能给我|可以给我]讲[个|一个][|小|短|新|好听的|睡前]故事[|吧|吗] / 我想听[个|一个]故事 / 写一个[|短|小]故事 / 讲个故事[吧|听听] / "
+    "[给我|请给我|能给我|可以给我]讲[个|一个][|小|短|新|好听的|睡前]故事[|吧|吗] / 我想听[个|一个]故事 / "
+    "写一个[|短|小]故事 / 讲个故事[吧|听听] / "
     "来一个[小|好听的|]故事 / 编一个故事[给我听|吧|] / 你会讲故事吗，讲一个吧",
 )
 WITH_KIND = (
-    "[Tell me|Please tell me|Write|Make up] a [|short |little ]story about {k.a} / I want to hear a story about {k.a} / "
+    "[Tell me|Please tell me|Write|Make up] a [|short |little ]story about {k.a} / "
+    "I want to hear a story about {k.a} / "
     "A story about {k.a}, please / Do you know a story about {k.a} / [Can|Could] you tell a story with {k.a} in it / "
     "My child loves {k.plural}. Tell a story about one",
-    "[给我|请给我]讲[个|一个][关于|]{k}的故事[|吧] / 我想听{k}的故事 / 写一个{k}的[|小]故事 / 编个{k}的故事 / 有没有{k}的故事 / "
+    "[给我|请给我]讲[个|一个][关于|]{k}的故事[|吧] / 我想听{k}的故事 / 写一个{k}的[|小]故事 / 编个{k}的故事 / "
+    "有没有{k}的故事 / "
     "我家孩子喜欢{k}，讲一个{k}的故事吧",
 )
 WITH_NAME = (
@@ -589,16 +684,26 @@ WITH_THING = (
 def asked_for(draw: random.Random) -> tuple[Both, Story]:
     """A request for a story, and a story that keeps to it."""
     cast = Cast.drawn(draw)
-    plot = draw.choice(plots())
+    plot = any_plot(draw)
     form = draw.random()
     kind = kind_of(cast.hero, cast.kind)
     slots: dict[str, Any] = {
         "k": cast.kind.noun if cast.kind is not None else noun(kind.en, kind.zh, "个"),
         "a_kn": Both(
-            draw.choice([f"a {kind.en} named {cast.hero.name.en}", f"a {cast.trait.en} {kind.en} named {cast.hero.name.en}"]),
+            draw.choice(
+                [f"a {kind.en} named {cast.hero.name.en}", f"a {cast.trait.en} {kind.en} named {cast.hero.name.en}"]
+            ),
             "",
         ),
-        "kn": Both("", draw.choice([f"{_small(cast.kind, cast.hero)}{cast.hero.name.zh}", f"一{'个' if cast.kind is None else cast.kind.noun.zh.c}叫{cast.hero.name.zh}的{_small(cast.kind, cast.hero)}"])),
+        "kn": Both(
+            "",
+            draw.choice(
+                [
+                    f"{_small(cast.kind, cast.hero)}{cast.hero.name.zh}",
+                    f"{_counted(cast)}叫{cast.hero.name.zh}的{_small(cast.kind, cast.hero)}",
+                ]
+            ),
+        ),
         "t": draw.choice(plot.themes),
     }
     if form < 0.25:
@@ -612,8 +717,8 @@ def asked_for(draw: random.Random) -> tuple[Both, Story]:
     else:
         templates = WITH_THING
     toy = noun(*cast.thing)
-    thing = Both(f"a {cast.colour.en} {toy.en}", f"{cast.colour.zh}的{toy.zh}")
-    asked = both(draw, *templates, **slots, o=thing)
+    thing = Both(mended(f"x a {cast.colour.en} {toy.en}")[2:], f"{cast.colour.zh}的{toy.zh}")
+    asked = punctuated(both(draw, *templates, **slots, o=thing), draw)
     while True:
         story = tell(draw, cast, plot)
         if templates is not WITH_THING or thing.en in story.text.en:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bilingual.language import Both, Exchange, fill
+from bilingual.language import Both, Exchange, fill, punctuated
 from bilingual.reading import PORTABLE
 from bilingual.stories import MEALS, PLACES, hero_animals
 from bilingual.words import colours, countries, invented_name, person, pet_name
@@ -97,7 +97,7 @@ def of_group(group: Group, draw: random.Random) -> Exchange:
     slots = _slots(draw)
     asked = Both(fill(group.prompts.en, "en", draw, slots), fill(group.prompts.zh, "zh", draw, slots))
     answer = Both(fill(group.answers.en, "en", draw, slots), fill(group.answers.zh, "zh", draw, slots))
-    return Exchange(_punctuated(asked, group, draw), answer, facts={"part": group.part})
+    return Exchange(punctuated(asked, draw, group.part == "greeting"), answer, facts={"part": group.part})
 
 
 def talk(draw: random.Random, part: str | None = None) -> list[Exchange]:
@@ -113,19 +113,3 @@ def starting(first_prompt: str, draw: random.Random) -> Exchange:
     found, _ = groups()
     return of_group(next(group for group in found if group.prompts.en.startswith(first_prompt)), draw)
 
-
-QUESTION_EN = (
-    "who what which where when why how is are do does can could will would may should what's".split()
-)
-QUESTION_ZH = ("吗", "谁", "什么", "哪", "几", "多少", "怎", "如何", "为什么", "多大", "贵不贵")
-
-
-def _punctuated(asked: Both, group: Group, draw: random.Random) -> Both:
-    """The prompts of talk.txt have no mark at the end; questions get a question mark, the rest a full stop or "!"."""
-    en, zh = asked.en, asked.zh
-    first = en.split()[0].lower().rstrip(",")
-    if en[-1] not in ".?!":
-        en += "?" if first in QUESTION_EN else draw.choice([".", "!", ""]) if group.part == "greeting" else "."
-    if zh[-1] not in "。？！":
-        zh += "？" if any(word in zh for word in QUESTION_ZH) else draw.choice(["。", "！", ""]) if group.part == "greeting" else "。"
-    return Both(en, zh)

@@ -111,6 +111,30 @@ def animals() -> tuple[Animal, ...]:
     return tuple(found)
 
 
+PETS = frozenset(
+    [
+        "cat",
+        "dog",
+        "rabbit",
+        "hamster",
+        "mouse",
+        "turtle",
+        "parrot",
+        "goat",
+        "pig",
+        "horse",
+        "chicken",
+        "duck",
+        "pigeon",
+    ]
+)
+
+
+@cache
+def pets() -> tuple[Animal, ...]:
+    return tuple(animal for animal in animals() if animal.noun.en in PETS)
+
+
 @dataclass(frozen=True)
 class Thing:
     """A thing with its category; `colour` is the usual one if there is one, `about` its taste or use."""
@@ -199,7 +223,9 @@ class Person:
 
     @property
     def he(self) -> Both:
-        return Both("she" if self.gender == "f" else "he", "它" if self.is_animal else "她" if self.gender == "f" else "他")
+        return Both(
+            "she" if self.gender == "f" else "he", "它" if self.is_animal else "她" if self.gender == "f" else "他"
+        )
 
     @property
     def him(self) -> Both:
@@ -252,23 +278,23 @@ def _person(draw: random.Random) -> Person:
     chance = draw.random()
     names = _names()
     plural = "girls" if gender == "f" else "boys"
-    if chance < 0.4:
+    if chance < 0.3:
         return Person(draw.choice(names[plural]), gender)
     given = names[f"given {plural}"]
-    if chance < 0.52:  # a pet form: Xiaoming 小明
+    if chance < 0.38:  # a pet form: Xiaoming 小明
         one = draw.choice(given)
         return Person(Both(f"Xiao{one.en}", f"小{one.zh}"), gender)
-    if chance < 0.8:
+    if chance < 0.72:
         family = draw.choice(names["family"])
         first = draw.choice(given)
         second = draw.choice(given) if draw.random() < 0.45 else None
         en = f"{family.en} {(first.en + (second.en if second else '')).capitalize()}"
         return Person(Both(en, family.zh + first.zh + (second.zh if second else "")), gender)
-    if chance < 0.86:  # doubled, as children are called: Lele 乐乐
+    if chance < 0.77:  # doubled, as children are called: Lele 乐乐
         one = draw.choice(given)
         return Person(Both((one.en * 2).capitalize(), one.zh * 2), gender)
     invented = invented_name(draw)
-    if chance < 0.93:
+    if chance < 0.88:
         return Person(invented, gender)
     # Any name that one may be given: a family name and characters, called otherwise in English.
     characters = "".join(one.zh for one in draw.sample(names["characters"], draw.choice([1, 2, 2])))

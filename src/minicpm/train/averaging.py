@@ -1,6 +1,6 @@
 """An exponential moving average of the weights: what a decay of the learning rate would reach, at a constant rate.
 
-average <- decay * average + (1 - decay) * weights, after every step. The decay of step t is min(decay, (1 + t) / (10 + t)),
+average <- d * average + (1 - d) * weights after every step. The d of step t is min(decay, (1 + t) / (10 + t)),
 so that random first weights are soon forgotten; it depends on the step alone, so a resumed run needs only the tensors.
 """
 

@@ -219,6 +219,16 @@ def averaged_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(EMA): tensor for name, tensor in tensors.items() if name.startswith(EMA)}
 
 
+def load_weights(folder: Path, model: MiniCPMForCausalLM, average: WeightAverage) -> None:
+    """Load only the weights and averaged weights of a checkpoint. Raises FormatError if any bit of it has changed."""
+    averages = averaged_weights(folder)
+    weights = _read_tensors(folder / WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    average.load(averages)
+
+
 def _write(
     folder: Path,
     progress: Progress,
