@@ -76,7 +76,7 @@ def write(out: Path, seed: int, plans: int) -> dict[str, Any]:
     """Write all kinds; the report."""
     report: dict[str, Any] = {"seed": seed, "plans": plans, "kinds": {}}
     for kind, about in KINDS.items():
-        number = max(3, round(plans * about.records / sum(k.records for k in KINDS.values())))
+        number = max(8, round(plans * about.records / sum(k.records for k in KINDS.values())))
         counts = Counts()
         varieties = {language: Variety() for language in LANGUAGES}
         paths = {

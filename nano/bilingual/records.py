@@ -84,7 +84,7 @@ KINDS: dict[str, Kind] = {
     "talk": Kind(_talk, 6_000, 4),
     "tasks": Kind(task, 9_000, 5),
     "dialogues": Kind(_dialogue, 7_000, 9),
-    "long": Kind(_long, 300, 1),
+    "long": Kind(_long, 700, 1),
 }
 
 

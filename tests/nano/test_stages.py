@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import generate
 import pytest
 import stages
 import torch
+from bilingual import records
 
 from minicpm.train.metrics import read_metrics
 
@@ -31,22 +33,24 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "WORK": tmp_path / "nano-v2",
         "PID_FILE": tmp_path / "training.pid",
         "STOP_FILE": tmp_path / "nano-v2/STOP",
-        "PILOT_PLANS": 150,
-        "STABLE_PLANS": 100,
-        "LENGTH": 1024,
+        "STABLE_PLANS": 150,
+        "LENGTH": 256,
         "ROWS": 2,
         "EVAL_RECORDS": 2,
     }
     for name, value in changes.items():
         monkeypatch.setattr(stages, name, value)
     monkeypatch.setattr(stages, "make_tokenizer", lambda: ASSET)
+    few = {kind: records.KINDS[kind] for kind in ("facts", "numbers", "talk")}
+    monkeypatch.setattr(records, "KINDS", few)
+    monkeypatch.setattr(generate, "KINDS", few)
     made = stages.options_for
 
     def few_steps(data: Path, **changed: Any) -> Any:
         return made(data, **{"steps": 6, "save_every": 4, "eval_every": 3, "eval_batches": 1, "threads": 1} | changed)
 
     monkeypatch.setattr(stages, "options_for", few_steps)
-    stages.make_data(stages.WORK / "pilot-data", 1, 150)
+    stages.make_data(stages.WORK / "pilot-data", 1, 200)
     return stages.WORK
 
 
