@@ -29,8 +29,8 @@ RECORDS_PER_KIND = 4000  # the rare kinds count as much as the stories, of which
 MARKERS = ["\n", "<用户>", "<AI>"]
 CHINESE = re.compile(r"<用户>|[\u4e00-\u9fff]+")
 # Chinese has no blanks, so whole phrases of the generator would become pieces that no other text contains. Pieces
-# are learned from stretches of four characters that begin anywhere: long enough for words, and short words count more.
-STRETCH = 4
+# are learned from stretches of three characters that begin anywhere: long enough for words, and short words count more.
+STRETCH = 3
 
 
 def sentences(data: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@
 
 All is kept under runs/nano-v2. Every stage computes at the lowest priority (the idle scheduling class where the system
 has it). The stable phase is a run of `minicpm pretrain` at a constant rate with averaged weights: one epoch of a corpus
-of its own, by default some 200 million tokens. It ends with a checkpoint when it is told to stop, and the same command
+of its own, some 110 million tokens. It ends with a checkpoint when it is told to stop, and the same command
 continues it to the same weights. `--round 2` goes on from the end of the first round with new data. While it runs
 unpaused, benchmarks refuse to start: runs/training.pid names it.
 """
@@ -43,8 +43,8 @@ STOP_FILE = WORK / "STOP"
 SHAPE_FILES = HERE / "shapes"
 SHAPES = ("8m", "12m", "28m")
 PILOT_SHAPES = ("8m", "12m")
-PILOT_PLANS, PILOT_SEED = 60_000, 1
-STABLE_PLANS, STABLE_SEED = 700_000, 100  # the seed of round 1 is 101
+PILOT_PLANS, PILOT_SEED = 150_000, 1
+STABLE_PLANS, STABLE_SEED = 1_000_000, 100  # the seed of round 1 is 101
 # CPU time of a pilot for each of its threads: an hour in which they compute four fifths of the time, as small matrices do.
 PILOT_CPU_S = 0.8 * 3600
 LENGTH, ROWS = 512, 8
@@ -104,6 +104,7 @@ def options_for(data: Path, **changes: Any) -> RunOptions:
     shares = [
         f"{data / f'{name}.{language}.jsonl.gz'}:{100 * kind.percent / total:g}%"
         for name, kind in KINDS.items()
+        if kind.percent
         for language in LANGUAGES
     ]
     fields: dict[str, Any] = {

@@ -8,7 +8,7 @@ from bilingual.facts import fact
 from bilingual.language import Both, Exchange, both, count_zh, number_en
 from bilingual.reading import CONTAINERS, PORTABLE
 from bilingual.stories import PLACES, SKILLS
-from bilingual.words import animals, colours, listed, person, things
+from bilingual.words import Person, animals, colours, listed, person, things
 
 TIMES = [
     Both("today", "今天"),
@@ -58,9 +58,16 @@ PHRASES = [
 ]
 
 
+def _translated_person(draw: random.Random, other_than: tuple[Person, ...] = ()) -> Person:
+    """Somebody whose name can be translated."""
+    while (found := person(draw, other_than)).is_arbitrary:
+        pass
+    return found
+
+
 def sentence(draw: random.Random) -> Both:
     """A simple sentence in both languages."""
-    who = person(draw)
+    who = _translated_person(draw)
     noun = draw.choice([t.noun for t in things() if t.noun.en != "scissors"])
     animal = draw.choice(animals()).noun
     place = draw.choice(PLACES)
@@ -99,7 +106,7 @@ def sentence(draw: random.Random) -> Both:
             f"{container.zh}{zh_prep}有{count_zh(n)}{thing.zh.c}{thing.zh}。",
         )
     if kind == 10:
-        friend = person(draw, (who,))
+        friend = _translated_person(draw, (who,))
         return both(draw, "{a} and {b} are good friends.", "{a}和{b}是好朋友。", a=who.name, b=friend.name)
     if kind == 11:
         return both(draw, "My friend is called {n}.", "我的朋友叫{n}。", n=who.name)

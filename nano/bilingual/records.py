@@ -66,7 +66,7 @@ def _long(draw: random.Random) -> list[Exchange]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of record: its plan, and its share of the records and of the training tokens in percent."""
+    """A kind of record: its plan, its share of the records, and of the tokens of the stable phase (short rows) in percent."""
 
     plan: Plan | None  # None: a text, a story that nobody asked for, or parallel sentences
     records: int  # of 100,000
@@ -83,8 +83,8 @@ KINDS: dict[str, Kind] = {
     "counting": Kind(_counting, 7_000, 5),
     "talk": Kind(_talk, 6_000, 4),
     "tasks": Kind(task, 9_000, 5),
-    "dialogues": Kind(_dialogue, 7_000, 9),
-    "long": Kind(_long, 700, 1),
+    "dialogues": Kind(_dialogue, 7_000, 10),
+    "long": Kind(_long, 700, 0),
 }
 
 

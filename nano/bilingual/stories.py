@@ -432,7 +432,13 @@ def _slots(cast: Cast, plot: Plot, draw: random.Random) -> dict[str, dict[str, s
         friend_en = draw.choice(
             [f"{friend_en} the {cast.friend_kind.noun.en}", f"{friend.name.en} the {cast.friend_kind.noun.en}"]
         )
-    friend_zh = "好朋友" + (_small(cast.friend_kind, friend) if cast.friend_kind is not None else "") + friend.name.zh
+    if "stranger" in plot.marks:
+        friend_en = f"{friend.name.en} the {kind_of(friend, cast.friend_kind).en}"
+        if cast.friend_kind is None:
+            friend_en = f"a {kind_of(friend, None).en} named {friend.name.en}"
+    friend_zh = ("" if "stranger" in plot.marks else "好朋友") + (
+        _small(cast.friend_kind, friend) if cast.friend_kind is not None or "stranger" in plot.marks else ""
+    ) + friend.name.zh
     skill = _both(draw.choice(SKILLS))
     plant = _both(draw.choice(PLANTS))
     guest = _both(draw.choice(GUESTS))
@@ -710,6 +716,8 @@ def asked_for(draw: random.Random) -> tuple[Both, Story]:
         templates = PLAIN
     elif form < 0.5:
         templates = WITH_KIND
+        if cast.kind is None:  # nobody likes girls as one likes foxes
+            templates = (WITH_KIND[0].rpartition(" / ")[0], WITH_KIND[1].rpartition(" / ")[0])
     elif form < 0.72:
         templates = WITH_NAME
     elif form < 0.88 or "thing" not in plot.marks:

@@ -220,6 +220,7 @@ class Person:
     name: Both
     gender: str  # f, m; animals are one of both in English, and 它 in Chinese
     is_animal: bool = False
+    is_arbitrary: bool = False  # the two names have nothing to do with each other
 
     @property
     def he(self) -> Both:
@@ -258,10 +259,21 @@ def pet_name(draw: random.Random) -> Both:
     return draw.choice(_names()["pets"]) if draw.random() < 0.5 else invented_name(draw)
 
 
+# Words that syllables of names.txt happen to make.
+ENGLISH_WORDS = frozenset(
+    "bake bone date dome done fade fake fame fine game home hope lake lame lava like lime line made make male mine mode name "
+    "nape nine none note poke polo pope ride ripe rode rope sake same side silo sofa soda solo some sole take tame tape time "
+    "toga tone zone bode lido lobe lode robe bore nose".split()
+)
+
+
 def invented_name(draw: random.Random) -> Both:
     """A name of two or three syllables that nobody has, e.g. Kalomi 卡洛米."""
-    parts = draw.sample(_names()["syllables"], draw.choice([2, 2, 3]))
-    return Both("".join(part.en for part in parts).capitalize(), "".join(part.zh for part in parts))
+    while True:
+        parts = draw.sample(_names()["syllables"], draw.choice([2, 2, 3]))
+        name = "".join(part.en for part in parts)
+        if name not in ENGLISH_WORDS:
+            return Both(name.capitalize(), "".join(part.zh for part in parts))
 
 
 def person(draw: random.Random, other_than: tuple[Person, ...] = ()) -> Person:
@@ -298,7 +310,7 @@ def _person(draw: random.Random) -> Person:
         return Person(invented, gender)
     # Any name that one may be given: a family name and characters, called otherwise in English.
     characters = "".join(one.zh for one in draw.sample(names["characters"], draw.choice([1, 2, 2])))
-    return Person(Both(invented.en, draw.choice(names["family"]).zh + characters), gender)
+    return Person(Both(invented.en, draw.choice(names["family"]).zh + characters), gender, is_arbitrary=True)
 
 
 def animal_hero(draw: random.Random) -> Person:
