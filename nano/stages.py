@@ -9,7 +9,7 @@
 
 All is kept under runs/nano-v2. Every stage computes at the lowest priority (the idle scheduling class where the system
 has it). The stable phase is a run of `minicpm pretrain` at a constant rate with averaged weights: one epoch of a corpus
-of its own, some 110 million tokens. It ends with a checkpoint when it is told to stop, and the same command
+of its own, some 65 million tokens. It ends with a checkpoint when it is told to stop, and the same command
 continues it to the same weights. `--round 2` goes on from the end of the first round with new data. While it runs
 unpaused, benchmarks refuse to start: runs/training.pid names it.
 """
@@ -44,8 +44,8 @@ SHAPE_FILES = HERE / "shapes"
 SHAPES = ("8m", "12m", "28m")
 PILOT_SHAPES = ("8m", "12m")
 PILOT_PLANS, PILOT_SEED = 150_000, 1
-STABLE_PLANS, STABLE_SEED = 1_000_000, 100  # the seed of round 1 is 101
-# CPU time of a pilot for each of its threads: an hour in which they compute four fifths of the time, as small matrices do.
+STABLE_PLANS, STABLE_SEED = 600_000, 100  # the seed of round 1 is 101
+# CPU time of a pilot for each of its threads: an hour in which they compute four fifths of the time.
 PILOT_CPU_S = 0.8 * 3600
 LENGTH, ROWS = 512, 8
 EVAL_RECORDS = 150  # of each kind and language
@@ -113,7 +113,7 @@ def options_for(data: Path, **changes: Any) -> RunOptions:
         "train_on": "all",
         "length": LENGTH,
         "rows": ROWS,
-        "micro_rows": ROWS,
+        "micro_rows": max(1, ROWS // 2),  # less memory at the same steps
         "schedule": "wsd",
         "warmup_steps": 200,
         "optimizer": OptimizerOptions(name="muon", lr=0.01, weight_decay=0.1),

@@ -142,8 +142,38 @@ def number(n: int) -> Both:
 
 
 QUESTION_EN = frozenset(
-    "who whose whom what which where when why how is are was were do does did can could will would may should has have "
-    "in on at of to what's".split(" ")
+    [
+        "who",
+        "whose",
+        "whom",
+        "what",
+        "which",
+        "where",
+        "when",
+        "why",
+        "how",
+        "is",
+        "are",
+        "was",
+        "were",
+        "do",
+        "does",
+        "did",
+        "can",
+        "could",
+        "will",
+        "would",
+        "may",
+        "should",
+        "has",
+        "have",
+        "in",
+        "on",
+        "at",
+        "of",
+        "to",
+        "what's",
+    ]
 )
 QUESTION_ZH = ("吗", "谁", "什么", "哪", "几", "多少", "怎", "如何", "多大", "贵不贵", "有没有")
 

@@ -66,7 +66,7 @@ def _long(draw: random.Random) -> list[Exchange]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of record: its plan, its share of the records, and of the tokens of the stable phase (short rows) in percent."""
+    """A kind of record: its plan, its share of the records, and of the stable phase's tokens (short rows) in %."""
 
     plan: Plan | None  # None: a text, a story that nobody asked for, or parallel sentences
     records: int  # of 100,000

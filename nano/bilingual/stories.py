@@ -436,9 +436,11 @@ def _slots(cast: Cast, plot: Plot, draw: random.Random) -> dict[str, dict[str, s
         friend_en = f"{friend.name.en} the {kind_of(friend, cast.friend_kind).en}"
         if cast.friend_kind is None:
             friend_en = f"a {kind_of(friend, None).en} named {friend.name.en}"
-    friend_zh = ("" if "stranger" in plot.marks else "好朋友") + (
-        _small(cast.friend_kind, friend) if cast.friend_kind is not None or "stranger" in plot.marks else ""
-    ) + friend.name.zh
+    friend_zh = (
+        ("" if "stranger" in plot.marks else "好朋友")
+        + (_small(cast.friend_kind, friend) if cast.friend_kind is not None or "stranger" in plot.marks else "")
+        + friend.name.zh
+    )
     skill = _both(draw.choice(SKILLS))
     plant = _both(draw.choice(PLANTS))
     guest = _both(draw.choice(GUESTS))

@@ -112,4 +112,3 @@ def starting(first_prompt: str, draw: random.Random) -> Exchange:
     """An exchange of the group whose English prompts begin with `first_prompt`."""
     found, _ = groups()
     return of_group(next(group for group in found if group.prompts.en.startswith(first_prompt)), draw)
-

@@ -1,6 +1,6 @@
 """torch's Muon with the orthogonalization in float32, for processors without bfloat16 arithmetic.
 
-torch.optim.Muon (2.9 to 2.13) iterates in bfloat16 whatever the device. Processors that only emulate bfloat16 spend more
+torch.optim.Muon (2.9 to 2.13) iterates in bfloat16 on every device. Processors that only emulate bfloat16 spend more
 time there than in the rest of a training step. Everything else is torch's, the state included, so checkpoints of one
 continue with the other.
 """
@@ -29,7 +29,7 @@ def orthogonalized(update: torch.Tensor, coefficients: Coefficients, steps: int,
     return x.T if is_tall else x
 
 
-class Muon(torch.optim.Muon):
+class Muon(torch.optim.Muon):  # type: ignore[misc]
     """torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`, in float32."""
 
     def __init__(self, groups: list[dict[str, object]], lr: float):
