@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("minicpm", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 SAMPLE_INTERVAL_S = 0.02
+# Written by nano/stages.py while a model trains in the background: "pid start-ticks what".
+TRAINING = ROOT / "runs" / "training.pid"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,20 @@ def _sample(process: subprocess.Popen[str], peaks: dict[str, int]) -> None:
             if name in peaks:
                 peaks[name] = max(peaks[name], int(value.split()[0]) * 1024)
         time.sleep(SAMPLE_INTERVAL_S)
+
+
+def require_idle_machine() -> None:
+    """Exit with a sentence if a model is being trained in this checkout, unless it is paused."""
+    try:
+        pid, ticks, what = TRAINING.read_text(encoding="utf-8").strip().split(" ", 2)
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return
+    if fields[18] == ticks and state not in "TtZX":  # the same process, and neither stopped nor ended
+        sys.exit(
+            f"{what} is running in process {pid} and would disturb what is measured; pause it first: "
+            "python nano/stages.py pause (afterwards: continue)"
+        )
 
 
 def machine() -> dict[str, object]:

@@ -11,7 +11,7 @@ import statistics
 import time
 from pathlib import Path
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 
 import minicpm.engine.backends.torch as backend
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"))
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    require_idle_machine()
     llm = LLM(args.folder)
     ours = backend._fastest_matmul
     roads = {"without oneDNN (ours)": ours, "with oneDNN (torch's default)": lambda *shape: contextlib.nullcontext()}

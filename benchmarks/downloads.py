@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from costs import Cost, measure, row, write_results
+from costs import Cost, measure, require_idle_machine, row, write_results
 from report import write_report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"))
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    require_idle_machine()
     cache = args.folder.with_name("downloads").resolve()
     with FakeHub() as server:
         server.repos[NAME] = StillRepo(*mapped(args.folder))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import real_weights
-from costs import write_results
+from costs import require_idle_machine, write_results
 from outliers import write_outlier_copy, write_unrounded
 from report import write_report
 
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="models are made in it (700 MB), and removed")
     parser.add_argument("--real", action="store_true", help="measure SmolLM2-135M, which `make real` fetches (2 GB)")
     args = parser.parse_args()
+    require_idle_machine()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.real:
         rows, answers, note = real_weights.run(args.work)

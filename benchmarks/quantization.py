@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from costs import measure, row, write_results
+from costs import measure, require_idle_machine, row, write_results
 from report import write_report
 from true_shapes import MINICPM, told
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"))
     parser.add_argument("--preset", default="int4")
     args = parser.parse_args()
+    require_idle_machine()
     folder = args.folder.with_name(f"{args.folder.name}-{args.preset}")
     shutil.rmtree(folder, ignore_errors=True)
     command = [*MINICPM, "quantize", str(args.folder), str(folder), "--preset", args.preset, "--json"]

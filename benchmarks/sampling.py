@@ -10,7 +10,7 @@ import statistics
 import time
 
 import numpy as np
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 
 from minicpm import native
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=200)
     args = parser.parse_args()
+    require_idle_machine()
     logits = {"peaked": peaked(), "flat": np.random.default_rng(2).standard_normal(VOCABULARY).astype(np.float32)}
     rows = [
         {"what": f"{shape}, {name}", **times(row, params, args.draws)}

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 
 from minicpm import LLM, SamplingParams
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    require_idle_machine()
     rows = [{"what": "start to /health", **start(args.repeats)}]
     service = Service(LLM(lookup="off"))
     with served() as (port, pid):

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 from serving import cpu_s, rss_bytes
 from versus_peers import MINICPM, talk
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--kv-cache-size", default="64MB")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    require_idle_machine()
     kinds = made_kinds(random.Random(args.seed))
     talk(f"{len(kinds)} requests, {sum(kind.tokens for kind in kinds)} tokens, were answered alone")
     command = [*MINICPM, "serve", "--max-batch", str(args.max_batch), "--queue-limit", str(args.streams)]

@@ -18,7 +18,7 @@ import sys
 import time
 
 import numpy as np
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 
 from minicpm import LLM, SamplingParams, native
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--name", default="streams")
     parser.add_argument("--round", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    require_idle_machine()
     if args.round:
         print(json.dumps(one_round(args)))
         return

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from costs import Cost, measure, row, write_results
+from costs import Cost, measure, require_idle_machine, row, write_results
 from make_model import make_model
 from report import write_report
 
@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"))
     args = parser.parse_args()
+    require_idle_machine()
     if not args.folder.exists():
         print(f"making {args.folder}", flush=True)
         make_model(args.folder)

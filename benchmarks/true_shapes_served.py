@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 from versus_peers import MINICPM, VLLM, models, talk
 from versus_servers import free_port, is_ready
@@ -77,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"), help="the 2B model in bf16, made if missing")
     args = parser.parse_args()
+    require_idle_machine()
     paths = models(args.folder, ["int4"])
     int4, bf16 = ["-m", str(paths["int4"])], ["-m", str(paths["bf16"])]
     on_vllm = ["--backend", "vllm"]

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 from versus_peers import MINICPM, models, talk
 from versus_servers import started
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"), help="the 2B model in bf16, made if missing")
     parser.add_argument("--models", default="nano,2b")
     args = parser.parse_args()
+    require_idle_machine()
     rows = []
     for name in args.models.split(","):
         folder = embedded.folder() if name == "nano" else models(args.folder, ["int4"])["int4"]

@@ -13,7 +13,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 from versus_peers import MINICPM, models
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     args = parser.parse_args()
+    require_idle_machine()
     paths = models(args.folder, args.presets)
     steps = {preset: verifications(paths[preset], args.repeats) for preset in args.presets}
     rows = []

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from costs import RESULTS, write_results
+from costs import RESULTS, require_idle_machine, write_results
 from make_model import make_model
 from report import RATIO, write_report
 
@@ -172,6 +172,7 @@ class Running:
 
 def main() -> None:
     args = parsed()
+    require_idle_machine()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the stopped programs end, too
     entrants = [chosen(entrant, args) for entrant in ENTRANTS if is_wanted(entrant, args)]
     for entrant in entrants:

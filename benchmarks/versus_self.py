@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from costs import ROOT, commit_of, write_results
+from costs import ROOT, commit_of, require_idle_machine, write_results
 from make_model import make_model
 from report import write_report
 
@@ -36,6 +36,7 @@ Figures = dict[str, float]
 
 def main() -> None:
     args = parsed()
+    require_idle_machine()
     if not args.folder.exists():
         make_model(args.folder, preset="int4")
     with ExitStack() as stack:

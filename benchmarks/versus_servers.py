@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 from versus_peers import GB, LLAMA, MINICPM, ROOT, VLLM, groups, models, talk
 
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=native.physical_cores())
     parser.add_argument("--preparation", action="store_true", help="only try it: the result enters no document")
     args = parser.parse_args()
+    require_idle_machine()
     rows: list[dict[str, object]] = []
     for name in args.models.split(","):
         load = LOADS[name]

@@ -23,7 +23,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 from versus_peers import talk
 
@@ -89,6 +89,7 @@ POLICIES: dict[str, type[WindowCache]] = {
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    require_idle_machine()
     rows = []
     for window in WINDOWS:
         for conversations in CONVERSATIONS:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from costs import write_results
+from costs import require_idle_machine, write_results
 from report import write_report
 from versus_peers import models, talk
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/2b"), help="the 2B model in bf16, made if missing")
     args = parser.parse_args()
+    require_idle_machine()
     ids = long_text()
     rows = [told(row) for row in foresight_rows(ids)]
     folder = models(args.folder, ["int4"])["int4"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -397,3 +401,50 @@ def test_old_and_new_run_as_often_first_and_each_in_its_own_tree(tmp_path: Path,
     found = [versus_self.pair(tmp_path / "old", tmp_path / "new", number, None) for number in range(2)]
     assert order == ["old", "new", "new", "old"]
     assert found == [({"old": 1.0}, {"new": 1.0})] * 2
+
+
+@pytest.fixture
+def trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a training in the background, announced as nano/stages.py does it."""
+    import costs
+    from stages import start_ticks
+
+    monkeypatch.setattr(costs, "TRAINING", tmp_path / "training.pid")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        costs.TRAINING.write_text(f"{process.pid} {start_ticks(process.pid)} the stable phase\n")
+        yield process
+        process.kill()
+
+
+def test_benchmarks_refuse_to_start_beside_a_training_and_start_while_it_is_paused(trains: subprocess.Popen[bytes]):
+    from costs import require_idle_machine
+
+    with pytest.raises(SystemExit, match=f"the stable phase is running in process {trains.pid}.*stages.py pause"):
+        require_idle_machine()
+    trains.send_signal(signal.SIGSTOP)
+    os.waitpid(trains.pid, os.WUNTRACED)
+    require_idle_machine()
+    trains.send_signal(signal.SIGCONT)
+    with pytest.raises(SystemExit):
+        require_idle_machine()
+    trains.kill()
+    trains.wait()
+    require_idle_machine()
+
+
+def test_another_process_with_the_number_of_an_ended_training_stops_no_benchmark(trains: subprocess.Popen[bytes]):
+    import costs
+
+    costs.TRAINING.write_text(f"{trains.pid} 1 the stable phase\n")
+    costs.require_idle_machine()
+    costs.TRAINING.write_text("not a process\n")
+    costs.require_idle_machine()
+
+
+def test_every_benchmark_that_writes_results_asks_for_an_idle_machine_first():
+    for path in sorted(BENCHMARKS.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        called = [
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
+        assert path.name == "costs.py" or ("write_results" in called) <= ("require_idle_machine" in called), path.name

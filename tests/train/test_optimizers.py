@@ -111,3 +111,18 @@ def test_cosine_ends_at_a_tenth_and_constant_stays():
 def test_impossible_schedules_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ValueError):
         Schedule(**wrong)
+
+
+def test_muon_decays_the_matrices_by_their_rate_and_leaves_the_norms():
+    model = model_of()
+    initialize(model, seed=0)
+    options = OptimizerOptions(name="muon", lr=0.01, weight_decay=0.5)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for optimizer in make_optimizers(model, options):
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        rate = 0.01 if name == "model.embed_tokens.weight" else 0.01 / 9
+        factor = 1 - rate * 0.5 if parameter.ndim == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)

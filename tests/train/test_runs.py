@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from minicpm.formats.safetensors import SafetensorsWriter
 from minicpm.hub import embedded
 from minicpm.models import load_model
 from minicpm.tokenizer import first_difference
-from minicpm.train.checkpoint import CheckpointFolder
+from minicpm.train.checkpoint import CheckpointFolder, averaged_weights
 from minicpm.train.metrics import read_metrics
 from minicpm.train.options import OptimizerOptions, RunOptions
 from minicpm.train.runs import Watcher, _warm_up_warning, finetune, pretrain
@@ -58,8 +59,13 @@ def train(shape: Path, toy: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": OptimizerOptions(name="muon")}, {"precision": "bf16"}],
-    ids=["adamw", "muon", "bf16"],
+    [
+        {},
+        {"optimizer": OptimizerOptions(name="muon")},
+        {"precision": "bf16"},
+        {"optimizer": OptimizerOptions(name="muon"), "ema_decay": 0.9},
+    ],
+    ids=["adamw", "muon", "bf16", "muon and averaged weights"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(
     changes: dict[str, Any], train: Callable[..., Path], tiny_options: Options
@@ -70,7 +76,73 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(
         train("broken", options, watcher=stop_after(5))
     broken = train("broken", options, resume=True)
     assert losses(broken) == losses(whole) and len(losses(whole)) == 6
-    assert (broken / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+    for name in ("final", "checkpoints/step-00000006"):
+        assert (broken / name / "model.safetensors").read_bytes() == (whole / name / "model.safetensors").read_bytes()
+    averages = [averaged_weights(run / "checkpoints/step-00000006") for run in (broken, whole)]
+    assert bool(averages[0]) == bool(options.ema_decay)
+    assert all(torch.equal(averages[0][name], tensor) for name, tensor in averages[1].items())
+
+
+def test_the_final_model_holds_the_averaged_weights_and_evaluations_measure_both(
+    train: Callable[..., Path], tiny_options: Options, questions: Path
+):
+    options = tiny_options(ema_decay=0.5, dtype="float32", evaluation=(str(questions),), eval_every=6)
+    averaged, plain = train("averaged", options), train("plain", replace(options, ema_decay=0.0))
+    assert losses(averaged) == losses(plain)  # averaging changes no step
+    last = averaged / "checkpoints/step-00000006"
+    weights, kept = load_model(averaged / "final").state_dict(), averaged_weights(last)
+    assert kept and all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
+    assert not torch.equal(weights["model.norm.weight"], load_model(plain / "final").state_dict()["model.norm.weight"])
+    [both], [one] = ([m for m in read_metrics(run / "metrics.jsonl") if "eval_loss" in m] for run in (averaged, plain))
+    assert both["eval_loss"] == one["eval_loss"] != both["ema_eval_loss"]
+    assert "ema_eval_loss" not in one
+
+
+def test_a_branch_starts_its_average_where_the_parent_left_it_or_at_the_weights(
+    train: Callable[..., Path], tiny_options: Options, tmp_path: Path
+):
+    parents = {decay: train(f"parent{decay}", tiny_options(ema_decay=decay)) for decay in (0.0, 0.5)}
+    for decay, parent in parents.items():
+        branch = tmp_path / f"branch{decay}"
+        with pytest.raises(Stopped):
+            pretrain(branch, tiny_options(ema_decay=0.5), branch_from=parent, watcher=stop_after(7))
+        begun, left = branch / "checkpoints/step-00000006", parent / "checkpoints/step-00000006"
+        expected = averaged_weights(left) or load_checkpoint_weights(left)
+        kept = averaged_weights(begun)
+        assert all(torch.equal(kept[name], expected[name]) for name in kept)
+
+
+def load_checkpoint_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in load_model(folder).state_dict().items() if name != "lm_head.weight"}
+
+
+def test_a_stopped_run_has_a_checkpoint_and_continues_to_the_same_weights(
+    train: Callable[..., Path], tiny_options: Options, shape: Path, toy: Path, tmp_path: Path
+):
+    options = tiny_options(save_every=0, ema_decay=0.9)
+    whole = train("whole", options)
+    steps: list[int] = []
+    watcher = Watcher(stepped=lambda record: steps.append(record.step), should_stop=lambda: len(steps) == 3)
+    stopped = pretrain(tmp_path / "run", options, shape=shape, tokenizer=toy, watcher=watcher)
+    assert (stopped.steps, stopped.is_complete, stopped.model.exists()) == (3, False, False)
+    assert CheckpointFolder(tmp_path / "run/checkpoints").steps() == [3]
+    run = train("run", options, resume=True)
+    assert losses(run) == losses(whole)
+    assert (run / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+
+
+def test_a_run_of_a_version_without_an_option_can_be_resumed(
+    train: Callable[..., Path], tiny_options: Options, tmp_path: Path
+):
+    with pytest.raises(Stopped):
+        train("run", tiny_options(), watcher=stop_after(3))
+    note = tmp_path / "run/run.json"
+    noted = json.loads(note.read_text())
+    del noted["ema_decay"]
+    note.write_text(json.dumps(noted))
+    with pytest.raises(TrainingError, match=r"ema_decay 0\.0, now it is 0\.5"):
+        train("run", tiny_options(ema_decay=0.5), resume=True)
+    train("run", tiny_options(), resume=True)
 
 
 def test_kill_9_at_random_moments_changes_no_loss(

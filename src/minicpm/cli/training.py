@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from minicpm.cli.output import is_terminal, talk
@@ -74,6 +77,13 @@ def _add_rate_arguments(group: argparse._ArgumentGroup, defaults: RunOptions) ->
     )
     _add_number(group, "weight-decay", float, defaults.optimizer.weight_decay, "of matrices and embedding")
     _add_number(group, "clip", float, defaults.clip_norm, "largest norm of the gradient")
+    _add_number(
+        group,
+        "ema-decay",
+        float,
+        defaults.ema_decay,
+        "decay of an exponential moving average of the weights, which the final model then holds; 0: none",
+    )
 
 
 def _add_machine_arguments(group: argparse._ArgumentGroup, defaults: RunOptions) -> None:
@@ -112,6 +122,7 @@ def run_options(args: argparse.Namespace) -> RunOptions:
             name=args.optimizer, lr=args.lr, weight_decay=args.weight_decay, is_mup=not args.no_mup
         ),
         clip_norm=args.clip,
+        ema_decay=args.ema_decay,
         precision=args.precision,
         dtype=args.dtype,
         save_every=args.save_every,
@@ -123,14 +134,18 @@ def run_options(args: argparse.Namespace) -> RunOptions:
     )
 
 
-def report(done: Finished, as_json: bool) -> None:
-    """Say what a run came to: one line, or one JSON object on stdout."""
+def report(done: Finished, as_json: bool) -> int:
+    """Report the result of a run, as one line or one JSON object on stdout; the exit status."""
+    if not done.is_complete:
+        talk(f"stopped at step {done.steps} with a checkpoint; the same command with --resume continues")
+        return 128 + signal.SIGTERM
     if as_json:
         record = {"model": str(done.model), "steps": done.steps, "tokens": done.tokens}
         print(json.dumps({**record, "trained_tokens": done.trained_tokens}, indent=2))
     else:
         steps, tokens = counted(done.steps, "step"), counted(done.tokens, "token")
         talk(f"{done.model}: {steps}, {tokens}, {done.trained_tokens:,} of them trained")
+    return 0
 
 
 class LiveLine:
@@ -143,11 +158,24 @@ class LiveLine:
         self._tokens_per_s = self._step_s = 0.0
         self._stepped_s = time.monotonic()
         self._has_open_line = False
+        self._is_asked_to_stop = False
 
-    def watcher(self) -> Watcher:
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Watcher]:
+        """Callbacks of a run that ends with a checkpoint at the first SIGTERM, and at once at the second."""
         from minicpm.train.runs import Watcher
 
-        return Watcher(started=self.started, stepped=self.stepped, tell=self.tell)
+        def stop(*_: object) -> None:
+            self._is_asked_to_stop = True
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield Watcher(
+                started=self.started, stepped=self.stepped, tell=self.tell, should_stop=lambda: self._is_asked_to_stop
+            )
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def started(self, first_step: int, last_step: int) -> None:
         self._last_step = last_step

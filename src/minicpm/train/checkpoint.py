@@ -30,6 +30,7 @@ from minicpm.formats.sequential import writing
 from minicpm.formats.tensor import TensorInfo, TensorView
 from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.models import MiniCPMForCausalLM
+from minicpm.train.averaging import WeightAverage
 
 LAYOUT = 1
 KEPT = 2
@@ -37,6 +38,7 @@ STEP_FOLDER = re.compile(r"step-(\d{8,})")
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 HASHED = (WEIGHTS, OPTIMIZER, CONFIG_FILE)  # STATE holds their hashes and its own
 RNG = "rng."  # names of random-number states inside OPTIMIZER
+EMA = "ema."  # names of averaged weights inside OPTIMIZER
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -67,11 +69,17 @@ class CheckpointFolder:
     def folder(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"
 
-    def save(self, progress: Progress, model: MiniCPMForCausalLM, optimizers: Optimizers) -> bool:
+    def save(
+        self,
+        progress: Progress,
+        model: MiniCPMForCausalLM,
+        optimizers: Optimizers,
+        average: WeightAverage | None = None,
+    ) -> bool:
         """Write a checkpoint and remove all but the newest `KEPT`. False, with a message, if the disk is full."""
         try:
             with new_folder(self.folder(progress.step)) as partial:
-                _write(partial, progress, model, optimizers)
+                _write(partial, progress, model, optimizers, average)
         except OSError as error:
             if not is_disk_full(error):
                 raise
@@ -87,9 +95,13 @@ class CheckpointFolder:
         return True
 
     def load_newest(
-        self, model: MiniCPMForCausalLM, optimizers: Optimizers, check: Callable[[Progress], None] = lambda _: None
+        self,
+        model: MiniCPMForCausalLM,
+        optimizers: Optimizers,
+        check: Callable[[Progress], None] = lambda _: None,
+        average: WeightAverage | None = None,
     ) -> Progress | None:
-        """Load the newest complete checkpoint into model and optimizers; None if there is no checkpoint.
+        """Load the newest complete checkpoint into model, optimizers and average; None if there is no checkpoint.
 
         A damaged one is reported and renamed to `.damaged`, and the one before it is loaded. Raises TrainingError if
         all are damaged. `check` may refuse a checkpoint by an exception of its own before anything is changed.
@@ -98,7 +110,7 @@ class CheckpointFolder:
         for step in steps:
             folder = self.folder(step)
             try:
-                return load(folder, model, optimizers, check)
+                return load(folder, model, optimizers, check, average)
             except FormatError as error:
                 self._tell(f"the checkpoint of step {step} is damaged and was renamed ({error})")
                 aside = folder.with_name(f"{folder.name}.damaged")
@@ -114,8 +126,13 @@ def load(
     model: MiniCPMForCausalLM,
     optimizers: Optimizers,
     check: Callable[[Progress], None] = lambda _: None,
+    average: WeightAverage | None = None,
 ) -> Progress:
-    """Load the checkpoint in `folder` into model and optimizers. Raises FormatError if any bit of it has changed."""
+    """Load the checkpoint in `folder` into model, optimizers and average.
+
+    A checkpoint without averaged weights starts the average at its weights. Raises FormatError if any bit of it has
+    changed.
+    """
     state = read_state(folder)
     weights, moments = _read_tensors(folder / WEIGHTS), _read_tensors(folder / OPTIMIZER)
     progress = Progress(state["step"], state["tokens"], state["trained_tokens"], state["data"])
@@ -131,6 +148,8 @@ def load(
             parameter.copy_(weights[name])
     for number, optimizer in enumerate(optimizers):
         _restore_optimizer(optimizer, f"{number}.", own, moments)
+    if average is not None:
+        average.load({name.removeprefix(EMA): t for name, t in moments.items() if name.startswith(EMA)})
     torch.set_rng_state(moments[f"{RNG}cpu"])
     if torch.cuda.is_available() and f"{RNG}cuda" in moments:
         torch.cuda.set_rng_state(moments[f"{RNG}cuda"])
@@ -193,7 +212,30 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimizers: Optimizers) -> None:
+def averaged_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights in a checkpoint's folder by parameter name; empty if the run keeps none."""
+    read_state(folder)
+    tensors = _read_tensors(folder / OPTIMIZER)
+    return {name.removeprefix(EMA): tensor for name, tensor in tensors.items() if name.startswith(EMA)}
+
+
+def load_weights(folder: Path, model: MiniCPMForCausalLM, average: WeightAverage) -> None:
+    """Load only the weights and averaged weights of a checkpoint. Raises FormatError if any bit of it has changed."""
+    averages = averaged_weights(folder)
+    weights = _read_tensors(folder / WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    average.load(averages)
+
+
+def _write(
+    folder: Path,
+    progress: Progress,
+    model: MiniCPMForCausalLM,
+    optimizers: Optimizers,
+    average: WeightAverage | None,
+) -> None:
     names = {parameter: name for name, parameter in model.named_parameters()}
     _write_tensors(folder / WEIGHTS, {name: parameter.detach() for parameter, name in names.items()})
     moments: dict[str, torch.Tensor] = {f"{RNG}cpu": torch.get_rng_state()}
@@ -203,6 +245,8 @@ def _write(folder: Path, progress: Progress, model: MiniCPMForCausalLM, optimize
         for parameter, values in optimizer.state.items():
             for key, value in values.items():
                 moments[f"{number}.{names[parameter]}.{key}"] = value
+    if average is not None:
+        moments |= {f"{EMA}{name}": tensor for name, tensor in average.tensors.items()}
     _write_tensors(folder / OPTIMIZER, moments)
     write_text(folder / CONFIG_FILE, json_text(model.config.to_decoder_config().to_dict()))
     state: dict[str, Any] = {

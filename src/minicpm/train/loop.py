@@ -16,6 +16,7 @@ import torch
 
 from minicpm.errors import TrainingError
 from minicpm.models import MiniCPMForCausalLM
+from minicpm.train.averaging import WeightAverage
 from minicpm.train.batches import Batch, Batches
 from minicpm.train.checkpoint import CheckpointFolder, Progress
 from minicpm.train.losses import CROSS_ENTROPY, Loss, Sums
@@ -89,12 +90,15 @@ class Loop:
         checkpoints: CheckpointFolder,
         metrics: Metrics,
         evaluation: Evaluation | None = None,
+        average: WeightAverage | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
         watch: Callable[[StepRecord], None] = lambda _: None,
         tell: Callable[[str], None] = lambda _: None,
     ):
         self.model, self.optimizers, self.schedule, self.mixture = model, optimizers, schedule, mixture
         self.options, self.checkpoints, self.metrics, self.evaluation = options, checkpoints, metrics, evaluation
         self.step = self.tokens = self.trained_tokens = 0
+        self.average, self._should_stop = average, should_stop
         self._loss, self._peak_lr, self._watch, self._tell = loss, peak_lr, watch, tell
 
     def start_at(self, progress: Progress) -> None:
@@ -102,7 +106,10 @@ class Loop:
         self.step, self.tokens, self.trained_tokens = progress.step, progress.tokens, progress.trained_tokens
 
     def run(self) -> None:
-        """Train to the schedule's last step, with saves and evaluations. Raises TrainingError for NaN or infinity."""
+        """Train to the schedule's last step, with saves and evaluations. Raises TrainingError for NaN or infinity.
+
+        `should_stop` is asked after every step; then a checkpoint is written and the run ends early.
+        """
         self.model.train()
         while self.step < self.schedule.last_step:
             record = self._step()
@@ -110,16 +117,17 @@ class Loop:
             self._watch(record)
             is_last = self.step == self.schedule.last_step
             if self.evaluation and self.options.eval_every and (is_last or self.step % self.options.eval_every == 0):
-                means = self.evaluate()
-                evaluated = {f"eval_{name}": value for name, value in {"loss": means.loss, **means.metrics}.items()}
-                self.metrics.append({"step": self.step, **evaluated})
-            if is_last or (self.options.save_every and self.step % self.options.save_every == 0):
+                self.metrics.append({"step": self.step, **self._evaluated()})
+            stops = self._should_stop()
+            if is_last or stops or (self.options.save_every and self.step % self.options.save_every == 0):
                 self.save()
+            if stops:
+                return
 
     def save(self) -> None:
         """Write a checkpoint of this step, and a plot of the losses so far."""
         progress = Progress(self.step, self.tokens, self.trained_tokens, self.mixture.state())
-        if self.checkpoints.save(progress, self.model, self.optimizers):
+        if self.checkpoints.save(progress, self.model, self.optimizers, self.average):
             draw_losses(read_metrics(self.metrics.path), self.metrics.path.with_name("loss.svg"))
 
     def evaluate(self) -> Means:
@@ -137,6 +145,18 @@ class Loop:
         self.model.train()
         return Means(loss / weight, {name: value / weight for name, value in metrics.items()})
 
+    def _evaluated(self) -> dict[str, float]:
+        """The record of an evaluation; with averaged weights, also their loss and metrics, as `ema_eval_...`."""
+
+        def named(prefix: str, means: Means) -> dict[str, float]:
+            return {f"{prefix}{name}": value for name, value in {"loss": means.loss, **means.metrics}.items()}
+
+        record = named("eval_", self.evaluate())
+        if self.average is not None:
+            with self.average.applied():
+                record |= named("ema_eval_", self.evaluate())
+        return record
+
     def _step(self) -> StepRecord:
         started_s = time.monotonic()
         factor = self.schedule.factor(self.step)
@@ -144,6 +164,8 @@ class Loop:
         batch = self.mixture.next_batch()
         means, grad_norm = self.train_on(batch)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         self.tokens += batch.tokens
         self.trained_tokens += batch.trained_tokens
         tokens_per_s = batch.tokens / (time.monotonic() - started_s)

@@ -59,8 +59,17 @@ def make_optimizers(model: MiniCPMForCausalLM, options: OptimizerOptions) -> lis
     if not hasattr(torch.optim, "Muon"):
         raise TrainingError(f"Muon needs torch 2.9 or newer, this is {torch.__version__}; use --optimizer adamw")
     # match_rms_adamw scales the update to the size of AdamW's, so that one learning rate serves both.
-    muon = torch.optim.Muon([groups["matrices"]], lr=options.lr, adjust_lr_fn="match_rms_adamw")
+    muon = make_muon(groups["matrices"], options.lr, next(model.parameters()).device)
     return [muon, adamw]
+
+
+def make_muon(group: dict[str, Any], lr: float, device: torch.device) -> torch.optim.Optimizer:
+    """torch's Muon, or where bfloat16 is emulated the same in float32."""
+    from minicpm.train.muon import Muon, has_fast_bfloat16  # torch before 2.9 has no Muon to derive it from
+
+    if has_fast_bfloat16(device):
+        return torch.optim.Muon([group], lr=lr, adjust_lr_fn="match_rms_adamw")
+    return Muon([group], lr=lr)
 
 
 def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:

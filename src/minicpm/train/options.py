@@ -60,6 +60,7 @@ class RunOptions:
     decay_steps: int = 0
     optimizer: OptimizerOptions = OptimizerOptions()
     clip_norm: float = 1.0
+    ema_decay: float = 0.0  # of averaged weights, which evaluations measure and the final model holds; 0: none
     precision: Precision = "auto"
     dtype: str = "auto"  # of the final weights; auto: bfloat16 after pretraining, else the start's own
     save_every: int = 100
@@ -82,6 +83,8 @@ class RunOptions:
         for name in ("steps", "warmup_steps", "decay_steps", "save_every", "eval_every", "threads", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
         if not self.steps and not self.epochs > 0:

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,6 +35,7 @@ from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.models import MiniCPMConfig, MiniCPMForCausalLM, load_model
 from minicpm.tokenizer import Tokenizer
 from minicpm.train import checkpoint
+from minicpm.train.averaging import WeightAverage
 from minicpm.train.batches import Mixture, Share
 from minicpm.train.checkpoint import CheckpointFolder, Progress, copy_tokenizer, read_decoder_config, save_model
 from minicpm.train.loop import Evaluation, Loop, LoopOptions, StepRecord
@@ -53,21 +54,26 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Watcher:
-    """Callbacks of a run: `started` with its plan, `stepped` after every step, `tell` with messages."""
+    """Callbacks of a run: `started` with its plan, `stepped` after every step, `tell` with messages.
+
+    `should_stop` is asked after every step: if it is true, the run ends there with a checkpoint.
+    """
 
     started: Callable[[int, int], None] = lambda first_step, last_step: None
     stepped: Callable[[StepRecord], None] = lambda record: None
     tell: Tell = lambda text: None
+    should_stop: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The result of a run."""
+    """The result of a run. One that was stopped has a checkpoint and not yet a model."""
 
     model: Path
     steps: int
     tokens: int
     trained_tokens: int
+    is_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,10 +145,11 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
         evaluation = _evaluation(out, options, renderer, watcher.tell)
         _keep_note(out, note)
         optimizers = make_optimizers(model, options.optimizer)
+        average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
         checkpoints = CheckpointFolder(out / "checkpoints", watcher.tell)
         begun = Progress(0, 0, 0, mixture.state())
         if start.kind == "branch":
-            begun = checkpoint.load(start.source, model, optimizers)
+            begun = checkpoint.load(start.source, model, optimizers, average=average)
             mixture.continue_from(begun.data)
         schedule = _schedule(options, begun.step, mixture.epoch_tokens)
         if (warning := _warm_up_warning(schedule, begun.step)) is not None:
@@ -164,6 +171,8 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
             checkpoints=checkpoints,
             metrics=Metrics(out / "metrics.jsonl"),
             evaluation=evaluation,
+            average=average,
+            should_stop=watcher.should_stop,
             watch=watcher.stepped,
             tell=watcher.tell,
         )
@@ -174,13 +183,18 @@ def _run(out: Path, options: RunOptions, start: _Start, resume: bool, watcher: W
             loop.save()  # from here on the branch does not need its parent run
         watcher.started(loop.step, schedule.last_step)
         loop.run()
-        dtype = _final_dtype(start) if options.dtype == "auto" else options.dtype
-        save_model(model, out / "final", dtype, out / "model")
-        return Finished(out / "final", loop.step, loop.tokens, loop.trained_tokens)
+        is_complete = loop.step == schedule.last_step
+        if is_complete:
+            dtype = _final_dtype(start) if options.dtype == "auto" else options.dtype
+            with average.applied() if average else contextlib.nullcontext():
+                save_model(model, out / "final", dtype, out / "model")
+        return Finished(out / "final", loop.step, loop.tokens, loop.trained_tokens, is_complete)
 
 
 def _resumed(checkpoints: CheckpointFolder, loop: Loop, mixture: Mixture, tell: Tell) -> Progress | None:
-    progress = checkpoints.load_newest(loop.model, loop.optimizers, lambda found: mixture.restore(found.data))
+    progress = checkpoints.load_newest(
+        loop.model, loop.optimizers, lambda found: mixture.restore(found.data), loop.average
+    )
     if progress is not None:
         tell(f"resumed at step {progress.step}")
     return progress
@@ -232,6 +246,7 @@ def _agreed_note(out: Path, options: RunOptions, start: _Start, resume: bool, te
         noted = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise TrainingError(f"{path}: not valid JSON ({error}); the run cannot be resumed") from error
+    noted = {**_defaults(), **noted}  # a run of an earlier version has not noted newer options
     moved = {key for key in ("from", "data", "evaluation") if _is_moved(key, noted, wanted)}
     differing = [key for key in wanted if key not in {*CHANGEABLE, *moved} and noted.get(key) != wanted[key]]
     if differing:
@@ -287,6 +302,10 @@ def _digest_of_start(start: _Start) -> str | None:
                     made.update(file.read(DIGEST_BYTES))
                     made.update(str(file.seek(0, os.SEEK_END)).encode())
     return made.hexdigest()
+
+
+def _defaults() -> dict[str, Any]:
+    return {option.name: option.default for option in fields(RunOptions) if option.default is not MISSING}
 
 
 def _keep_note(out: Path, note: dict[str, Any]) -> None:

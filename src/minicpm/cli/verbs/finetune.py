@@ -30,6 +30,6 @@ def run(args: argparse.Namespace) -> int:
     folder = resolve_model(args, args.model)
     from minicpm.train.runs import finetune
 
-    done = finetune(folder, args.out, options, resume=args.resume, watcher=LiveLine().watcher())
-    report(done, args.json)
-    return 0
+    with LiveLine().watching() as watcher:
+        done = finetune(folder, args.out, options, resume=args.resume, watcher=watcher)
+    return report(done, args.json)

@@ -25,14 +25,14 @@ def run(args: argparse.Namespace) -> int:
     require_torch()
     from minicpm.train.runs import pretrain
 
-    done = pretrain(
-        args.out,
-        run_options(args),
-        shape=args.shape,
-        tokenizer=args.tokenizer,
-        branch_from=args.branch_from,
-        resume=args.resume,
-        watcher=LiveLine().watcher(),
-    )
-    report(done, args.json)
-    return 0
+    with LiveLine().watching() as watcher:
+        done = pretrain(
+            args.out,
+            run_options(args),
+            shape=args.shape,
+            tokenizer=args.tokenizer,
+            branch_from=args.branch_from,
+            resume=args.resume,
+            watcher=watcher,
+        )
+    return report(done, args.json)
