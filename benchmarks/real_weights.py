@@ -39,7 +39,7 @@ MODEL = ROOT / ".venv-real" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DOCUMENT = ROOT / "docs" / "quantization.md"
 LLAMACPP = ROOT / ".venv-llamacpp" / "bin" / "python"
-TEXTS = (ROOT / "benchmarks" / "texts" / "prose.txt", ROOT / "benchmarks" / "texts" / "markup.md")
+TEXTS = (ROOT / "benchmarks" / "texts" / "prose.txt", ROOT / "benchmarks" / "texts" / "markup.txt")
 WINDOW = 512
 # llama_ftype of the files that llama.cpp makes of the float32 file.
 LLAMACPP_TYPES = {"Q8_0": 7, "Q4_K_M": 15, "IQ4_NL": 25, "Q4_0": 2}

@@ -248,7 +248,7 @@ TIERS = (
         covers=(
             *(*ENGINE, *PEERS, *package("bench", "cli", "eval", "progress.py", "sandbox", "server"), "tests/real"),
             *("benchmarks/peers", "benchmarks/real_weights.py", "benchmarks/texts", "tests/benchmark_scripts.py"),
-            *("tests/peers/llamacpp_answers.py", "tests/peers/llamacpp_tokenizes.py"),
+            *("tests/peers/llamacpp_answers.py", "tests/peers/llamacpp_tokenizes.py", "tests/byte_level.py"),
         ),
         needs=(Environment("real", "real"), Environment("llamacpp", "peers")),
     ),

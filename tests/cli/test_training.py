@@ -107,7 +107,7 @@ def test_data_check_notes_answers_of_weight_0(minicpm: Command, toy: Path, quest
     write_lines(questions, [{"messages": turns}])
     done = minicpm("data", "check", questions, "-m", toy)
     assert (done.code, done.out.count("[")) == (0, 1)
-    assert "1 conversations with an answer of weight 0" in done.err
+    assert "1 conversation with an answer of weight 0" in done.err
 
 
 def test_data_check_takes_a_gguf_file(minicpm: Command, toy: Path, questions: Path, tmp_path: Path):

@@ -22,7 +22,7 @@ CASES: list[dict[str, Any]] = [
     json.loads(line) for line in Path(__file__).with_name("wrong_inputs.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 # What a verb imports before it looks at its arguments.
-LIBRARIES = {"demo": "gradio", "serve": "fastapi", "pretrain": "torch", "finetune": "torch"}
+LIBRARIES = {"demo": "gradio", "serve": "fastapi", "prepare": "torch", "pretrain": "torch", "finetune": "torch"}
 LONGEST = 400  # characters of a sentence that is still read
 
 

@@ -301,7 +301,7 @@ def test_values_beyond_float16_are_refused_by_name(model_folder: ModelFolder, tm
 @pytest.mark.parametrize(
     ("destination", "words"),
     [
-        ("model", "the same folder"),
+        ("model", "source and destination are the same"),
         ("model/inside", "inside the source"),
         (".", "current folder|inside the destination"),
         ("full", "already exists"),

@@ -33,7 +33,7 @@ Spoil = Callable[[Path], None]
 CASES: dict[str, tuple[Spoil, str]] = {}  # name -> what spoils the folder, words of the message
 WEIGHTS, BIN, INDEX = "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"
 NORM = "model.norm.weight"
-LIMIT_S = 2.0
+LIMIT_S = 6.0  # several times what a linear reader takes; a quadratic one takes hours
 
 
 def case(words: str) -> Callable[[Spoil], Spoil]:

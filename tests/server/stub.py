@@ -28,6 +28,9 @@ def finished(result: T) -> Future[T]:
     return future
 
 
+MOST_WORDS = 4096  # of an answer, as a context would limit it
+
+
 @dataclass
 class StubTicket:
     """One answer; it is `alive` until its last piece, or until somebody cancels it."""
@@ -127,7 +130,7 @@ class StubEngine:
             return
         word = self.words[len(ticket.said) % len(self.words)]
         ticket.said.append(word)
-        limit = ticket.params.max_tokens or len(self.words)
+        limit = min(ticket.params.max_tokens or len(self.words), MOST_WORDS)
         if len(ticket.said) < limit:
             ticket.on_piece(Piece(0, word))
             self._schedule(ticket)
