@@ -38,7 +38,7 @@ def seconds_to_first_token(folder: str) -> float:
     """From the start of the command to its end after one token."""
     command = [sys.executable, "-m", "minicpm", "run", "-m", folder, "--max-tokens", "1", "--temperature", "0", "Hello"]
     begin = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begin
 
 

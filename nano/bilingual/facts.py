@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+import tables
+
 from bilingual.language import Both, Exchange, both, count_zh, number_en
 from bilingual.words import (
     CONTINENTS,
@@ -821,32 +823,14 @@ def _article(word: str) -> str:
     return word if word in ("ice", "honey", "wool", "breakfast", "dinner") else _an(word)
 
 
-DAYS = [
-    Both(en, f"星期{zh}")
-    for en, zh in zip(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"], "一二三四五六日")
-]
+DAYS = [Both(en, f"星期{zh}") for en, zh in zip(tables.DAYS, "一二三四五六日", strict=True)]
 MONTHS = [
     Both(en, f"{zh}月")
     for en, zh in zip(
-        [
-            "January",
-            "February",
-            "March",
-            "April",
-            "May",
-            "June",
-            "July",
-            "August",
-            "September",
-            "October",
-            "November",
-            "December",
-        ],
-        ["一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二"],
-        strict=True,
+        tables.MONTHS, ["一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二"], strict=True
     )
 ]
-SEASONS = [Both("spring", "春天"), Both("summer", "夏天"), Both("autumn", "秋天"), Both("winter", "冬天")]
+SEASONS = [Both(en, zh) for en, zh in zip(tables.SEASONS, ["春天", "夏天", "秋天", "冬天"], strict=True)]
 
 
 def calendar_fact(draw: random.Random) -> list[Exchange]:

@@ -11,32 +11,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from arithmetic import WORDS_OF_NUMBERS
+
 LANGUAGES = ("en", "zh")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _AN = re.compile(r"\b([Aa]) (?!uni|use|usu|eu|one\b|once\b)(?=[aeiouAEIOU]|hour|honest|8\b|11\b|18\b)")
 _START = re.compile(r"(^|[.!?] |\n)([a-z])")
 _FIRST = re.compile(r"^([\"“(]?)([a-z])")
 SMALL_EN = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
+    *WORDS_OF_NUMBERS,
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
 ]
 TENS_EN = ["-", "-", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 DIGITS_ZH = "零一二三四五六七八九"

@@ -51,7 +51,7 @@ class LineWriter:
 
     def _run(self) -> None:
         while (line := self._next()) is not None:
-            with suppress(OSError, ValueError):  # closed: whoever reads has gone, and the server stays
+            with suppress(OSError, ValueError):  # the reader has closed the pipe; the server goes on
                 self._write(line)
 
     def _next(self) -> bytes | None:

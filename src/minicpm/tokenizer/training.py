@@ -25,7 +25,7 @@ from minicpm.tokenizer.spelling import SPACE_MARK
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-# Of the pieces that are learned, at most a third are single characters; rarer ones are spelled in bytes.
+# At most 1 / ALPHABET_SHARE of the learned pieces are single characters. Rarer characters are spelled in bytes.
 ALPHABET_SHARE = 3
 MAX_LEARNED_CHARACTERS = 16  # the longest piece of MiniCPM-2B's
 

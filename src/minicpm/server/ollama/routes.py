@@ -33,7 +33,7 @@ from minicpm.server.ollama.requests import (
     loggable,
 )
 
-# Of the context, what is left to the answer where messages must be left out of a conversation.
+# When messages are dropped to fit the context, 1 / _ANSWER_SHARE of the context is kept free for the answer.
 _ANSWER_SHARE = 4
 # Words of errors, and what the client called the same.
 _WORDS = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
