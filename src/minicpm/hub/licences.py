@@ -34,7 +34,7 @@ _NOTICE = (
     "Later releases may come with the MiniCPM Model License instead: the model's own page has the text that counts.\n"
     "{url}\n"
     "The model produces text from what it learned from data. It understands and believes nothing, its output is not "
-    "the view of its developers, and whoever uses that output is responsible for checking it. The release says of its "
+    "the view of its developers, and whoever uses that output checks it and answers for it. The release says of its "
     "limits: " + "; ".join(LIMITATIONS) + ".\n"
     "(shown once for each model)"
 )
