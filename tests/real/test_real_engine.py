@@ -206,7 +206,7 @@ def test_an_answer_keeps_its_form(llm: LLM):
 
 def test_a_chat_ends_by_its_own_token_and_streams_what_it_says(llm: LLM):
     reasons = []
-    for question in ("Hi", "Thank you!", "Say hello.", "What is the capital of France?"):
+    for question in ("Hi", "Thank you!", "Say hello.", "What is 2+2?"):
         pieces = list(llm.stream(question, temperature=0, max_tokens=60))
         completion = pieces[-1].completion
         assert completion is not None
@@ -214,8 +214,8 @@ def test_a_chat_ends_by_its_own_token_and_streams_what_it_says(llm: LLM):
         assert "".join(piece.text for piece in pieces) == completion.text
         assert completion.text and "<|im_end|>" not in completion.text and "\ufffd" not in completion.text
     assert "stop" in reasons
-    # No word of Paris: so answers llama.cpp, too, by the file's own template.
-    assert completion.text.startswith("L'Étoile, la ")
+    # Every token leads by 0.6 nats, more than int8 can change. Behind "What is the capital of France?" it is 0.003.
+    assert completion.text == "The answer to this classic math problem is 4."
 
 
 def test_a_llama_folder_converted_and_quantized_runs(float_folder: Path, tmp_path: Path):

@@ -23,7 +23,9 @@ SCHEMA = {
     "required": ["answer"],
     "additionalProperties": False,
 }
-QUESTION, TEXT = "What is the capital of France?", "The capital of France is"
+TEXT = "The capital of France is"
+# Every token of this answer leads by 0.6 nats; that to "What is the capital of France?" begins with a lead of 0.003.
+QUESTION, ANSWER = "What is 2+2?", "The answer to this classic math problem is 4."
 
 
 def minicpm(*arguments: str | Path, stdin: str = "") -> str:
@@ -42,20 +44,20 @@ def test_info(model: Path):
 
 
 def continued(model: Path) -> str:
-    """The greedy continuation of a text that the model knows; its chat is too weak to be asked."""
+    """The greedy continuation of a text that the model knows."""
     return minicpm("run", "-m", model, "--raw", "--temperature", "0", "--max-tokens", "4", TEXT)
 
 
 def test_run(model: Path):
     answer = json.loads(minicpm("run", "-m", model, "--temperature", "0", "--max-tokens", "20", "--json", QUESTION))
-    assert answer["text"].startswith("L'Étoile, la ")  # as llama.cpp answers
+    assert answer["text"] == ANSWER
     assert "Paris" in continued(model)
 
 
 def test_chat_remembers_the_turn_before(model: Path):
     arguments = ("chat", "-m", model, "--temperature", "0", "--max-tokens", "20", "--no-history", "--json")
-    first, second = map(json.loads, minicpm(*arguments, stdin=f"{QUESTION}\nAnd of Italy?\n").splitlines())
-    assert first["text"].startswith("L'Étoile, la ")
+    first, second = map(json.loads, minicpm(*arguments, stdin=f"{QUESTION}\nAnd 3+3?\n").splitlines())
+    assert first["text"] == ANSWER
     assert second["usage"]["cached_tokens"] >= first["usage"]["prompt_tokens"]
 
 
