@@ -303,11 +303,16 @@ def table(rows: list[dict[str, Any]], note: str) -> str:
             row["cache"],
             f"{row['bytes'] / 1e6:.0f} MB",
             f"{row['kl']:.2g}",
-            f"{row['perplexity_percent']:+.2g} %",
+            _percent(row["perplexity_percent"]),
             f"{100 * row['top1_agreement']:.1f} %",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", note]) + "\n"
+
+
+def _percent(value: float) -> str:
+    """With a sign and two significant digits: +0.7 %, +35 %, +130 %."""
+    return f"{float(f'{value:.2g}'):+,g} %"
 
 
 def answer_table(answers: list[dict[str, str]]) -> str:

@@ -40,8 +40,8 @@ class Preset:
 
 # benchmarks/results/quality_real.json; a larger model loses less.
 _SMALL_COST = (
-    "int4-small costs a trained model much: SmolLM2-135M has twice the perplexity and half of its first choices change "
-    "(int4: +33 % and a third); docs/quantization.md has the figures"
+    "int4-small costs a trained model much: SmolLM2-135M has more than twice the perplexity and half of its first "
+    "choices change (int4: +35 % and a third); docs/quantization.md has the figures"
 )
 PRESETS = {
     preset.name: preset

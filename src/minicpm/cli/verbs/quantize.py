@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PRESETS),
         default="int4",
         help="int4 (groups of 64, head in 8 bits; the default), int4-small (groups of 128, head in 4 bits: least "
-        "memory, but a trained model of 135 M weights has twice the perplexity), "
+        "memory, but a trained model of 135 M weights has more than twice the perplexity), "
         "int4-hf (groups of 128, head in 16 bits, for vLLM and transformers) or int8",
     )
     parser.add_argument(
