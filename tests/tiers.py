@@ -232,14 +232,14 @@ TIERS = (
     ),
     Tier(
         "test-peers",
-        "our files in llama.cpp and mlx-lm; our server asked by llm, litellm and lm-eval",
+        "our files in llama.cpp and mlx-lm; our server asked by llm, litellm, lm-eval and LangChain",
         covers=(
             *(*ENGINE, *PEERS, *package("cli", "doctor", "eval", "server"), "benchmarks/peers", "tests/peers"),
             *("tests/broken_models.py", "tests/byte_level.py", "tests/server", "tests/small_gguf.py"),
         ),
         needs=(
             *(Environment(name, "peers") for name in ("llamacpp", "mlx")),
-            *(Environment(name, "clients") for name in ("llm", "litellm", "lmeval")),
+            *(Environment(name, "clients") for name in ("llm", "litellm", "lmeval", "langchain")),
         ),
     ),
     Tier(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import select
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,9 +89,90 @@ def test_a_proxy_that_no_client_can_use_is_named(monkeypatch, said, source, vari
     assert "ENDPOINT" not in sentence
 
 
-@pytest.mark.skipif(importlib.util.find_spec("socksio") is not None, reason="socksio is installed")
+class Socks(Proxy):
+    """A SOCKS5 proxy, which asks for `password` unless that is empty; `hosts` are those that it connected to."""
+
+    def __init__(self, password: str = ""):
+        super().__init__(b"")
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.hosts: list[str] = []
+        self._password = password
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer_one, args=(connection,), daemon=True).start()
+
+    def _answer_one(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as given:
+            methods = given.read(given.read(2)[1])
+            method = 2 if self._password else 0
+            connection.sendall(bytes([5, method if method in methods else 0xFF]))
+            if method not in methods:
+                return
+            if self._password:
+                given.read(given.read(2)[1])
+                is_right = given.read(given.read(1)[0]).decode() == self._password
+                connection.sendall(bytes([1, 0 if is_right else 1]))
+                if not is_right:
+                    return
+            kind = given.read(4)[3]
+            length = {1: 4, 4: 16}.get(kind) or given.read(1)[0]
+            host = given.read(length)
+            name = socket.inet_ntoa(host) if kind == 1 else host.decode()
+            port = int.from_bytes(given.read(2))
+            self.hosts.append(name)
+            try:
+                other = socket.create_connection((name, port), timeout=20)
+            except OSError:
+                connection.sendall(bytes([5, 5, 0, 1, 0, 0, 0, 0, 0, 0]))  # refused
+                return
+            with other:
+                connection.sendall(bytes([5, 0, 0, 1, 0, 0, 0, 0, 0, 0]))
+                while ready := select.select([connection, other], [], [], 20)[0]:
+                    for end in ready:
+                        data = end.recv(1 << 16)
+                        if not data:
+                            return
+                        (other if end is connection else connection).sendall(data)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("scheme", "password"), [("socks5", ""), ("socks5h", ""), ("SOCKS5", ""), ("socks5", "secret")]
+)
+def test_a_download_goes_through_a_socks_proxy(monkeypatch, said, source, scheme, password):
+    with Socks(password) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://{'user:secret@' if password else ''}{proxy.address}")
+        assert (hub.pull(NAME, source=source, tell=said.append) / "config.json").exists()
+    assert proxy.hosts and set(proxy.hosts) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("user", ["", "user:wrong@"])
+def test_a_socks_proxy_that_wants_a_password_says_so(monkeypatch, said, source, user):
+    with Socks("secret") as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5://{user}{proxy.address}")
+        sentence = r"of ALL_PROXY wants a user and a password \(.*\); write them into ALL_PROXY as socks5://USER"
+        with pytest.raises(HubError, match=sentence) as raised:
+            hub.pull(NAME, source=source, tell=said.append)
+    assert "wrong" not in str(raised.value) + "".join(said)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_http_proxy_called_a_socks_proxy_is_named(monkeypatch, said, source):
+    with Proxy(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy.url.replace("http://user:secret@", "socks5://"))
+        with pytest.raises(HubError, match=r"of ALL_PROXY does not answer as SOCKS does"):
+            hub.pull(NAME, source=source, tell=said.append)
+
+
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "SOCKS5"])
 def test_socks_without_its_package_is_one_sentence(monkeypatch, said, scheme):
+    monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setenv("all_proxy", f"{scheme}://127.0.0.1:1080")
     with pytest.raises(HubError, match=r"of all_proxy speaks SOCKS, .* run 'pip install socksio'"):
         hub.pull(NAME, tell=said.append)

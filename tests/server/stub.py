@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from minicpm.engine.constraint import Constraint
 from minicpm.engine.request import Completion, FinishReason, Piece, Timings, Usage
 from minicpm.engine.service import ServiceStatistics
 from minicpm.errors import QueueFull
@@ -33,8 +34,11 @@ MOST_WORDS = 4096  # of an answer, as a context would limit it
 
 @dataclass
 class StubTicket:
-    """One answer; it is `alive` until its last piece, or until somebody cancels it."""
+    """One answer of `length` words, which ends for `reason`; it is `alive` until then, or until somebody cancels it."""
 
+    words: Sequence[str]
+    length: int
+    reason: FinishReason
     prompt_tokens: int
     params: SamplingParams
     on_piece: Callable[[Piece], None]
@@ -82,14 +86,20 @@ class StubEngine:
         on_error: Callable[[Exception], None],
         is_chat: bool,
         choice: int = 0,
-        constraint: object = None,
+        constraint: Constraint | None = None,
     ) -> StubTicket:
         if self.alive >= self.limit:
             raise QueueFull(self.alive, 3.0)
-        ticket = StubTicket(len(prompt), params, on_piece, on_error)
+        ticket = StubTicket(*self.script(prompt, params, constraint), len(prompt), params, on_piece, on_error)
         self.tickets.append(ticket)
         self._schedule(ticket)
         return ticket
+
+    def script(
+        self, prompt: Sequence[int], params: SamplingParams, constraint: Constraint | None
+    ) -> tuple[Sequence[str], int, FinishReason]:
+        """The words of an answer, how many of them are said (over and over), and why it ends."""
+        return self.words, min(params.max_tokens or len(self.words), MOST_WORDS), self.reason
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Future[npt.NDArray[np.float32]]:
         return finished(np.ones((len(texts), 4), np.float32))
@@ -128,10 +138,9 @@ class StubEngine:
             ticket.alive = False
             ticket.on_error(self.failure)
             return
-        word = self.words[len(ticket.said) % len(self.words)]
+        word = ticket.words[len(ticket.said) % len(ticket.words)]
         ticket.said.append(word)
-        limit = min(ticket.params.max_tokens or len(self.words), MOST_WORDS)
-        if len(ticket.said) < limit:
+        if len(ticket.said) < ticket.length:
             ticket.on_piece(Piece(0, word))
             self._schedule(ticket)
             return
@@ -139,5 +148,20 @@ class StubEngine:
         usage = Usage(ticket.prompt_tokens, len(ticket.said), 0)
         timings = Timings(0.0, 0.0, 0.0, 0.0)
         ids = tuple(range(len(ticket.said)))
-        whole = Completion("".join(ticket.said), ids, None, self.reason, usage, timings, ticket.params.seed or 0)
+        whole = Completion("".join(ticket.said), ids, None, ticket.reason, usage, timings, ticket.params.seed or 0)
         ticket.on_piece(Piece(0, word, whole))
+
+
+class ScriptedEngine(StubEngine):
+    """Says what `answer` returns in small parts, and ends there unless max_tokens cuts it."""
+
+    def answer(self, prompt: Sequence[int], constraint: Constraint | None) -> str:
+        raise NotImplementedError
+
+    def script(
+        self, prompt: Sequence[int], params: SamplingParams, constraint: Constraint | None
+    ) -> tuple[Sequence[str], int, FinishReason]:
+        text = self.answer(prompt, constraint)
+        words = [text[i : i + 3] for i in range(0, len(text), 3)] or [""]
+        length = min(len(words), params.max_tokens or len(words))
+        return words, length, "stop" if length == len(words) else "length"

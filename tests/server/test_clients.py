@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,41 @@ def test_litellm_answers_streams_embeds_and_knows_our_errors(nano: Running):
     assert json.loads(done.stdout.splitlines()[-1]) == [tokyo, tokyo, "NotFoundError", 1]
 
 
+@pytest.fixture
+def lm_eval_samples(nano: Running, service: Service, tmp_path: Path):
+    """`lm_eval_samples(task, name, records, ...)`: what lm-eval logs of its samples, asked as docs/serving.md shows.
+
+    `shown` is the task of the document's command, in whose place the task `name` of the text `task` is run over
+    `records`; `more` stands behind the tokenizer's argument, `options` behind the task.
+    """
+
+    def run(task: str, name: str, records: list[dict[str, Any]], shown: str, more: str = "", options: str = ""):
+        (tmp_path / f"{name}.yaml").write_text(task)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        text = (ROOT / "docs" / "serving.md").read_text()
+        (command,) = [block for block in re.findall(r"```sh\n(lm_eval .*?)```", text, re.DOTALL) if shown in block]
+        changes = {
+            "lm_eval": str(environment_of("lmeval") / "lm_eval"),
+            "http://127.0.0.1:8000": nano.url,
+            "tokenizer=MODEL": f"tokenizer={service.llm.folder}{more}",
+            f"--tasks {shown}": f"--tasks {name}{options} --include_path . --log_samples --output_path out",
+        }
+        for old, new in changes.items():
+            assert old in command
+            command = command.replace(old, new)
+        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, **offline}, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        (file,) = tmp_path.glob("out/**/samples_*.jsonl")
+        samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+        assert len(samples) == len(records)
+        return samples
+
+    return run
+
+
 # Questions of nano's own kind, an answer that merges with none of them, Chinese, and one that begins with a blank.
 QUESTIONS = [
     {"question": "What is the capital of Japan?", "choices": ["The capital of Japan is Tokyo.", "It is Paris."]},
@@ -99,26 +135,10 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_lm_eval_scores_continuations_as_loglikelihood_does(nano: Running, service: Service, tmp_path: Path, adds_bos):
-    (tmp_path / "questions.yaml").write_text(TASK)
-    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
-    shown = re.search(r"```sh\n(lm_eval .*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)[1]
+def test_lm_eval_scores_continuations_as_loglikelihood_does(lm_eval_samples, service: Service, adds_bos: bool):
+    more, options = f",add_bos_token={adds_bos}", " --batch_size 4"
+    samples = lm_eval_samples(TASK, "questions", QUESTIONS, "hellaswag", more, options)
     llm = service.llm
-    changes = {
-        "lm_eval": str(environment_of("lmeval") / "lm_eval"),
-        "http://127.0.0.1:8000": nano.url,
-        "tokenizer=MODEL": f"tokenizer={llm.folder},add_bos_token={adds_bos}",
-        "--tasks hellaswag": "--tasks questions --batch_size 4 --include_path . --log_samples --output_path out",
-    }
-    for old, new in changes.items():
-        assert old in shown
-        shown = shown.replace(old, new)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    (file,) = tmp_path.glob("out/**/samples_*.jsonl")
-    samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
-    assert len(samples) == len(QUESTIONS)
     for sample in samples:
         for asked, ((logprob, is_greedy),) in zip(sample["arguments"].values(), sample["resps"]):
             # It cuts a text of both behind as many tokens as the question has alone.
@@ -143,26 +163,9 @@ metric_list: [{metric: word_perplexity}]
 STORIES = ["Once upon a time there was a mouse.", "The capital of Japan is Tokyo.", "日本的首都是东京。"]
 
 
-def test_lm_evals_perplexity_as_documented_counts_the_first_token_once(nano: Running, service: Service, tmp_path: Path):
-    (tmp_path / "stories.yaml").write_text(ROLLING)
-    (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES))
-    text = (ROOT / "docs" / "serving.md").read_text()
-    (shown,) = [block for block in re.findall(r"```sh\n(lm_eval .*?)```", text, re.DOTALL) if "wikitext" in block]
+def test_lm_evals_perplexity_as_documented_counts_the_first_token_once(lm_eval_samples, service: Service):
+    samples = lm_eval_samples(ROLLING, "stories", [{"text": text} for text in STORIES], "wikitext")
     llm = service.llm
-    changes = {
-        "lm_eval": str(environment_of("lmeval") / "lm_eval"),
-        "http://127.0.0.1:8000": nano.url,
-        "tokenizer=MODEL": f"tokenizer={llm.folder}",
-        "--tasks wikitext": "--tasks stories --include_path . --log_samples --output_path out",
-    }
-    for old, new in changes.items():
-        assert old in shown
-        shown = shown.replace(old, new)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    (file,) = tmp_path.glob("out/**/samples_*.jsonl")
-    samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
     bos = llm.tokenizer.bos_token_id
     for sample, story in zip(samples, STORIES, strict=True):
         pair = ([bos], [llm.tokenizer.encode(story, add_bos=False)])

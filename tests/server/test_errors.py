@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from minicpm.server.model import ServedModel
 from server.running import ASK, CHAT, Running, error_of
 from server.stub import StubEngine
 
@@ -261,6 +262,24 @@ def test_a_failure_of_the_engine_is_a_500_without_its_words(start: Callable[...,
         assert last["error"]["type"] == "server_error" and "secret" not in streamed
         engine.fail_after = None
         assert client.post(CHAT, json=ASK).status_code == 200
+
+
+@pytest.mark.parametrize("where", ["in a thread", "in the engine"])
+def test_the_log_says_more_of_a_500_under_the_answers_number(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+):
+    def broken(*arguments: object) -> None:
+        raise ArithmeticError("secret words of the inside")
+
+    engine = StubEngine()
+    if where == "in a thread":
+        monkeypatch.setattr(ServedModel, "chat_ids", broken)
+    else:
+        engine.fail_after, engine.failure = 1, ArithmeticError("secret words of the inside")
+    with start(engine).client() as client:
+        answer = client.post(CHAT, json=ASK)
+    assert answer.status_code == 500 and "secret" not in answer.text
+    assert f"request {answer.headers['x-request-id']} failed" in caplog.text and "ArithmeticError" in caplog.text
 
 
 def test_an_answer_that_takes_too_long_is_ended(start: Callable[..., Running]):

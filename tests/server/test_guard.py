@@ -185,6 +185,25 @@ def test_pages_of_an_allowed_origin_may_send_what_clients_send(
         assert answer.headers["access-control-allow-origin"] == origin
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/api/chat"])
+def test_a_page_of_an_allowed_origin_may_read_errors_that_nobody_expected(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+):
+    def broken(*arguments: object, **options: object) -> None:
+        raise ArithmeticError("secret words of the inside")
+
+    monkeypatch.setattr(ServedModel, "check_prompt", broken)
+    mine = "https://chat.example"
+    body = {"model": "nano", **({"input": "Hi"} if path == "/v1/responses" else ASK)}
+    with start(cors_origins=(mine,)).client() as client:
+        answer = client.post(path, json=body, headers={"origin": mine})
+        assert answer.status_code == 500 and "secret" not in answer.text
+        assert answer.headers["access-control-allow-origin"] == mine
+        assert f"request {answer.headers['x-request-id']} failed" in caplog.text and "ArithmeticError" in caplog.text
+        other = client.post(path, json=body, headers={"origin": "https://evil.example"})
+        assert other.status_code == 403 and "access-control-allow-origin" not in other.headers
+
+
 def test_with_a_star_every_origin_may_ask(start: Callable[..., Running]):
     with start(cors_origins=("*",)).client() as client:
         assert client.get("/v1/models", headers={"origin": "https://any.example"}).status_code == 200

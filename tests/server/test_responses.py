@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,9 +12,9 @@ import pytest
 openai = pytest.importorskip("openai")
 from pydantic import BaseModel  # noqa: E402
 
-from minicpm.engine.request import Piece  # noqa: E402
+from minicpm.engine.constraint import Constraint  # noqa: E402
 from server.running import Running, error_of  # noqa: E402
-from server.stub import StubEngine, StubTicket  # noqa: E402
+from server.stub import ScriptedEngine, StubEngine  # noqa: E402
 
 Start = Callable[..., Running]
 TOOL: dict[str, Any] = {
@@ -32,23 +31,17 @@ def call_of(arguments: str = ARGUMENTS) -> str:
     return f'<tool_call>{{"name": "get_weather", "arguments": {arguments}}}</tool_call>'
 
 
-class Script(StubEngine):
-    """Says a text in small parts and ends it; `prompts` are what it was asked."""
+class Script(ScriptedEngine):
+    """Says the same text every time; `prompts` are what it was asked."""
 
-    def __init__(self, text: str, size: int = 3):
-        super().__init__([text[i : i + size] for i in range(0, len(text), size)] or [""])
+    def __init__(self, text: str):
+        super().__init__()
+        self.text = text
         self.prompts: list[list[int]] = []
 
-    def submit(self, prompt: Sequence[int], params: Any, *, on_piece: Any, **rest: Any) -> StubTicket:
+    def answer(self, prompt: Sequence[int], constraint: Constraint | None) -> str:
         self.prompts.append(list(prompt))
-
-        def say(piece: Piece) -> None:
-            if piece.completion is not None and len(piece.completion.ids) == len(self.words):
-                piece = replace(piece, completion=replace(piece.completion, finish_reason="stop"))
-            on_piece(piece)
-
-        length = min(len(self.words), params.max_tokens or len(self.words))
-        return super().submit(prompt, replace(params, max_tokens=length), on_piece=say, **rest)
+        return self.text
 
 
 def client_of(server: Running) -> Any:

@@ -124,6 +124,10 @@ class RemoteSource:
             raise SourceError(
                 f"{self._url}/models is not a list of models; is it an OpenAI-compatible server's address, with /v1?"
             ) from error
+        except Exception as error:
+            if (sentence := network.no_socks(error)) is None:
+                raise
+            raise SourceError(sentence) from error
         if not models or wanted not in (None, *models):
             there = one_line(", ".join(models)) or "none"
             raise SourceError(f"{self._url} serves no model {wanted or ''}; there is: {there}")

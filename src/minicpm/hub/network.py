@@ -32,6 +32,10 @@ class Proxy:
     def is_on_this_machine(self) -> bool:
         return urlsplit(_with_scheme(self.address)).hostname in _LOOPBACK_HOSTS
 
+    @property
+    def is_socks(self) -> bool:
+        return urlsplit(_with_scheme(self.address)).scheme.startswith("socks")
+
     def __str__(self) -> str:
         scheme, found, rest = self.address.partition("://")
         prefix, host = (scheme + found, rest) if found else ("", self.address)
@@ -59,11 +63,26 @@ def unreachable(proxy: Proxy, why: str) -> str:
     return f"the proxy {proxy} does not answer ({why}); start it, correct {proxy.variable}, or unset it"
 
 
-def refused(proxy: Proxy | None) -> str:
-    """The sentence for a proxy that wants credentials (status 407)."""
+def refused(proxy: Proxy | None, why: str = "status 407") -> str:
+    """The sentence for a proxy that wants credentials."""
+    scheme = "http" if proxy is None else urlsplit(_with_scheme(proxy.address)).scheme
     return (
-        f"the proxy {proxy or 'of this network'} wants a user and a password (status 407); write them into "
-        f"{proxy.variable if proxy else 'HTTPS_PROXY'} as http://USER:PASSWORD@HOST:PORT"
+        f"the proxy {proxy or 'of this network'} wants a user and a password ({why}); write them into "
+        f"{proxy.variable if proxy else 'HTTPS_PROXY'} as {scheme}://USER:PASSWORD@HOST:PORT"
+    )
+
+
+def no_socks(error: BaseException) -> str | None:
+    """The sentence for a proxy that answers something else than SOCKS; None for other errors.
+
+    The client raises this error of socksio as it is.
+    """
+    proxy = next((proxy for proxy in _proxies().values() if proxy.is_socks), None)
+    if proxy is None or type(error).__module__.partition(".")[0] != "socksio":
+        return None
+    return (
+        f"the proxy {proxy} does not answer as SOCKS does ({one_line(str(error))}); correct {proxy.variable}, to "
+        "http://HOST:PORT if it is an HTTP proxy, or unset it"
     )
 
 
@@ -130,7 +149,7 @@ def _check_proxy(proxy: Proxy) -> None:
         raise HubError(f"the proxy {proxy} is not an address; {advice}")
     if parts.scheme not in _PROXY_SCHEMES:
         raise HubError(f"the proxy {proxy} is of an unknown kind, {one_line(parts.scheme, 40)}; {advice}")
-    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+    if proxy.is_socks and importlib.util.find_spec("socksio") is None:
         raise HubError(
             f"the proxy {proxy} speaks SOCKS, for which the package socksio is missing; run 'pip install socksio', or "
             f"unset {proxy.variable}"

@@ -35,6 +35,8 @@ RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # a file fails after this many trie
 MAX_RETRY_AFTER_S = 300.0  # a server that asks for more patience than this is told to the user instead
 MAX_REDIRECTS = 10
 MAX_JSON_BYTES = 64 << 20
+# In what the clients say of a SOCKS proxy that wants credentials, or others than the given ones.
+_WANTS_PASSWORD = ("NO ACCEPTABLE METHODS", "but got USERNAME/PASSWORD", "Invalid username/password")
 _READ_BYTES = 1 << 20
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524})
 
@@ -293,6 +295,10 @@ def _network_errors() -> Iterator[None]:
         raise
     except client_error as error:
         raise _trouble(error) from error
+    except Exception as error:
+        if (sentence := network.no_socks(error)) is None:
+            raise
+        raise HubError(sentence) from error
 
 
 def _trouble(error: Exception) -> _TryAgain | HubError:
@@ -306,6 +312,8 @@ def _trouble(error: Exception) -> _TryAgain | HubError:
         return _TryAgain(said)
     if kind == "ProxyError" and "407" in said:
         return HubError(network.refused(proxy))
+    if kind == "ProxyError" and any(words in said for words in _WANTS_PASSWORD):
+        return HubError(network.refused(proxy, one_line(str(error))))
     if kind == "ConnectError" and proxy.is_on_this_machine:
         return HubError(network.unreachable(proxy, said))
     return _TryAgain(f"{said}, through the proxy {proxy}")

@@ -1,4 +1,4 @@
-"""A number and one line of log for every request, and the last net under the app.
+"""A number and one line of log for every request, and the last net under the routes.
 
 The line goes to stderr: time, client, method, path, status, seconds, number, and what the route adds (tokens). Prompts,
 answers, keys and query strings are never in it.
@@ -25,7 +25,7 @@ REQUEST_ID = "x-request-id"
 
 
 class AccessLog:
-    """Logs each request, and turns an exception that nobody expected into a 500 without a word of it."""
+    """Numbers each request and logs it."""
 
     def __init__(self, app: ASGIApp, count: Callable[[str, int], None]):
         self._app = app
@@ -53,11 +53,6 @@ class AccessLog:
             await self._app(scope, receive, numbered)
         except ClientDisconnect:
             status = CLIENT_GONE
-        except Exception:
-            _LOGGER.exception("request %s failed", request_id)
-            if status is not None:
-                raise
-            await internal_error().response()(scope, receive, numbered)
         finally:
             client = (scope.get("client") or ("-",))[0]
             method, path = one_line(scope["method"], 16), one_line(scope["path"], 100)
@@ -66,3 +61,34 @@ class AccessLog:
             self._count(scope["path"], shown)
             extra = "".join(f" {name}={value}" for name, value in notes.items())
             _LOGGER.info("%s %s %s %d %.3fs %s%s", client, method, path, shown, seconds, request_id, extra)
+
+
+class LastNet:
+    """Turns an exception that nobody expected into a 500 without a word of it, and logs it.
+
+    It lies within the layers that number answers and let pages of other origins read them.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            _LOGGER.exception("request %s failed", scope["state"]["request_id"])
+            if has_begun:
+                raise
+            await internal_error().response()(scope, receive, send)

@@ -108,6 +108,8 @@ class Serving:
                 # A grammar may take a second to compile.
                 tickets.append(await asyncio.to_thread(submit) if question.constraint else submit())
             yield answers
+        except APIError:
+            raise  # with its cause
         except Exception as error:
             raise as_api_error(error) from error
         finally:
@@ -152,7 +154,7 @@ class Answers:
                 return None
         heard = self._heard.popleft()
         if isinstance(heard, Exception):
-            raise as_api_error(heard)
+            raise as_api_error(heard) from heard
         self._unfinished -= heard.completion is not None
         return heard
 

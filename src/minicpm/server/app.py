@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minicpm import __version__
 from minicpm.server import chat, completions, embeddings, ollama, responses, responses_route, tokens
-from minicpm.server.access_log import REQUEST_ID, AccessLog
+from minicpm.server.access_log import REQUEST_ID, AccessLog, LastNet
 from minicpm.server.answers import Serving
 from minicpm.server.body import BodyLimit
 from minicpm.server.errors import APIError, add_handlers
@@ -54,6 +54,7 @@ def create_app(serving: Serving, page: Path = PAGE) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Guard, settings=settings, is_draining=lambda: serving.is_draining)
+    app.add_middleware(LastNet)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

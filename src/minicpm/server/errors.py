@@ -6,6 +6,7 @@ A client's fault is named with the field; a fault of ours says no more than that
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.responses import Response
 
 from minicpm.errors import FormatError, GenerationError, QueueFull, one_line
 
+_LOGGER = logging.getLogger("minicpm.server")
 CLIENT_GONE = 499  # nginx's number for it; nobody reads the answer
 
 # Fields that this server knows and refuses, OpenAI's and other servers', and what to do instead.
@@ -116,6 +118,9 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(APIError)
     async def of_ours(request: Request, error: APIError) -> Response:
+        if error.code == "internal_error":
+            request_id = request.scope["state"]["request_id"]
+            _LOGGER.error("request %s failed", request_id, exc_info=error.__cause__ or error)
         return error.response()
 
     @app.exception_handler(RequestValidationError)

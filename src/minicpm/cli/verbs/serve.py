@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from minicpm.engine.service import QUEUE_LIMIT
 
     parser.description = (
-        "Serve a model over OpenAI's HTTP API: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, "
-        "/tokenize, /detokenize, /health, /metrics; and over Ollama's: /api/chat, /api/generate, /api/embed, "
-        "/api/tags, /api/show, /api/ps, /api/version. Ctrl-C or SIGTERM lets running answers finish; a second one ends "
-        "at once. With --backend vllm it starts vLLM's own server instead (docs/vllm.md)."
+        "Serve a model over OpenAI's HTTP API: /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, "
+        "/v1/models, /tokenize, /detokenize, /health, /metrics; and over Ollama's: /api/chat, /api/generate, "
+        "/api/embed, /api/tags, /api/show, /api/ps, /api/version. Ctrl-C or SIGTERM lets running answers finish; a "
+        "second one ends at once. With --backend vllm it starts vLLM's own server instead (docs/vllm.md)."
     )
     parser.add_argument(
         "vllm_arguments", nargs="*", metavar="-- ARGUMENT", help="arguments that are passed on to vLLM's server"

@@ -17,8 +17,10 @@ from minicpm.server.ollama import responses
 from minicpm.server.ollama.lines import timestamp
 from minicpm.server.ollama.requests import ShowRequest
 
-# Clients decide by it what they may send: the first version of Ollama that knew all fields of these routes.
-API_VERSION = "0.12.11"
+# Clients decide by it what they may ask. /api/chat and /api/generate have logprobs since 0.12.11. Codex speaks to
+# /v1/responses from 0.13.4 on and refuses older servers; Copilot Chat wants 0.6.4. 0.13.5 is the last version without
+# /v1/messages (0.14.0), which is not here. Three plain numbers, since some clients parse each of them.
+API_VERSION = "0.13.5"
 # MiniCPM has no template for functions, but this server has one for all (tools.py).
 CAPABILITIES = ["completion", "tools"]
 _DEFAULT_TAG = ":latest"
