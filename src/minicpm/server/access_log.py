@@ -25,7 +25,7 @@ REQUEST_ID = "x-request-id"
 
 
 class AccessLog:
-    """Logs each request, and turns an exception that nobody expected into a 500 without a word of it."""
+    """Logs each request, and answers an unexpected exception with a 500 that reveals nothing of it."""
 
     def __init__(self, app: ASGIApp, count: Callable[[str, int], None]):
         self._app = app
