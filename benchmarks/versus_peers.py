@@ -1,15 +1,15 @@
-"""This package and its peers on the true MiniCPM-2B shapes, in turns: after a window of one comes one of another.
+"""This package and its peers on the true MiniCPM-2B shapes, measured in alternating windows.
 
     python benchmarks/versus_peers.py                    # 4 bits, beside the peers that `make peers` set up
     python benchmarks/versus_peers.py --wide             # 8 and 16 bits
     python benchmarks/versus_peers.py --only "minicpm int4" "llama.cpp Q4_0" --points "decode 0,verify 8"
     python benchmarks/versus_peers.py --peer llama.cpp=/opt/python --peer vllm=/other/bin/python
-    python benchmarks/versus_peers.py --preparation --repeats 1    # to try it: never shown in a table
+    python benchmarks/versus_peers.py --preparation --repeats 1    # a trial: never shown in a table
 
-Models are made where they are missing (30 GB in runs/). Every program loads once and is stopped (SIGSTOP) while another
+Missing models are made (30 GB in runs/). Every program loads once and is stopped (SIGSTOP) while another
 measures. Between the windows the memory's read bandwidth and the processor's integer peak are measured. Programs that
-do not fit into memory together run in groups, this package in each; every group has a table of its own, and its ratios
-are of the figures in that table. About 50 minutes, 40 with --wide.
+do not fit into memory together run in groups, each with this package; every group has its own table, and its ratios
+are computed from the figures in that table. About 50 minutes, 40 with --wide.
 Writes benchmarks/results/versus_peers.json, versus_peers.svg, RESULTS.md and the README's table.
 """
 
@@ -49,13 +49,13 @@ MINICPM = [sys.executable, "-m", "minicpm"]
 POINTS = ("decode 0", "decode 4000", "prefill 512", "prefill 2048", "batch 8", "verify 8")
 WIDE_POINTS = ("decode 0", "decode 1024", "prefill 512", "batch 8")
 UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "batch": "tokens/s", "verify": "single steps"}
-# A window of these takes many seconds, and so do few of them.
+# A window of these points takes many seconds, so few windows are measured.
 LONG_PROMPT, LONG_REPEATS = 1024, 3
 WINDOW_S = 1.0
-PEAK_TRIES = 3  # windows measured, at most, while the figure lies above the machine's peak
+PEAK_TRIES = 3  # most windows measured while the figure is above the machine's peak
 KL_TOKENS = 128
 GB = 1 << 30
-FLOAT_CACHE_BYTES = 2  # of a number of keys and values in the peers
+FLOAT_CACHE_BYTES = 2  # per number of keys and values in the peers
 TIMEOUT_S = 900
 
 
@@ -65,12 +65,12 @@ class Entrant:
 
     name: str
     script: str
-    model: str  # what `models` makes
+    model: str  # a form that `models` makes
     python: Path
-    memory_bytes: float  # at its peak, for putting groups together
+    memory_bytes: float  # at its peak, for forming groups
     arguments: tuple[str, ...] = ()
     preset: str | None = None
-    starts: int = 1  # the quickest of so many counts
+    starts: int = 1  # number of starts, of which the fastest counts
     is_extra: bool = False  # not in the table of 4 bits
     is_wide: bool = False  # in the table of 8 and 16 bits
 
@@ -85,7 +85,7 @@ class Entrant:
 
     @property
     def bits(self) -> int:
-        """Of a weight."""
+        """Bits per weight."""
         return next((bits for name, bits in (("int4", 4), ("int8", 8)) if self.model.startswith(name)), 16)
 
 
@@ -131,12 +131,12 @@ ENTRANTS = (
 
 
 class Gone(RuntimeError):
-    """A program ended, or said nothing for too long."""
+    """A program ended, or did not answer in time."""
 
 
 @dataclass
 class Running:
-    """An entrant's process: stopped but while it is asked something."""
+    """An entrant's process, stopped except while it is measured."""
 
     entrant: Entrant
     process: subprocess.Popen[str]
@@ -152,7 +152,7 @@ class Running:
         self.process.stdin.flush()
         answer = read_line(self.process, self.entrant.name)
         os.killpg(self.process.pid, signal.SIGSTOP)
-        if "error" in answer:  # the point stays empty, the others go on
+        if "error" in answer:  # the point stays empty; the others continue
             talk(f"{self.entrant.name} could not {line}: {answer['error']}")
             return None
         value: float | None = answer["value"]
@@ -173,7 +173,7 @@ class Running:
 def main() -> None:
     args = parsed()
     require_idle_machine()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the stopped programs end, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # also ends the stopped programs
     entrants = [chosen(entrant, args) for entrant in ENTRANTS if is_wanted(entrant, args)]
     for entrant in entrants:
         if not entrant.python.exists():
@@ -260,7 +260,7 @@ def talk(text: str) -> None:
 
 
 def models(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
-    """Every form of the model that is wanted, made from the bf16 folder where it is missing."""
+    """The requested forms of the model; missing ones are made from the bf16 folder."""
     if not folder.exists():
         talk(f"making {folder}")
         make_model(folder)
@@ -270,7 +270,7 @@ def models(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
         if path.exists():
             continue
         talk(f"making {path}")
-        if name.endswith(".gguf"):  # the very codes of the folder
+        if name.endswith(".gguf"):  # with the same codes as the folder
             source = models(folder, [name.removesuffix(".gguf")])[name.removesuffix(".gguf")]
             command = [*MINICPM, "convert", str(source), str(path), "--to", "gguf"]
         elif name == "granite":
@@ -282,8 +282,8 @@ def models(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
 
 
 def groups(entrants: Sequence[Entrant]) -> Iterator[list[Entrant]]:
-    """As few groups as fit into memory, our presets in each; where they do not fit, those of the peer's own bits."""
-    room = (free_memory_bytes() or 16 * GB) * 0.95 - GB  # for the driver's own
+    """The fewest groups that fit into memory, each with our presets, or only those with the peer's bits if short."""
+    room = (free_memory_bytes() or 16 * GB) * 0.95 - GB  # for the driver itself
     ours = [entrant for entrant in entrants if entrant.preset]
     waiting = [entrant for entrant in entrants if entrant not in ours]
     while waiting or ours:
@@ -315,7 +315,7 @@ def measure_group(group: Sequence[Entrant], paths: dict[str, Path], args: argpar
         for entrant in group:
             try:
                 members.append(stack.enter_context(ready(entrant, paths, args)))
-            except Gone as problem:  # the others go on
+            except Gone as problem:  # the others continue
                 talk(str(problem))
         peaks = Peaks(native.isa(), args.threads)
         for repeat in range(args.repeats):
@@ -331,7 +331,7 @@ def measure_group(group: Sequence[Entrant], paths: dict[str, Path], args: argpar
 
 
 def ready(entrant: Entrant, paths: dict[str, Path], args: argparse.Namespace) -> Running:
-    """The entrant started as often as it is to be, the last time filled to the deepest depth."""
+    """Start the entrant as often as required; fill the last start to the deepest depth."""
     if entrant.writes_a_cache:
         start(entrant, paths, args.threads).close()
     seconds = [again(entrant, paths, args.threads) for _ in range(entrant.starts - 1)]
@@ -354,7 +354,7 @@ def again(entrant: Entrant, paths: dict[str, Path], threads: int) -> float:
 
 
 def start(entrant: Entrant, paths: dict[str, Path], threads: int) -> Running:
-    """The process once its model has computed a first token; it sleeps then."""
+    """The process, stopped after its model has computed a first token."""
     command = [str(entrant.python), str(RUNNERS / entrant.script), str(paths[entrant.model].resolve()), str(threads)]
     log = (ROOT / "runs" / f"{entrant.script}.log").open("w")
     begin = time.perf_counter()
@@ -387,7 +387,7 @@ def read_line(process: subprocess.Popen[str], name: str) -> Any:
 
 
 def one_window(running: Running, point: str, peaks: Peaks, work: float | None) -> None:
-    """A window of an entrant; one above the peak beside it is measured again, and the last try counts."""
+    """A window of an entrant; a figure above the measured peak is measured again, and the last one counts."""
     for tries in range(1, PEAK_TRIES + 1):
         try:
             window = measured_window(running, point, peaks)
@@ -406,7 +406,7 @@ def one_window(running: Running, point: str, peaks: Peaks, work: float | None) -
 
 
 def measured_window(running: Running, point: str, peaks: Peaks) -> dict[str, float] | None:
-    """A window between two measurements of the peak that limits it; None where the program cannot do it."""
+    """A window between two measurements of the peak that limits it; None if the program does not support it."""
     verb = point.split()[0]
     peak: Callable[[], float] = peaks.integer_rate if verb == "prefill" else peaks.read_bandwidth
     before = peak()
@@ -459,7 +459,7 @@ def tables(
 
 
 def unique(done: Sequence[tuple[int, Running]]) -> list[Running]:
-    """Each program once: ours is in every group, and its first one is shown."""
+    """Each program once: ours is in every group, and its first entry is shown."""
     first: dict[str, Running] = {}
     for _, running in done:
         first.setdefault(running.entrant.name, running)
@@ -476,7 +476,7 @@ def point_row(
 ) -> dict[str, object]:
     """One point of a group: every program, the ratio of each of our presets to its fastest peer, parts of the peak."""
     verb = point.split()[0]
-    best = min if verb == "verify" else max  # of the cost of a step, or of a speed
+    best = min if verb == "verify" else max  # lower cost of a step or higher speed
     row: dict[str, object] = {"point": f"{point} ({UNITS[verb]})"}
     for running in members:
         values = [window["value"] for window in running.windows.get(point, ())]
@@ -494,12 +494,12 @@ def point_row(
 
 
 def percent(part: float | None) -> str:
-    """A part of a peak; an exclamation mark behind one that cannot be, since the peak was disturbed."""
+    """A fraction of a peak; "!" marks an impossible one, whose measurement of the peak was disturbed."""
     return "-" if part is None else f"{100 * part:.0f} %" + (" !" if part > 1 else "")
 
 
 def ratios_to_peers(point: str, preset: str, done: Sequence[tuple[int, Running]]) -> Iterator[tuple[str, float]]:
-    """Ours over every peer of the same group, of the medians as they are shown.
+    """Ratios of ours to every peer of the same group, from the medians as shown.
 
     Peers have no fewer bits a weight than ours: what reads fewer bytes is no peer of a wide preset.
     """
@@ -513,12 +513,12 @@ def ratios_to_peers(point: str, preset: str, done: Sequence[tuple[int, Running]]
 
 
 def shown_median(running: Running, point: str) -> float:
-    """The median with the digits of the table."""
+    """The median, rounded as in the table."""
     return float(f"{statistics.median(window['value'] for window in running.windows[point]):.3g}")
 
 
 def work_per_token(entrant: Entrant, point: str, config: DecoderConfig, paths: dict[str, Path]) -> float | None:
-    """Operations (prefill) or bytes of a token, for comparison with the peak; None for verify."""
+    """Operations (prefill) or bytes per token, for comparison with the peak; None for verify."""
     verb, size = point.split()
     if verb == "verify":
         return None
@@ -536,11 +536,11 @@ def part_of_peak(running: Running, point: str, work: float | None) -> float | No
 
 
 def bytes_per_step(entrant: Entrant, config: DecoderConfig, paths: dict[str, Path], depth: int) -> int:
-    """Of weights and cache, for a single token."""
+    """Bytes of weights and cache read for one token."""
     with open_checkpoint(paths[entrant.model], allow_quantized=True) as checkpoint:
         weights = step_weight_bytes(checkpoint)
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    # Ours in INT4: a byte and, for every 32, two of scale.
+    # Our INT4 presets: one byte per number and two bytes of scale per 32 numbers.
     return round(weights + depth * numbers * (34 / 32 if entrant.preset else FLOAT_CACHE_BYTES))
 
 
@@ -562,17 +562,17 @@ def program_row(running: Running, config: DecoderConfig, paths: dict[str, Path],
 
 
 def kl_of(preset: str | None) -> object:
-    """What benchmarks/quality.py found for a preset on MiniCPM-nano, "-" where it has not been run."""
+    """The KL that benchmarks/quality.py measured for a preset on MiniCPM-nano, "-" if it was not run."""
     path = RESULTS / "quality.json"
     if preset is None or not path.exists():
         return "-"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     found = [row["kl"] for row in rows if row.get("preset") == preset and row.get("outlier_scale", 1) == 1]
-    return found[-1] if found else "-"  # the last has weights, activations and cache rounded: what users run
+    return found[-1] if found else "-"  # the last one rounds weights, activations and cache, as users run it
 
 
 def kl_of_these(paths: dict[str, Path], preset: str) -> float:
-    """KL of a preset against the bf16 model that it was made from, in nats per token, over random ids."""
+    """KL of a preset against its bf16 source model, in nats per token, over random ids."""
     ids = np.random.default_rng(0).integers(3, 100_000, KL_TOKENS).tolist()
     expected, found = (LLM(paths[name], backend="native").logits(ids[:-1]) for name in ("bf16", preset))
     comparison = Comparison()

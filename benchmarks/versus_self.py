@@ -2,11 +2,11 @@
 
     python benchmarks/versus_self.py --before 4173609                    # this checkout against a commit
     python benchmarks/versus_self.py --before ../old --after HEAD~1      # folders or commits
-    python benchmarks/versus_self.py --before HEAD --pairs 2 --preparation    # to try it: never shown in a table
+    python benchmarks/versus_self.py --before HEAD --pairs 2 --preparation    # a trial: never shown in a table
 
 A commit is checked out into a temporary worktree and gets a native extension of its own. Every run is a process that
-imports one tree (self_probe.py). A ratio is of the two runs of a pair; above 1, the new tree is faster. The interval
-holds the true median ratio with 95 %, whatever the distribution of ratios. A figure is called unchanged where this
+imports one tree (self_probe.py). A ratio compares the two runs of a pair; above 1, the new tree is faster. The interval
+contains the true median ratio with 95 % confidence for any distribution. A figure counts as unchanged if this
 interval overlaps that of the control. Writes benchmarks/results/versus_self.json and RESULTS.md. About 25 minutes.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
         after = tree_of(args.after, stack) if args.after else ROOT
         require_extension(after)
         commits = {"before": commit_of(before), "after": commit_of(after)}
-        for tree in (before, after):  # packs weights, and brings files into the page cache
+        for tree in (before, after):  # packs weights and loads files into the page cache
             run(tree, args)
         changes, controls = [], []
         for number in range(args.pairs):
@@ -109,7 +109,7 @@ def remove_worktree(folder: Path) -> None:
 
 
 def build_extension(folder: Path) -> None:
-    """As `make setup` builds it."""
+    """Build the native extension as `make setup` does."""
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     build = folder / "build" / "native"
     configure = ["cmake", "-S", str(folder), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
@@ -127,7 +127,7 @@ def require_extension(folder: Path) -> None:
 
 
 def pair(one: Path, other: Path, number: int, args: argparse.Namespace) -> tuple[Figures, Figures]:
-    """A run of each, one after the other; which comes first changes from pair to pair."""
+    """One run of each, in sequence; the order alternates from pair to pair."""
     if number % 2:
         second = run(other, args)
         return run(one, args), second
@@ -135,7 +135,7 @@ def pair(one: Path, other: Path, number: int, args: argparse.Namespace) -> tuple
 
 
 def run(tree: Path, args: argparse.Namespace) -> Figures:
-    """The figures of a tree, by a process of its own."""
+    """The figures of a tree, measured in a separate process."""
     command = [sys.executable, str(ROOT / "benchmarks" / "self_probe.py"), str(args.folder.resolve()), str(args.tokens)]
     environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -166,7 +166,7 @@ def row_of(
 
 
 def ratios(what: str, pairs: Sequence[tuple[Figures, Figures]]) -> list[float]:
-    """Of every pair how many times as fast the second is."""
+    """The speed of the second run relative to the first, per pair."""
     if what.endswith("(s)"):
         return [one[what] / other[what] for one, other in pairs]
     return [other[what] / one[what] for one, other in pairs]
@@ -178,9 +178,9 @@ def shown(values: Sequence[float]) -> str:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Two order statistics that hold the median between them with CONFIDENCE; the extremes where values are few."""
+    """Two order statistics that enclose the median with CONFIDENCE; the extremes if there are few values."""
     ordered, count = sorted(values), len(values)
-    cut, tail = 0, 0.5**count  # tail: the chance that at most `cut` values lie below the median
+    cut, tail = 0, 0.5**count  # tail: the probability that at most `cut` values lie below the median
     while cut + 1 < count / 2:
         tail += math.comb(count, cut + 1) * 0.5**count
         if 2 * tail > 1 - CONFIDENCE:

@@ -1,12 +1,12 @@
-"""This package's server and its peers' on the same weights, in turns: many streams of an OpenAI-compatible API at once.
+"""This package's server and its peers' on the same weights: concurrent streams of an OpenAI-compatible API.
 
     make peers && python benchmarks/versus_servers.py     # MiniCPM-nano and the true MiniCPM-2B shapes
     python benchmarks/versus_servers.py --models nano --streams 1,8,64 --repeats 5
-    python benchmarks/versus_servers.py --models nano --repeats 1 --preparation    # to try it: never shown in a table
+    python benchmarks/versus_servers.py --models nano --repeats 1 --preparation    # a trial: never shown in a table
 
 Every server is started once and stopped (SIGSTOP) while another answers; those that do not fit into memory together run
-in groups, ours in each. Each stream is a text of its own, so no prompt is another's prefix. Answers are as long as
-asked for, or end where the model ends them. Tokens are those of the server's own usage, or else its events.
+in groups, each with ours. Each stream has a different text, so no prompt is another's prefix. Answers have the given
+length, or end where the model ends them. Tokens are counted by the server's usage, or else by its events.
 Writes results/versus_servers.json and RESULTS.md. About 45 minutes.
 """
 
@@ -48,11 +48,11 @@ SUBJECTS = ("rabbit", "mouse", "kite", "river", "lantern", "bear", "garden", "bo
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of the servers of a model."""
+    """The load for the servers of a model."""
 
     streams: tuple[int, ...]
-    tokens: int  # of an answer
-    context_streams: int  # at most at once
+    tokens: int  # per answer
+    context_streams: int  # most concurrent streams
 
 
 LOADS = {"nano": Load((1, 8, 64), 128, 64), "2b": Load((1, 8), 32, 8)}
@@ -60,19 +60,19 @@ LOADS = {"nano": Load((1, 8, 64), 128, 64), "2b": Load((1, 8), 32, 8)}
 
 @dataclass(frozen=True)
 class Program:
-    """How a server of a model is started, but for its port."""
+    """The command that starts a server of a model, without its port."""
 
     name: str
     command: tuple[str, ...]
     environment: dict[str, str]
-    memory_bytes: float  # at its peak, for putting groups together
-    preset: str | None = None  # ours
+    memory_bytes: float  # at its peak, for forming groups
+    preset: str | None = None  # of this package
     bits: int = 4
 
 
 @dataclass
 class Server:
-    """A server's process, stopped but while it is asked something."""
+    """A server's process, stopped except while it is measured."""
 
     name: str
     port: int
@@ -88,7 +88,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Stream:
-    """Seconds from the request to each event with text, and the tokens of them all."""
+    """Seconds from the request to each event with text, and the total tokens."""
 
     times: tuple[float, ...]
     tokens: int
@@ -153,11 +153,11 @@ def measured_group(group: Sequence[Program], load: Load, repeats: int) -> list[S
         for program in group:
             try:
                 servers.append(stack.enter_context(started(program.name, program.command, program.environment)))
-            except RuntimeError as problem:  # the others go on
+            except RuntimeError as problem:  # the others continue
                 talk(str(problem))
                 continue
             servers[-1].stop()
-        for server in servers:  # what is made at the first request is not measured
+        for server in servers:  # work of the first request is not measured
             window(server, 1, 4)
         for repeat in range(repeats):
             for streams in load.streams:
@@ -216,7 +216,7 @@ def vllm_environment(threads: str) -> dict[str, str]:
 
 
 def nano_granite(work: Path) -> Path:
-    """MiniCPM-nano's INT4 weights as float32 numbers, in the form that vLLM knows without our code."""
+    """MiniCPM-nano's INT4 weights as float32, in a format that vLLM reads without our code."""
     target = work.with_name("nano-granite")
     if target.exists():
         return target
@@ -290,7 +290,7 @@ def is_ready(port: int, path: str = "/v1/models") -> bool:
 
 
 def window(server: Server, streams: int, tokens: int) -> Window:
-    """So many streams, all begun together; the server is stopped again when all have ended."""
+    """Run this many streams, started together; the server is stopped again after the last."""
     server.resume()
     try:
         begin = time.perf_counter()
@@ -344,7 +344,7 @@ async def one_stream(server: Server, index: int, tokens: int) -> Stream:
 
 
 async def posted(port: int, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection on which a completion was asked for."""
+    """A connection with a pending completion request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -363,7 +363,7 @@ async def model_name(port: int) -> str:
 
 
 def point_rows(point: dict[str, object], servers: Sequence[Server]) -> list[dict[str, object]]:
-    """A row for every server of a group: its speed and latencies, and ours over it."""
+    """A row for every server of a group: its speed and latencies, and the ratio of ours to it."""
     rows: list[dict[str, object]] = []
     for server in servers:
         windows = server.windows[int(str(point["streams"]))]
@@ -383,7 +383,7 @@ def point_rows(point: dict[str, object], servers: Sequence[Server]) -> list[dict
 
 
 def spread(seconds: Sequence[float], unit_s: float) -> str:
-    """Median and 99th percentile in a unit of so many seconds."""
+    """Median and 99th percentile in a unit of the given number of seconds."""
     if not seconds:
         return "-"
     ordered = sorted(seconds)

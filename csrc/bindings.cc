@@ -1,5 +1,5 @@
-// Python's door: checks types, shapes and sizes, releases the GIL and calls. What Python hands over by reference (the
-// weights' bytes, the norms) is kept alive by the model's wrapper.
+// The Python bindings: check types, shapes and sizes, release the GIL and call. The model's wrapper keeps alive what
+// Python passes by reference (the weights' bytes, the norms).
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -36,7 +36,7 @@ void require(bool condition, const char* message) {
   if (!condition) throw nb::value_error(message);
 }
 
-// A weight and the array its bytes live in.
+// A weight and the array that holds its bytes.
 struct OwnedWeight {
   Weight weight;
   Bytes bytes;
@@ -77,7 +77,7 @@ void make_weight(OwnedWeight* self, const std::string& kind, Bytes bytes, int ro
   new (self) OwnedWeight{weight, bytes};
 }
 
-// Python hands scales over as bytes (rows, groups * 2 or 4).
+// Python passes scales as bytes (rows, groups * 2 or 4).
 void pack_sources(const std::string& kind, int columns, int group_size, bool has_half_scales,
                   const std::vector<std::tuple<ByteRows, ByteRows>>& sources, WritableBytes out) {
   int rows = 0;
@@ -99,7 +99,7 @@ void pack_sources(const std::string& kind, int columns, int group_size, bool has
   pack(weight, stored, out.data());
 }
 
-// The drawn token's id; -1 where the best score is infinite. `scores` are scratch memory afterwards.
+// The drawn token's id; -1 if the best score is infinite. Overwrites `scores`.
 int64_t draw_token(const std::string& isa, WritableVector scores, double temperature, int64_t top_k, double top_p,
                    double min_p, uint64_t seed, uint64_t choice, uint64_t position) {
   require(scores.size() >= 1 && scores.size() < (size_t{1} << 31), "scores are 1 or more numbers");
@@ -118,7 +118,7 @@ CacheKind kind_of_cache(const std::string& dtype) {
   throw nb::value_error("the dtype of keys and values must be int8 or bfloat16");
 }
 
-// A pool, and marks for a look at tables that leaves them as they were.
+// A pool, and marks for checking tables without changing them.
 struct PythonPool {
   PythonPool(int layers, int kv_heads, int head_dim, int blocks, const std::string& dtype)
       : pool(kind_of_cache(dtype), checked(layers, "layers must be 1 to 16777216"),
@@ -139,8 +139,8 @@ struct PythonPool {
   std::vector<bool> is_written;
 };
 
-// One text's table, copied so that nobody can change it during a step, with the entry that kernels.h asks for behind
-// it.
+// The table of one sequence, copied so that it cannot change during a step, with the extra last entry that kernels.h
+// requires.
 struct CheckedTable {
   CheckedTable(PythonPool& its_pool, const Integers& table, int length, int count) : pool(its_pool) {
     require(length >= 0 && length < (1 << 28) && count > 0 && count < (1 << 20),
@@ -157,10 +157,10 @@ struct CheckedTable {
 
   PythonPool& pool;
   std::vector<int32_t> blocks;
-  size_t first_written;  // the first of the blocks that new tokens go to; they are the last ones
+  size_t first_written;  // new tokens are written to this block and those after it
 };
 
-// What one text writes no other may read or write, and no other place of its own table may be.
+// A block that a row writes must not occur in another row, nor twice in its own table.
 void require_own_blocks(const std::vector<CheckedTable>& tables) {
   bool is_shared = false;
   for (const CheckedTable& table : tables) {
@@ -182,8 +182,8 @@ void require_own_blocks(const std::vector<CheckedTable>& tables) {
   require(!is_shared, "a block that new tokens go to is twice in the batch");
 }
 
-// A step's arrays as Python hands them over, checked against each other here; the model checks them against its shape.
-// What says where numbers are read and written is copied, so that nobody can change it during the step.
+// The arrays of a step as Python passes them, checked against each other here; the model checks them with its shape.
+// Indices and tables are copied, so that they cannot change during the step.
 class PythonBatch {
  public:
   PythonBatch(const std::vector<PythonPool*>& pools, const std::vector<Integers>& tables,
@@ -387,13 +387,13 @@ class PythonModel {
   std::vector<Bytes> owners_;
   std::vector<Vector> norms_;
   bool has_embedding_ = false, has_head_ = false;
-  Model model_;  // last: it goes first, with its threads
+  Model model_;  // last member: it is destroyed first, with its threads
 };
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-  // A program may end with a model alive; that is no leak worth a word.
+  // A program may end while a model exists; nanobind must not report that as a leak.
   nb::set_leak_warnings(false);
   m.doc() = "The native engine; minicpm.native and minicpm.engine.backends.native are its users.";
   m.def("runnable_isas", &runnable_isas);

@@ -1,4 +1,4 @@
-// binary16 and bfloat16 as bits, by whole-number arithmetic: the same on every machine, with or without F16C.
+// binary16 and bfloat16 conversion in integer arithmetic: the same bits on every machine, with or without F16C.
 // Everything is `static`: files compiled for different instruction sets must not share a function's code.
 #pragma once
 

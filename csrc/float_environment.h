@@ -1,5 +1,5 @@
-// The float mode of docs/numerics.md for as long as an object lives: to nearest, subnormal numbers kept. Other code in
-// the process (a torch that flushes subnormals, for one) may have left a thread in another mode.
+// Sets the float mode of docs/numerics.md for an object's lifetime: round to nearest, keep subnormals. Other code in
+// the process (for example torch, which may flush subnormals) may have left the thread in another mode.
 #pragma once
 
 #if defined(__x86_64__)
@@ -19,7 +19,7 @@ class FloatEnvironment {
 class FloatEnvironment {
  public:
   FloatEnvironment() {
-    // 0: to nearest, subnormal numbers kept, binary16 as IEEE 754 has it. Memory, so that no load or store passes it.
+    // 0: to nearest, subnormals kept, IEEE 754 binary16. The memory clobber keeps loads and stores in order around it.
     __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
     __asm__ volatile("msr fpcr, %0" ::"r"(uint64_t{0}) : "memory");
   }

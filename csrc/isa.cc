@@ -23,7 +23,7 @@ struct Registers {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
 
-// Zeros where the processor doesn't know the question.
+// Zeros if the processor does not have this leaf.
 Registers cpuid(unsigned leaf, unsigned subleaf = 0) {
   Registers answer;
   __get_cpuid_count(leaf, subleaf, &answer.eax, &answer.ebx, &answer.ecx, &answer.edx);
@@ -37,13 +37,13 @@ constexpr bool has(unsigned word, std::initializer_list<int> bits) {
   return true;
 }
 
-// What the processor has and the system saves registers for. Not __builtin_cpu_supports: clang-cl links without it.
+// Features of the processor whose registers the system saves. Not __builtin_cpu_supports: clang-cl does not link it.
 struct Features {
   bool avx2, avxvnni, avx512vnni, avx512bf16, is_intel;
 
   Features() {
     const Registers first = cpuid(1), seventh = cpuid(7), more = cpuid(7, 1), vendor = cpuid(0);
-    const bool saves_any = has(first.ecx, {27});  // OSXSAVE: else the next instruction is none
+    const bool saves_any = has(first.ecx, {27});  // OSXSAVE: without it xgetbv is an illegal instruction
     unsigned saved = 0, high = 0;
     if (saves_any) __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
     const bool saves_ymm = has(saved, {1, 2}), saves_zmm = saves_ymm && has(saved, {5, 6, 7});
@@ -60,7 +60,7 @@ struct Features {
   }
 };
 
-// Asked once: under a hypervisor, which every question wakes, they take long.
+// Read once: under a hypervisor every CPUID instruction traps, which is slow.
 const Features& features() {
   static const Features found;
   return found;
@@ -71,7 +71,7 @@ bool runs_avxvnni() { return features().avxvnni; }
 bool runs_avx512vnni() { return features().avx512vnni; }
 bool runs_avx512bf16() { return features().avx512bf16; }
 // Intel's processors take two cycles for VDPBF16PS (Emerald Rapids: 1.4e9 a second of a core, of single additions with
-// products 5.8e9), so what single ones do is faster there; the bits are the same.
+// products 5.8e9), so binary32 operations are faster there; the bits are the same.
 bool prefers_avx512bf16() { return features().avx512bf16 && !features().is_intel; }
 
 #elif defined(__aarch64__)

@@ -1,4 +1,4 @@
-// Which instruction sets this build has and this machine runs.
+// The instruction sets that this build contains and this machine supports.
 #pragma once
 
 #include <string>
@@ -6,8 +6,8 @@
 
 #include "kernels/kernels.h"
 
-// Names that can run here, the fastest first.
+// The instruction sets that can run on this machine, fastest first.
 std::vector<std::string> runnable_isas();
 
-// The kernels of a name, or nullptr where the build or the machine has none of it.
+// The kernels of an instruction set, or nullptr if the build or the machine does not have it.
 const Kernels* find_kernels(const std::string& name);

@@ -38,7 +38,7 @@ void KvPool::copy(int from, int to) {
 void KvPool::release(std::vector<int32_t> blocks) {
   std::sort(blocks.begin(), blocks.end());
   for (size_t first = 0, last; first < blocks.size(); first = last) {
-    // Neighbours go together, and with them the pages that they share.
+    // Adjacent blocks are discarded together, which includes the pages that they share.
     for (last = first + 1; last < blocks.size() && blocks[last] <= blocks[last - 1] + 1;) ++last;
     for (int layer = 0; layer < layers_; ++layer) {
       uint8_t* begin = at(layer, blocks[first]);

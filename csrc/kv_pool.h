@@ -1,7 +1,7 @@
-// Keys and values of all texts in blocks of 16 tokens, as one piece of address space that is taken once and never
-// grows. The pool owns the memory and knows nothing of texts: which block holds which tokens of which text, and who
-// shares one, is engine/cache/blocks.py's. Blocks lie [layer][block][head of keys and values], so a layer of a block is
-// one run of bytes.
+// Keys and values of all sequences in blocks of 16 tokens, in one address range that is reserved once and never
+// grows. The pool owns the memory. engine/cache/blocks.py decides which block holds which tokens and which
+// sequences share it. The layout is [layer][block][head of keys and values], so one layer of a block is
+// contiguous.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@
 
 class KvPool {
  public:
-  // Takes address space alone: a block takes memory when it is first written. std::bad_alloc where there is none.
+  // Reserves address space only; a block uses memory once it is written. Throws std::bad_alloc if there is none.
   KvPool(CacheKind kind, int layers, int kv_heads, int head_dim, int blocks);
   ~KvPool();
   KvPool(const KvPool&) = delete;
@@ -24,12 +24,12 @@ class KvPool {
     return layers == layers_ && kv_heads == kv_heads_ && head_dim == head_dim_;
   }
 
-  // One head of one layer of a text; `table` holds the text's blocks in order and belongs to the caller.
+  // One head of one layer of a sequence; `table` holds its blocks in order and belongs to the caller.
   HeadCache head(const int32_t* table, int layer, int kv_head) const;
 
-  // All layers of a block into another, which shares no memory with it.
+  // Copies all layers of a block into another block.
   void copy(int from, int to);
-  // Gives the memory of blocks back to the system, as far as whole pages are theirs; what they held is lost.
+  // Returns the whole pages of these blocks to the system; their contents are lost.
   void release(std::vector<int32_t> blocks);
 
  private:

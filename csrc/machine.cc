@@ -8,8 +8,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr size_t kPiece = 16 * sizeof(uint64_t);  // read_words takes whole ones
-constexpr int64_t kRounds = 1 << 14;              // between two looks at the clock: some 50 microseconds of AVX-512
+constexpr size_t kPiece = 16 * sizeof(uint64_t);  // read_words reads multiples of it
+constexpr int64_t kRounds = 1 << 14;              // between two readings of the clock: about 50 microseconds of AVX-512
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -55,7 +55,7 @@ double Machine::product_rate(double seconds) {
   return static_cast<double>(total) / elapsed;
 }
 
-// Every page is written, since one that never was is read from nowhere.
+// Every page is written: a page that was never written is not backed by memory of its own.
 void Machine::allocate() {
   words_ = static_cast<uint64_t*>(allocate_memory(bytes_));
   for (size_t i = 0; i < bytes_ / sizeof(uint64_t); ++i) words_[i] = i;

@@ -1,5 +1,5 @@
-// The two peaks that a speed is a part of: how fast this machine's memory is read, and how many products of bytes its
-// processor makes. Both are measured with threads and kernels as the engine uses them.
+// The two peaks that speeds are compared with: the read bandwidth of this machine's memory, and the rate of byte
+// products of its processor. Both are measured with the engine's threads and kernels.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 class Machine {
  public:
-  // Takes `memory_bytes` of memory when it is first read; std::bad_alloc where there is none.
+  // Allocates `memory_bytes` at the first read; throws std::bad_alloc if there is no memory.
   Machine(const Kernels& kernels, int threads, size_t memory_bytes);
   ~Machine();
   Machine(const Machine&) = delete;
@@ -20,9 +20,9 @@ class Machine {
   int threads() const { return pool_.size(); }
   size_t memory_bytes() const { return bytes_; }
 
-  // Bytes a second of reading the memory once, every thread its own part from one end to the other.
+  // Bytes per second of reading the memory once; each thread reads its own contiguous part.
   double read_bandwidth();
-  // Products of an int4 and an int8 number a second, measured for so long on all threads.
+  // Products of int4 and int8 numbers per second on all threads, measured for this long.
   double product_rate(double seconds);
 
  private:
@@ -31,6 +31,6 @@ class Machine {
   const Kernels& kernels_;
   const size_t bytes_;
   uint64_t* words_ = nullptr;
-  std::vector<uint64_t> sums_;  // of what was read: the reading is not left out
+  std::vector<uint64_t> sums_;  // of the words read, so that the compiler keeps the loads
   ThreadPool pool_;
 };

@@ -22,12 +22,12 @@ bool uses_kind(const Linear& linear, WeightKind kind) {
 
 int columns_of(const Linear& linear) { return linear.front().columns; }
 
-constexpr size_t kChunkBytes = size_t{32} << 10;  // of weights taken at a time: about a microsecond of reading
-// Of float weights, where many tokens pass by: as much as an L2 cache bears, so that the tokens pass seldom.
+constexpr size_t kChunkBytes = size_t{32} << 10;  // of weights per chunk: about a microsecond of reading
+// Of float weights with many tokens: as much as fits in an L2 cache, so that the tokens are read few times.
 constexpr size_t kFloatChunkBytes = size_t{512} << 10;
 constexpr int kMostFloatRows = 256;
 
-// Zeroed memory, with a cache line more behind it.
+// Zeroed memory, followed by one more cache line.
 template <class T>
 class Buffer {
  public:
@@ -47,9 +47,9 @@ class Buffer {
 
 }  // namespace
 
-// Everything a step writes but the cache and the logits, for up to `tokens` tokens. What lies behind a row's numbers
-// is zero and stays zero: norms and groups read whole vectors. Of a single token every thread has a row of x, mlp and
-// the activations (compute); where only codes of mlp are needed it has one row of it in any case.
+// All memory a step writes except the cache and the logits, for up to `tokens` tokens. The padding after a row
+// stays zero: norms and groups read whole vectors. For a single token every thread has its own row of x, mlp and
+// the activations (compute); if only the codes of mlp are needed, every thread always has one row of mlp.
 struct Model::Workspace {
   Workspace(const ModelShape& shape, const Kernels& kernels, std::vector<int> groups, bool with_mlp, bool with_floats,
             bool with_pairs, int most_tokens, int threads)
@@ -89,7 +89,7 @@ struct Model::Workspace {
   Buffer<float> mlp;           // input of down
   Buffer<float> y;             // output of qkv or gate_up
   Buffer<float> pairs;         // (T, widest): input of weights in bfloat16
-  const size_t padded_tokens;  // a last tile that is filled up goes beyond the tokens
+  const size_t padded_tokens;  // the last tile may be padded beyond the tokens
   const std::vector<int> group_sizes;
   Buffer<int8_t> codes;  // of the activations, for each group size
   Buffer<float> scales;
@@ -113,7 +113,7 @@ void Model::forward(const Batch& batch) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (workspace_ == nullptr || workspace_->tokens < batch.tokens) {
     const bool is_bfloat16 = has(WeightKind::kBfloat16);
-    // In steps of 64, so that a batch that grows a token at a time allocates seldom.
+    // In steps of 64, so that a batch that grows by single tokens rarely allocates.
     workspace_ = std::make_unique<Workspace>(shape_, kernels_, group_sizes(), reads_mlp(),
                                              is_bfloat16 || has(WeightKind::kHalf) || has(WeightKind::kFloat),
                                              is_bfloat16, round_up(batch.tokens, 64), pool_.size());
@@ -122,7 +122,7 @@ void Model::forward(const Batch& batch) {
   pool_.run(body);
 }
 
-// Those of the weights that are multiplied as whole numbers.
+// The group sizes of the integer weights.
 std::vector<int> Model::group_sizes() const {
   std::vector<int> used;
   const auto is_used = [&](int G) {
@@ -141,7 +141,7 @@ std::vector<int> Model::group_sizes() const {
   return used;
 }
 
-// Whether any layer's down projection multiplies the numbers themselves instead of their codes.
+// Whether any layer has a down projection with binary16 or binary32 weights, which takes float inputs, not codes.
 bool Model::reads_mlp() const {
   return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) {
     return uses_kind(layer.down, WeightKind::kHalf) || uses_kind(layer.down, WeightKind::kFloat);
@@ -156,9 +156,9 @@ bool Model::has(WeightKind kind) const {
          });
 }
 
-// All threads run this; between two barriers a thread writes only what no other touches. A batch's inputs of a linear
-// layer are prepared together; those of a single token by every thread for itself, since that takes no longer than
-// meeting the others.
+// All threads run this; between two barriers a thread writes only memory that no other thread uses. The inputs of a
+// linear layer are prepared jointly for a batch. For a single token every thread prepares its own copy, which takes no
+// longer than a barrier.
 void Model::compute(const Batch& batch, int thread) {
   Workspace& w = *workspace_;
   const int T = batch.tokens;
@@ -210,12 +210,12 @@ void Model::compute(const Batch& batch, int thread) {
         batch.logits, shape_.vocabulary, false, thread);
 }
 
-// Where this thread prepares inputs: a single token has a row for every thread.
+// The row in which this thread prepares inputs: for a single token every thread has its own.
 float* Model::own_row(float* rows, int stride, int tokens, int thread) {
   return tokens > 1 ? rows : rows + static_cast<size_t>(thread) * static_cast<size_t>(stride);
 }
 
-// x = the normed hidden states of the tokens (those at `places`, or all), ready for `next`.
+// x = the normed hidden states of the tokens (those at `places`, or all), prepared as input of `next`.
 void Model::prepare_normed(const float* norm, const Linear& next, const int32_t* places, int tokens, float scale,
                            int thread) {
   Workspace& w = *workspace_;
@@ -245,8 +245,8 @@ void Model::prepare_silu(const Linear& down, int tokens, int thread) {
   });
 }
 
-// body(token, first, last) for this thread's share of all tokens' inputs, cut between groups; then all are done. Of a
-// single token a thread has everything.
+// Calls body(token, first, last) for this thread's share of all tokens' inputs, cut at group borders, then waits for
+// all threads. For a single token every thread processes all inputs.
 template <class Body>
 void Model::for_slices(int columns, int tokens, int thread, Body body) {
   const int slices = ceil_div(columns, kLargestGroup);
@@ -270,7 +270,7 @@ void Model::prepare_slice(const Linear& next, const float* x, int tokens, int to
   }
 }
 
-// Inputs x (T, stride), and where their pairs are kept: of a single token every thread has its own.
+// The inputs x (T, stride) and their pairs; for a single token every thread has its own copy.
 FloatInputs Model::float_inputs(const float* x, size_t stride, int tokens, int thread) const {
   const size_t pair_stride = static_cast<size_t>(workspace_->widest);
   const size_t row = tokens > 1 ? 0 : static_cast<size_t>(thread);
@@ -284,7 +284,7 @@ Activations Model::activations(int columns, int G, int tokens, int thread) const
   const size_t row = slot_index * w.padded_tokens + static_cast<size_t>(tokens > 1 ? 0 : thread);
   const size_t slot = row * static_cast<size_t>(w.widest);
   const bool is_direct = tokens <= kDirectTokens;
-  const int granule = tokens <= 4 ? 1 : 2;  // what DirectWidths and GemmWidths offer
+  const int granule = tokens <= 4 ? 1 : 2;  // the widths in DirectWidths and GemmWidths
   return {w.codes.data() + slot,
           w.scales.data() + slot / kGroupSizes[0],
           w.starts.data() + slot / kGroupSizes[0],
@@ -295,8 +295,8 @@ Activations Model::activations(int columns, int G, int tokens, int thread) const
           ceil_div(columns, G)};
 }
 
-// out (T, N), or out += product * residual_scale. Every thread has its own run of output features, and so of the
-// weights; who is done helps the others.
+// out (T, N), or out += product * residual_scale. Every thread has its own range of output features, hence of the
+// weights; a thread that has finished takes chunks of the others.
 void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tokens, float* out, size_t stride,
                   bool is_residual, int thread) {
   Workspace& w = *workspace_;
@@ -326,7 +326,7 @@ void Model::apply(const Linear& linear, const float* x, size_t x_stride, int tok
   }
 }
 
-// body(first, last) for chunks of `step` of 0 .. count - 1 that this thread gets.
+// Calls body(first, last) for the chunks of `step` of 0 .. count - 1 that this thread takes.
 template <class Body>
 void Model::for_chunks(int count, int step, int thread, Body body) {
   shares_.begin(thread);
@@ -336,8 +336,8 @@ void Model::for_chunks(int count, int step, int thread, Body body) {
   }
 }
 
-// A unit is a head of a sequence, or some of its queries: whoever is free takes the next. That moves work, never an
-// operation.
+// A unit is a head of a sequence, or some of its queries; a free thread takes the next unit. The assignment does not
+// change the order of any sum.
 void Model::attend(const Batch& batch, int layer, int thread) {
   const int queries = shape_.heads / shape_.kv_heads, kv_heads = shape_.kv_heads;
   int most = 0;
@@ -359,7 +359,7 @@ void Model::attend(const Batch& batch, int layer, int thread) {
     for (; unit < end; unit = next_unit_.fetch_add(1, std::memory_order_relaxed)) {
       const int head = (unit - first) / parts * heads;
       AttentionJob job = attention_job(row, batch, layer, head, smaller(heads, kv_heads - head), thread);
-      const int part = parts - 1 - (unit - first) % parts;  // the longest way back first
+      const int part = parts - 1 - (unit - first) % parts;  // the queries with the most keys first
       job.first_query = part * span;
       job.end_query = smaller(job.first_query + span, row.count * queries);
       if (!is_cut) kernels_.file_keys_and_values(job);
@@ -369,15 +369,15 @@ void Model::attend(const Batch& batch, int layer, int thread) {
   }
 }
 
-// Long prompts are cut so that no thread waits long for the last one, and so is everything where threads outnumber
-// heads.
+// Long prompts are split so that threads finish at about the same time, and all sequences are split if there are fewer
+// heads than threads.
 int Model::queries_per_unit(const Batch& batch, int most) const {
   constexpr int kSpan = 4 * kLanes;  // of a prompt; whole vectors of queries
   const int heads = static_cast<int>(batch.rows.size()) * shape_.kv_heads;
   return heads < pool_.size() ? smaller(kSpan, ceil_div(most, ceil_div(pool_.size(), heads))) : kSpan;
 }
 
-// Few queries take neighbouring heads together, as many as leave every thread two units.
+// With few queries, adjacent heads form one unit, as many as leave two units for every thread.
 int Model::heads_per_unit(const Batch& batch) const {
   const int heads = static_cast<int>(batch.rows.size()) * shape_.kv_heads;
   return larger(1, smaller(kMostHeads, heads / (2 * pool_.size())));

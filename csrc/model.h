@@ -1,5 +1,5 @@
-// The forward pass of a MiniCPM decoder over a ragged batch: one call a step, the same on every thread, meeting at a
-// barrier between one operation and the next. docs/numerics.md says what is computed.
+// The forward pass of a MiniCPM decoder over a ragged batch: one call per step. All threads run the same code and
+// synchronize at a barrier between operations. docs/numerics.md defines the arithmetic.
 #pragma once
 
 #include <atomic>
@@ -23,14 +23,14 @@ struct ModelShape {
   float residual_scale;
   float logit_scale;
   float query_scale;
-  // Of a sliding window, else 0: blocks of 16 tokens that are its sinks, and that lie in it before a token's own.
+  // With a sliding window, else 0: its sink blocks, and its blocks before a token's own block (16 tokens each).
   int sink_blocks = 0, window_blocks = 0;
 };
 
-// Weights of one input, their outputs behind each other.
+// Weights with a common input; their outputs are concatenated.
 using Linear = std::vector<Weight>;
 
-// The bytes of weights and norms belong to the caller and outlive the model.
+// The caller owns the bytes of weights and norms, which must outlive the model.
 struct Layer {
   const float* attention_norm;  // (hidden)
   Linear qkv, o;
@@ -38,12 +38,12 @@ struct Layer {
   Linear gate_up, down;
 };
 
-// New tokens of one text. Its table has the blocks of held and new tokens and one entry more (kernels.h); those that
-// new tokens go to belong to this row alone.
+// The new tokens of one sequence. Its table has the blocks of cached and new tokens and one more entry (kernels.h).
+// No other row may use the blocks that new tokens are written to.
 struct Row {
   const KvPool* pool;
   const int32_t* table;
-  int length;  // tokens whose keys and values are held
+  int length;  // tokens whose keys and values are cached
   int first;   // place of the first new token in the batch
   int count;   // of new tokens
 };
@@ -53,12 +53,12 @@ struct Batch {
   const int32_t* token_ids;          // (T); -1 - k: row k of `embeddings` in place of a token's embedding
   int tokens;                        // T
   const float *cos, *sin;            // (T, head_dim / 2)
-  const float *sink_cos, *sink_sin;  // the same as the sinks of a sliding window see the tokens, or null
+  const float *sink_cos, *sink_sin;  // rotation relative to the sinks of a sliding window, or null
   const float* embeddings;           // (n, hidden), not scaled; or null
-  const int32_t* wanted;             // places in the batch whose logits are wanted
+  const int32_t* wanted;             // indices in the batch whose logits are computed
   int wanted_count;
   float* logits;  // (wanted_count, vocabulary)
-  float* hidden;  // (wanted_count, hidden): the normed hidden states instead of logits where this isn't null
+  float* hidden;  // (wanted_count, hidden): if not null, receives normed hidden states instead of logits
 };
 
 class Model {
@@ -74,8 +74,8 @@ class Model {
   int layers() const { return static_cast<int>(layers_.size()); }
   int threads() const { return pool_.size(); }
 
-  // Throws std::bad_alloc before anything has changed; keys and values are written behind the held ones only. Calls
-  // from several threads wait for each other.
+  // Throws std::bad_alloc before any change; keys and values are written only after the cached ones. Concurrent calls
+  // are serialized.
   void forward(const Batch& batch);
 
  private:

@@ -14,7 +14,7 @@ uint32_t interleave_nibbles(uint32_t word) {
   return spread(low) | spread(high) << 4;
 }
 
-// One row into its lane of a block. `row` is null for a row of zeros.
+// Writes one row into its lane of a block. `row` is null for a row of zeros.
 void pack_row(const Weight& weight, const uint8_t* row, const uint8_t* scales, uint8_t* block, int lane) {
   const bool is_int4 = weight.kind == WeightKind::kInt4;
   const int per_word = is_int4 ? 8 : 4;

@@ -5,7 +5,7 @@
 
 #include "kernels/kernels.h"
 
-// Rows of one stored weight: 32-bit words of codes, low bits first, and a scale per group.
+// The rows of one stored weight: 32-bit words of codes, low bits first, and one scale per group.
 struct StoredRows {
   const uint8_t* codes;
   size_t row_bytes;
@@ -13,6 +13,6 @@ struct StoredRows {
   int rows;
 };
 
-// Writes `weight.block_bytes()` per 16 rows to `out`: the sources behind each other, then rows of zeros up to a whole
-// block. Codes beyond K become 0, whatever the file holds there.
+// Writes `weight.block_bytes()` per 16 rows to `out`: the sources in order, then rows of zeros up to a whole
+// block. Codes beyond K become 0, regardless of the file's padding.
 void pack(const Weight& weight, const std::vector<StoredRows>& sources, uint8_t* out);

@@ -10,12 +10,12 @@
 namespace {
 
 constexpr size_t kBlock = 512;   // scores whose weights stay in the L1 cache
-constexpr size_t kScanned = 64;  // scores looked at together
+constexpr size_t kScanned = 64;  // scores scanned together
 
 // Whole numbers below 2**53, so sums are exact in any order.
 using Sums = std::array<double, kScoreBuckets>;
 
-// Calls found(i) for every i of 0 .. count - 1 that is_wanted, of which there are few.
+// Calls found(i) for every i of 0 .. count - 1 with is_wanted(i); fast if they are few.
 template <class Wanted, class Found>
 void for_few(size_t count, Wanted is_wanted, Found found) {
   for (size_t start = 0; start < count; start += kScanned) {
@@ -38,7 +38,7 @@ bool ranks_before(const Candidate& a, const Candidate& b) {
   return a.score > b.score || (a.score == b.score && a.index < b.index);
 }
 
-// Memory that is kept from call to call, one of it per thread that draws.
+// Memory that is reused between calls, one instance per thread.
 struct Scratch {
   std::vector<uint16_t> buckets;
   std::vector<float> scores;  // of the k best
@@ -48,14 +48,14 @@ struct Scratch {
 };
 
 // Scores as if sorted by (-score, index): weights are summed per bucket of equal width in score, and only a bucket in
-// which a question falls is sorted.
+// which a threshold falls is sorted.
 class Ranking {
  public:
   Ranking(const Kernels& kernels, const float* scores, size_t count, float best, double min_weight, Scratch& scratch)
       : kernels_(kernels), scores_(scores), count_(count), best_(best), scratch_(scratch) {
     scratch.buckets.resize(count);
     kernels.find_buckets(scores, count, best, scratch.buckets.data());
-    // Four tables, since neighbours often share a bucket and would wait for each other.
+    // Four tables: adjacent scores often fall in the same bucket, and their additions would depend on each other.
     std::array<Sums, 4> sums;
     for (Sums& part : sums) part.fill(0.0);
     std::array<double, 4> large{};
@@ -105,7 +105,7 @@ class Ranking {
     for_few(
         count_, [=](size_t i) { return buckets[i] == wanted; },
         [&](size_t i) { candidates.push_back({scores_[i], static_cast<uint32_t>(i)}); });
-    // A vocabulary of equal scores is in order already.
+    // Equal scores are already in order.
     if (!std::is_sorted(candidates.begin(), candidates.end(), ranks_before)) {
       std::sort(candidates.begin(), candidates.end(), ranks_before);
     }
@@ -123,7 +123,7 @@ class Ranking {
   Scratch& scratch_;
   Sums weight_up_to_;
   double large_weight_;
-  size_t gathered_ = kScoreBuckets;  // the bucket that scratch_.candidates are of, in order, with their weights
+  size_t gathered_ = kScoreBuckets;  // the bucket whose sorted members and weights scratch_.candidates holds
 };
 
 // Keeps the k best scores and all that equal the k-th in scratch.scores, their ids, ascending, in scratch.ids.

@@ -23,7 +23,7 @@ constexpr int kDiscard = MADV_FREE;  // MADV_DONTNEED keeps the memory there
 constexpr int kDiscard = MADV_DONTNEED;
 #endif
 
-// Advice: without huge pages it is only slower.
+// A hint: without huge pages the memory is only slower.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE
   madvise(data, bytes, MADV_HUGEPAGE);

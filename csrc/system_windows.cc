@@ -9,7 +9,7 @@
 #include "system.h"
 
 void* allocate_memory(size_t bytes) {
-  constexpr size_t kCacheLine = 64;  // huge pages are for processes with a privilege of their own
+  constexpr size_t kCacheLine = 64;  // huge pages need a special privilege
   void* data = _aligned_malloc(bytes, kCacheLine);
   if (data == nullptr) throw std::bad_alloc();
   return data;
@@ -17,7 +17,7 @@ void* allocate_memory(size_t bytes) {
 
 void free_memory(void* data) { _aligned_free(data); }
 
-// Committed at once: the system counts it, and a page takes memory when it is first written all the same.
+// Committed at once: it counts against the commit limit, but a page uses memory only once it is written.
 void* reserve_pages(size_t bytes) {
   void* data = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
   if (data == nullptr) throw std::bad_alloc();
@@ -41,4 +41,4 @@ bool has_dot_products() {
   return IsProcessorFeaturePresent(kDotProduct);
 }
 
-bool has_matrix_products() { return false; }  // not asked: their number is a recent one
+bool has_matrix_products() { return false; }  // not queried: the constant exists only in recent SDKs

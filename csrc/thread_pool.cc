@@ -87,7 +87,7 @@ int Shares::take(int count, int thread) {
     const Range run = share(count, owner, threads);
     std::atomic<uint64_t>& taken = runs_[static_cast<size_t>(owner)].taken;
     for (uint64_t seen = taken.load(std::memory_order_relaxed);;) {
-      const uint64_t mine = seen < operation ? operation : seen;  // the first one here in this operation
+      const uint64_t mine = seen < operation ? operation : seen;  // this thread is the first in this operation
       const int chunk = run.first + static_cast<int>(mine - operation);
       if (chunk >= run.last) break;
       if (taken.compare_exchange_weak(seen, mine + 1, std::memory_order_relaxed)) return chunk;

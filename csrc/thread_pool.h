@@ -1,5 +1,5 @@
-// Persistent threads that do one job together, meeting at barriers. Waiting spins for a moment, since most waits are
-// shorter than waking up takes, and then sleeps, so that a machine with other work is not held.
+// Persistent threads that run one job together and synchronize at barriers. A waiting thread first spins, since most
+// waits are shorter than a wake-up, and then blocks, so that other programs get the core.
 #pragma once
 
 #include <atomic>
@@ -17,14 +17,14 @@ class ThreadPool {
 
   int size() const { return size_; }
 
-  // body(thread) on every thread, thread 0 being the caller; returns when all are done. One call at a time; body must
-  // not throw, and every thread must come to the same barriers.
+  // Runs body(thread) on every thread; thread 0 is the caller. Returns when all are done. One call at a time; body must
+  // not throw, and every thread must reach the same barriers.
   template <class Body>
   void run(Body& body) {
     start([](void* context, int thread) { (*static_cast<Body*>(context))(thread); }, &body);
   }
 
-  // Inside `run`: waits until every thread is here. What was written before is seen by all after.
+  // Inside `run`: waits for every thread. Writes made before it are visible to all threads after it.
   void barrier();
 
  private:
@@ -38,27 +38,27 @@ class ThreadPool {
   Job job_ = nullptr;
   void* context_ = nullptr;
   bool is_stopping_ = false;
-  // Written by different threads at different times: each on a cache line of its own.
+  // Written by different threads: each has its own cache line.
   alignas(64) std::atomic<uint32_t> jobs_{0};
   alignas(64) std::atomic<uint32_t> arrived_{0};
   alignas(64) std::atomic<uint32_t> meetings_{0};
   std::vector<std::thread> workers_;
 };
 
-// Hands out the chunks of an operation: to every thread those of its own run, one after the other, then what others
-// have left. So a thread that the system holds up is helped, and nobody waits for it longer than a chunk takes.
+// Distributes the chunks of an operation: every thread takes the chunks of its own range, then the remaining chunks of
+// others (work stealing). So a thread that is descheduled delays the others by at most one chunk.
 class Shares {
  public:
   explicit Shares(int threads) : runs_(static_cast<size_t>(threads)) {}
 
-  // Every thread begins the same operations in the same order, with a barrier after each before its results are read.
+  // Every thread begins the same operations in the same order; a barrier separates an operation from its readers.
   void begin(int thread) { ++runs_[static_cast<size_t>(thread)].operation; }
 
-  // A chunk of 0 .. count - 1 that nobody had in this operation, or -1; count is below 2^20.
+  // A chunk of 0 .. count - 1 that no thread has taken in this operation, or -1; count is below 2^20.
   int take(int count, int thread);
 
  private:
-  // What was taken of a thread's run: the operation's number and a count of chunks, so that nobody has to reset it.
+  // Progress in a thread's range: the operation's number and the count of chunks taken, so that no reset is needed.
   struct alignas(64) Run {
     std::atomic<uint64_t> taken{0};
     uint64_t operation = 0;  // its thread's own
@@ -67,7 +67,7 @@ class Shares {
   std::vector<Run> runs_;
 };
 
-// The part of 0 .. count - 1 that belongs to a thread.
+// A thread's share of 0 .. count - 1.
 struct Range {
   int first, last;
 };

@@ -1,4 +1,4 @@
-"""What the runners of llama.cpp and of its fork share: the points of protocol.py over a context of the library."""
+"""Shared by the runners of llama.cpp and its fork: the points of protocol.py over a context of the library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from protocol import WINDOW_TOKENS, random_ids, steps_per_s
 LONGEST_PROMPT, DEEPEST = 2048, 4096
 SEQUENCES = 16
 
-# A token, its position, its sequence, and whether its logits are wanted.
+# A token, its position, its sequence, and whether its logits are computed.
 TokenRow = tuple[int, int, int, bool]
 
 
@@ -19,10 +19,10 @@ class Context(Protocol):
     """Keys and values of several sequences in the library's memory."""
 
     def decode(self, rows: Sequence[TokenRow]) -> None:
-        """Compute a batch to its end."""
+        """Compute a batch and wait for it."""
 
     def cut(self, length: int = 0) -> None:
-        """Drop everything behind the first `length` tokens of every sequence."""
+        """Drop everything after the first `length` tokens of every sequence."""
 
 
 def filled(batch: Any, rows: Sequence[TokenRow]) -> Any:
@@ -42,12 +42,12 @@ def rows_of(ids: Sequence[int], start: int, wanted: str) -> list[TokenRow]:
 
 
 class ContextRunner:
-    """A loaded model as protocol.Peer. `new_context` makes a context of so many tokens and sequences."""
+    """A loaded model as protocol.Peer. `new_context` makes a context for these numbers of tokens and sequences."""
 
     def __init__(self, facts: dict[str, object], vocabulary: int, new_context: Callable[[int, int], Context]):
         self.facts = facts
         self._vocabulary, self._new_context = vocabulary, new_context
-        # A user's program has one context for the whole conversation. The other one is made when a point needs it.
+        # A user's program has one context for the whole conversation. The second one is made when a point needs it.
         self._deep = new_context(DEEPEST, 1)
         self._held = 0
         self._short: Context | None = None

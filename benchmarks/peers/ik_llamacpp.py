@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-# OpenMP reads these when the library is loaded: threads that stay on their cores.
+# OpenMP reads these when the library is loaded: pinned threads.
 os.environ.setdefault("OMP_PROC_BIND", "true")
 os.environ.setdefault("OMP_PLACES", "cores")
 

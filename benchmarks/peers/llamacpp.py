@@ -3,8 +3,8 @@
     .venv-llamacpp/bin/python llamacpp.py FILE THREADS [plain-attention]
 
 Its best settings: built for this machine, keys and values in float16, weights repacked at loading. Which attention is
-faster depends on point and machine: flash attention is at a prompt; on an Emerald Rapids Xeon the plain one decodes
-three times as fast. Batches go to llama_decode as they are, so exactly what the driver asks for is computed.
+faster depends on point and machine: flash attention for a prompt; on an Emerald Rapids Xeon plain attention decodes
+three times as fast. Batches are passed to llama_decode unchanged, so exactly the requested work is computed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-# OpenMP reads these when the library is loaded: threads that stay on their cores.
+# OpenMP reads these when the library is loaded: pinned threads.
 os.environ.setdefault("OMP_PROC_BIND", "true")
 os.environ.setdefault("OMP_PLACES", "cores")
 
@@ -26,7 +26,7 @@ _quiet = ll.llama_log_callback(lambda level, text, data: None)
 
 
 class Context:
-    """Keys and values of `sequences` texts of together `tokens` tokens."""
+    """Keys and values of `sequences` texts with `tokens` tokens in total."""
 
     def __init__(
         self, model: Model, tokens: int, sequences: int = 1, *, flash: bool = True, keeps_float32: bool = False
@@ -39,7 +39,7 @@ class Context:
         params.n_threads = params.n_threads_batch = model.threads
         params.kv_unified = True
         params.no_perf = True
-        if keeps_float32:  # for a comparison of numbers
+        if keeps_float32:  # for a comparison of logits
             flash = False
             params.type_k = params.type_v = ll.GGML_TYPE_F32
         params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -58,11 +58,11 @@ class Context:
         ll.llama_synchronize(self._context)
 
     def cut(self, length: int = 0) -> None:
-        """Forget what lies behind `length` tokens of every sequence."""
+        """Drop everything after the first `length` tokens of every sequence."""
         ll.llama_memory_seq_rm(self._memory, -1, length, -1)
 
     def logits(self, place: int) -> list[float]:
-        """The logits (vocabulary) after the token at a place of the last batch."""
+        """The logits (vocabulary) after the token at an index of the last batch."""
         pointer = ll.llama_get_logits_ith(self._context, place)
         return list(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self.vocabulary)).contents)
 

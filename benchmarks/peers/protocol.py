@@ -1,6 +1,6 @@
-"""How the driver talks to a runner: it loads its model, says `ready`, then measures what each line asks for.
+"""The protocol of driver and runner: a runner loads its model, prints `ready`, then measures one point per line.
 
-Nothing but the standard library is imported: every runner is run by the Python of its own environment.
+Only the standard library is imported, because every runner has the Python of its own environment.
 Lines: `fill DEPTH`, `prefill TOKENS`, `decode DEPTH SECONDS`, `batch SEQUENCES SECONDS`, `verify TOKENS SECONDS`.
 Answers: one JSON object a line, {"value": ...} or {"error": "..."}.
 """
@@ -16,33 +16,33 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-# Tokens that a window of single steps takes at most.
+# The most tokens in a window of single steps.
 WINDOW_TOKENS = 256
 
 
 class Peer(Protocol):
-    """A loaded model; a token has been computed already. None where the program cannot do it."""
+    """A loaded model that has computed a first token. Methods return None if unsupported."""
 
     facts: dict[str, object]  # versions and settings
 
     def fill(self, depth: int) -> None:
-        """Hold `depth` random tokens from now on, for `decode`."""
+        """Fill the cache with `depth` random tokens, for `decode`."""
 
     def prefill(self, tokens: int) -> float | None:
-        """Tokens a second of a new prompt, its last logits included."""
+        """Tokens per second of a new prompt, including its last logits."""
 
     def decode(self, depth: int, window_s: float) -> float | None:
-        """Tokens a second, one at a time, behind `depth`."""
+        """Tokens per second, one at a time, after `depth` tokens."""
 
     def batch(self, sequences: int, window_s: float) -> float | None:
-        """Tokens a second of short sequences together."""
+        """Tokens per second of a batch of short sequences."""
 
     def verify(self, tokens: int, window_s: float) -> float | None:
-        """Seconds of a step over so many tokens of one sequence with all their logits, from its start."""
+        """Seconds of a step over this many first tokens of a sequence, with all their logits."""
 
 
 def steps_per_s(step: Callable[[int], object], window_s: float, limit: int = WINDOW_TOKENS) -> float:
-    """Steps a second until the window is over, two at least; a first one warms up and is not counted."""
+    """Steps per second in the window, at least two; the first step warms up and is not counted."""
     step(0)
     count, start = 0, time.perf_counter()
     while count + 1 < limit:
@@ -58,7 +58,7 @@ def random_ids(count: int, vocabulary: int = 122753) -> list[int]:
 
 
 def serve(start: Callable[[], Peer]) -> None:
-    """Load, then answer lines until the input ends. What libraries print goes to stderr."""
+    """Load, then answer lines until the input ends. Output of libraries is redirected to stderr."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     begin = time.perf_counter()
@@ -81,4 +81,4 @@ def serve(start: Callable[[], Peer]) -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=out)
     out.flush()
-    os._exit(0)  # libraries that end badly have nothing left to say
+    os._exit(0)  # skips the libraries' exit handlers, some of which crash

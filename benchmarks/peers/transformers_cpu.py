@@ -1,6 +1,6 @@
 """transformers on the CPU as a runner (protocol.py): python transformers_cpu.py FOLDER THREADS
 
-FOLDER is the Granite form of the model, which transformers knows without any code of ours; bfloat16, its own attention
+FOLDER is the model in Granite's format, which transformers reads without our code; bfloat16, its own attention
 and cache.
 """
 
@@ -49,7 +49,7 @@ class Transformers:
         cache, ids = self._deep[depth] if depth else DynamicCache(), random_ids(WINDOW_TOKENS)
         speed = steps_per_s(lambda i: self._forward([ids[i : i + 1]], cache), window_s)
         if depth:
-            cache.crop(depth - cache.get_seq_length())  # negative: so many off its end
+            cache.crop(depth - cache.get_seq_length())  # negative: removes that many tokens at the end
         return speed
 
     def batch(self, sequences: int, window_s: float) -> float:

@@ -1,8 +1,8 @@
-"""The peer of `minicpm run`: transformers' own road from a folder to greedy text, in its own process.
+"""The peer of `minicpm run`: transformers from a folder to greedy text, in its own process.
 
     python benchmarks/peers/transformers_generate.py FOLDER TOKENS PROMPT
 
-FOLDER is the Granite form of the model, which transformers knows without any code of ours.
+FOLDER is the model in Granite's format, which transformers reads without our code.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The peer of `minicpm convert`: transformers loads a folder it knows and saves it again.
+"""The peer of `minicpm convert`: transformers loads a folder and saves it again.
 
 python benchmarks/peers/transformers_save.py FOLDER DESTINATION
 """

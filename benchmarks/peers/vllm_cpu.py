@@ -1,8 +1,8 @@
 """vLLM on the CPU as a runner (protocol.py): .venv-vllm/bin/python vllm_cpu.py FOLDER THREADS [compiled]
 
-FOLDER is the Granite form of the model, or its INT4 form for vLLM (the preset int4-hf). `compiled` lets vLLM compile
+FOLDER is the model in Granite's format, or its INT4 form for vLLM (the preset int4-hf). `compiled` lets vLLM compile
 the model at its start (torch.compile) instead of running it eagerly. The engine is stepped in this process, so a window
-times steps. The blocks of a deep text stay in vLLM's own prefix cache from window to window.
+times steps. The blocks of a deep text stay in vLLM's prefix cache between windows.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 THREADS = sys.argv[2]
-# Its own advice for the CPU: Intel's OpenMP, which has to be there before the process begins.
+# As vLLM recommends for the CPU: Intel's OpenMP, which must be preloaded.
 OPENMP = Path(sys.prefix) / "lib" / "libiomp5.so"
 if OPENMP.exists() and "LD_PRELOAD" not in os.environ:
     os.environ["LD_PRELOAD"] = str(OPENMP)
     os.execv(sys.executable, [sys.executable, *sys.argv])
 os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_KVCACHE_SPACE="3",  # GiB: a deep text of 4,000 tokens, and prompts beside it that do not push it out
-    VLLM_CPU_OMP_THREADS_BIND="nobind",  # it would keep a core for itself
+    VLLM_CPU_KVCACHE_SPACE="3",  # GiB: for a text of 4,000 tokens and prompts that must not evict it
+    VLLM_CPU_OMP_THREADS_BIND="nobind",  # otherwise it reserves a core
     VLLM_NO_USAGE_STATS="1",
     VLLM_LOGGING_LEVEL="WARNING",
     HF_HUB_OFFLINE="1",

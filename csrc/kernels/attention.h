@@ -8,7 +8,7 @@
 #include "kernels/kernels.h"
 #include "kernels/unroll.h"
 
-// The job of the i-th head alone.
+// The job reduced to its i-th head.
 static inline AttentionJob head_of(AttentionJob job, int i) {
   job.cache.first += job.cache.head_bytes * static_cast<size_t>(i);
   job.query_offset += i * job.queries * job.head_dim;
@@ -40,7 +40,7 @@ static uint16_t quantize_kv(const float* x, int8_t* codes) {
   if (scale == 0) return 0;
   const float factor = 1.0f / float_from_half(scale);
   for (int k = 0; k < kHeadBlock; k += kLanes) {
-    // Clamped before it becomes whole, where nothing can overflow: -127 and 127 are whole, so that changes nothing.
+    // Clamped before the conversion, which then cannot overflow; the bounds are integers, so no result changes.
     const typename V::F scaled = V::mul(V::load(x + k), V::set1(factor));
     V::store_as_int8(codes + k, V::to_int(V::min(V::set1(127.0f), V::max(V::set1(-127.0f), scaled))));
   }
@@ -99,7 +99,7 @@ static void file_keys_and_values(const AttentionJob& job) {
   }
 }
 
-// What a tile of queries keeps in the scratch memory, one piece behind the other. A template, as all code in headers
+// The layout of a tile of queries in the scratch memory. A template, because all code in headers
 // must differ by instruction set or be static.
 template <class V>
 class Scratch {
@@ -117,18 +117,18 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 static inline int position_of(const AttentionJob& job, int query) { return job.first_position + query / job.queries; }
 
-// The first block of the window of the token at a position: of what lies behind the sinks. 0 where all is attended to.
+// The first block after the sinks in the window of the token at a position; 0 without a window.
 static inline int first_block(const AttentionJob& job, int position) {
   return job.sink_cos == nullptr ? 0 : larger(job.sink_blocks, position / kLanes - job.window_blocks);
 }
 
-// Whether the whole of block b is out of reach for a token whose window begins with `first`.
+// Whether block b lies entirely outside the window that begins with block `first`.
 static inline bool is_out_of_reach(const AttentionJob& job, int b, int first) {
   return b >= job.sink_blocks && b < first;
 }
 
-// How a tile of queries goes through the cache: load(cos, sin), then step(b) for every block that one of them attends
-// to. `first` is the first block of the earliest query's window, `blocks` what lies up to the last query.
+// The loop of a tile of queries over the cache: load(cos, sin), then step(b) for every block that one of them attends
+// to. `first` is the first block of the earliest query's window, `blocks` the number of blocks up to the last query.
 template <class Load, class Step>
 static MINICPM_INLINE void for_blocks(const AttentionJob& job, int first, int blocks, Load load, Step step) {
   int b = 0;
@@ -154,8 +154,8 @@ static inline void load_query(const AttentionJob& job, int query, const float* c
   for (int k = 0; k < D; ++k) out[k] *= job.query_scale;
 }
 
-// Rotates, scales and quantizes a query, its codes 4 at a time `step` bytes apart, and its E scales and sums `lanes`
-// apart. `head` (32 E) is room to do it in.
+// Rotates, scales and quantizes a query: its codes in groups of 4, `step` bytes apart, its E scales and sums `lanes`
+// apart. `head` (32 E) is scratch memory.
 template <class V>
 static void quantize_query(const AttentionJob& job, int query, const float* cos, const float* sin, float* head,
                            int8_t* codes, int lanes, float* scales, int32_t* sums) {
@@ -168,8 +168,8 @@ static void quantize_query(const AttentionJob& job, int query, const float* cos,
   }
 }
 
-// Asks for block b, if there is one: into the L2 cache, which waits for more lines at a time than the L1 does. The last
-// block was just written. Inlined, because GCC 12 takes a function that only prefetches for one that does nothing.
+// Prefetches block b, if it exists, into the L2 cache, which has more outstanding misses than the L1. The last
+// block was just written. Inlined, because GCC 12 removes calls of a function that only prefetches.
 static MINICPM_INLINE void prefetch(const HeadCache& cache, int b, int blocks) {
   if (b + 1 >= blocks) return;
   const uint8_t* data = cache.block(b).data;
@@ -178,14 +178,14 @@ static MINICPM_INLINE void prefetch(const HeadCache& cache, int b, int blocks) {
 
 // --- few queries: a lane is a token ------------------------------------------------------------------------------
 
-// What is asked for line by line while a block of a head is worked on: the block that lies so many places behind it,
-// first into the L2 cache and nearer from there. As with weights (linear.h), and evenly: a block's lines asked for at
-// once wait for each other (11 GB/s of a core of an Emerald Rapids Xeon, 14.5 in this way).
+// The lines that are prefetched one by one while a block of a head is processed: those of a block further on,
+// first into the L2 cache and later into the L1. As with weights (linear.h), spread evenly: requests for all lines of a
+// block at once queue up (11 GB/s on a core of an Emerald Rapids Xeon; 14.5 GB/s if spread).
 template <class V>
 struct Ahead {
   static constexpr int kFarPlaces = 12, kNearPlaces = 4;
 
-  // Behind `head` of block b, in the order of attend_together; at the end of the cache the last block.
+  // The block after `head` of block b, in the order of attend_together; at the end of the cache the last block.
   Ahead(const AttentionJob& job, int head, int b, int blocks)
       : far(place(job, head + kFarPlaces, b, blocks)), near(place(job, head + kNearPlaces, b, blocks)) {}
 
@@ -203,7 +203,7 @@ struct Ahead {
   }
 };
 
-// How far R queries of one head have come, in any form of the cache: a lane is a token of a block.
+// The running softmax of R queries of one head, for any cache format: a lane is a token of a block.
 template <class V, int R>
 class Lanes {
  public:
@@ -234,20 +234,20 @@ class Lanes {
     std::memset(totals_, 0, R * padded_ * sizeof(float));
   }
 
-  // So many tokens of block b, the first ones, query r attends to; 16 or more are all.
+  // The number of tokens of block b, counted from its first, that query r attends to; 16 or more mean all.
   MINICPM_INLINE int attended(int b, int r) const {
     return is_out_of_reach(job_, b, first_[r]) ? 0 : larger(0, position_[r] - b * kLanes + 1);
   }
 
-  // exp of the scores of a block of which query r attends to `count` tokens; and what its totals so far count. Tokens
-  // behind the query and before its window count as -infinity, and exactly 0 below: what lies there may be anything,
+  // exp of the scores of a block of which query r attends to `count` tokens; and the factor for its totals. Tokens
+  // after the query and before its window get -infinity, hence a weight of exactly 0: their memory may hold anything,
   // even NaN.
   MINICPM_INLINE F probabilities(int r, int count, F score, float* alpha) {
     const bool is_whole = count >= kLanes;
     if (!is_whole) score = V::keep_first(score, count, V::set1(kMinusInfinity));
     const float largest = V::largest(score);
     *alpha = 1.0f;
-    if (largest > running_[r]) {  // seldom; exp(0) is 1
+    if (largest > running_[r]) {  // rare; exp(0) is 1
       float lanes[kLanes];
       V::store(lanes, exponential<V>(V::set1(running_[r] - largest)));
       *alpha = lanes[0];
@@ -279,8 +279,8 @@ class TokenLanes : public Lanes<V, R> {
   using typename Base::F;
 
  public:
-  // Heads whose blocks are worked on together: from scores to weights is a long chain of dependent operations, which
-  // others fill.
+  // Heads whose blocks are processed together: scores to weights is a long chain of dependent operations, and
+  // independent heads fill its latency.
   static constexpr int kTogether = larger(1, 3 / R);
 
   TokenLanes(const AttentionJob& job, int first_query)
@@ -342,7 +342,7 @@ class TokenLanes : public Lanes<V, R> {
     }
   }
 
-  // The weights of query r in block b as codes and scales; and what its totals so far count.
+  // The weights of query r in block b as codes and scales; and the factor for its totals so far.
   MINICPM_INLINE float weigh(const HeadBlock& block, int b, int r, F score) {
     const int count = this->attended(b, r);
     float alpha;
@@ -353,7 +353,7 @@ class TokenLanes : public Lanes<V, R> {
       const int place = r * E_ + j;
       float factor;
       weight_scales_[place] = scale_of_group(V::largest_int(V::magnitude_bits(weight)), &factor);
-      typename V::I codes = V::zero_int();  // where the factor is 0 a weight may be NaN or infinite
+      typename V::I codes = V::zero_int();  // with a factor of 0 a weight may be NaN or infinite
       if (factor != 0.0f) {
         codes = V::to_int(V::mul(weight, V::set1(factor)));
         weight_scales_[place] = V::fold(weight) / static_cast<float>(V::sum_int(codes));
@@ -460,7 +460,7 @@ class QueryLanes {
       V::store(key_scales, V::load_half(block.key_scales(E_) + j * kLanes));
       const F query_scales = V::load(scales_ + j * kLanes);
       int32_t key_sums[kLanes];
-      // Here keys are what is repeated and signed, queries what is unsigned.
+      // Here the keys are broadcast and signed, the queries unsigned.
       typename V::I total = V::set1_int(-V::kOffset8 * kHeadBlock);
       for (int i = j * 8; i < j * 8 + 8; ++i) {
         const typename V::Bytes keys = V::load_bytes(block.keys() + i * 64);
@@ -492,12 +492,12 @@ class QueryLanes {
            is_out_of_reach(job_, b, first_block(job_, position_of(job_, end_query_ - 1)));
   }
 
-  // Numbers (16 tokens, 16 queries) of tokens behind a query or before its window become `hidden`: what lies there may
-  // be anything.
+  // Sets numbers (16 tokens, 16 queries) of tokens after a query or before its window to `hidden`: their memory may
+  // hold anything.
   void hide(int b, float* numbers, F hidden) const {
-    int reach = kLanes;  // lanes from there on have it before their windows
+    int reach = kLanes;  // for lanes from here on it lies before their windows
     if (job_.sink_cos != nullptr && b >= job_.sink_blocks) {
-      const int end = (b + job_.window_blocks + 1) * kLanes;  // the first position whose window begins behind b
+      const int end = (b + job_.window_blocks + 1) * kLanes;  // the first position whose window begins after b
       reach = larger(0, smaller(kLanes, (end - job_.first_position) * job_.queries - first_query_));
     }
     for (int t = 0; t < kLanes; ++t) {
@@ -508,7 +508,7 @@ class QueryLanes {
     }
   }
 
-  // The weights of block b as codes and scales; returns the sums of what they come from.
+  // The weights of block b as codes and scales; returns the sums of the unquantized weights.
   MINICPM_INLINE F weigh(const HeadBlock& block, int b, F largest) const {
     for (int t = 0; t < kLanes; ++t) {
       V::store(scores_ + t * kLanes, exponential<V>(V::sub(V::load(scores_ + t * kLanes), largest)));
@@ -595,7 +595,7 @@ class QueryLanes {
   uint8_t* codes_;        // (8 E, 16, 4) plus 128
   int8_t* keys_;          // (8 E, 16, 4)
   float* scales_;         // (E, 16)
-  int32_t* sums_;         // (E, 16), of no use here
+  int32_t* sums_;         // (E, 16), unused here
   float* scores_;         // (16 tokens, 16)
   float* numbers_;        // (16 tokens, 16): the weights of one of the E blocks
   int32_t* weights_;      // (E, 4, 16 queries, 4 tokens)
@@ -615,7 +615,7 @@ class Bfloat16Lanes : public Lanes<V, R> {
   using typename Base::F;
 
  public:
-  // Sums are long chains of additions: heads that are worked on together fill the time between them.
+  // Sums are long chains of dependent additions; heads that are processed together hide their latency.
   static constexpr int kTogether = larger(1, 4 / R);
 
   Bfloat16Lanes(const AttentionJob& job, int first_query)
@@ -656,7 +656,7 @@ class Bfloat16Lanes : public Lanes<V, R> {
     unroll<count>([&](auto i) MINICPM_INLINE_LAMBDA {
       Bfloat16Lanes& head = *heads[first + i];
       unroll<R>([&](auto r) MINICPM_INLINE_LAMBDA { alpha[i][r] = head.weigh(b, r, score[i][r]); });
-      // Of a token that does not count for a query the values may be anything, even NaN.
+      // The values of a token that a query does not attend to may be anything, even NaN.
       for (int t = 0; t < kLanes; ++t) {
         counts_for_all[i][t] = true;
         for (int r = 0; r < R; ++r) counts_for_all[i][t] &= head.weights_[r * kLanes + t] != 0.0f;
@@ -670,7 +670,7 @@ class Bfloat16Lanes : public Lanes<V, R> {
   }
 
  private:
-  // The weights of query r in block b; and what its totals so far count.
+  // The weights of query r in block b; and the factor for its totals so far.
   MINICPM_INLINE float weigh(int b, int r, F score) {
     float alpha;
     V::store(weights_ + r * kLanes, this->probabilities(r, this->attended(b, r), score, &alpha));
@@ -707,7 +707,7 @@ class Bfloat16Lanes : public Lanes<V, R> {
   float* weights_;  // (R, 16)
 };
 
-// body(the largest of the rising `options` that is at most `count`).
+// Calls body with the largest of the ascending `options` that is at most `count`.
 template <class Body, int... options>
 static MINICPM_INLINE void with_widest(std::integer_sequence<int, options...>, int count, Body&& body) {
   int widest = 1;
@@ -715,8 +715,8 @@ static MINICPM_INLINE void with_widest(std::integer_sequence<int, options...>, i
   ((options == widest ? body(std::integral_constant<int, options>{}) : void()), ...);
 }
 
-// R queries of every head of a job, block after block through all heads: neighbours lie behind each other in memory,
-// and so it is read in long runs.
+// R queries of every head of a job; for each block all heads in turn: adjacent heads are contiguous in memory,
+// so memory is read in long runs.
 template <class Lanes>
 static void attend_together(const AttentionJob& job, int first_query) {
   constexpr int kTogether = Lanes::kTogether;

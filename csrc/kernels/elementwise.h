@@ -1,5 +1,5 @@
-// What happens around the linear layers: docs/numerics.md, sections 1, 4 and 5. Plain loops are vectorised by the
-// compiler; they hold no sum, so no order can change.
+// Operations between the linear layers: docs/numerics.md, sections 1, 4 and 5. Plain loops are vectorised by the
+// compiler; they contain no sums, so vectorisation changes no order of additions.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 template <class V>
 static MINICPM_INLINE typename V::F exponential(typename V::F x) {
   using F = typename V::F;
-  const F bounded = V::min(V::set1(88.0f), V::max(V::set1(-87.0f), x));  // a NaN stays, as the second argument
+  const F bounded = V::min(V::set1(88.0f), V::max(V::set1(-87.0f), x));  // NaN is kept: second argument
   typename V::I whole;
   const F y = exp_series<V>(bounded, &whole);
   return V::zero_below(V::mul(y, V::power_of_two(whole)), x, -87.0f);
@@ -50,7 +50,7 @@ static void silu_multiply(const float* gate, const float* up, int count, float* 
   for (int j = 0; i + j < count; ++j) out[i + j] = tail[2][j];
 }
 
-// Largest magnitude of `count` floats (a multiple of 16) as its bits: these order as the magnitudes do, infinity above
+// The largest magnitude of `count` floats (a multiple of 16) as bits, which order like the magnitudes: infinity above
 // every number and NaN above infinity.
 template <class V>
 static int32_t largest_magnitude_bits(const float* x, int count) {
@@ -63,8 +63,8 @@ constexpr int32_t kInfinityBits = 0x7f800000;
 
 constexpr float kSmallestActivation = 7.888609052210118e-31f;  // 2**-100
 
-// The scale of a group whose largest magnitude has these bits, and what its numbers are multiplied by to become codes:
-// 0 where all codes are 0. docs/numerics.md, section 3.
+// The scale of a group whose largest magnitude has these bits, and the factor that turns its numbers into codes:
+// 0 if all codes are 0. docs/numerics.md, section 3.
 static inline float scale_of_group(int32_t bits, float* factor) {
   const float m = float_from_bits(static_cast<uint32_t>(bits));
   *factor = 0.0f;
@@ -74,7 +74,7 @@ static inline float scale_of_group(int32_t bits, float* factor) {
   return m / 127.0f;
 }
 
-// Codes of one group, 4 at a time `step` bytes apart; their scale and their sum.
+// The codes of one group in groups of 4, `step` bytes apart; their scale and their sum.
 template <class V>
 static void quantize_group(const float* x, int G, int8_t* codes, size_t step, float* scale, int32_t* sum) {
   float factor;

@@ -1,4 +1,4 @@
-// The series of exp: docs/numerics.md, section 5. Attention, the gated MLP and drawing a token go on from it.
+// The polynomial of exp: docs/numerics.md, section 5. Attention, the gated MLP and sampling use it.
 #pragma once
 
 #include "kernels/unroll.h"

@@ -1,4 +1,4 @@
-// What a set of kernels offers, as plain pointers and sizes; one table per instruction set (isa.cc picks).
+// The interface of a set of kernels, as plain pointers and sizes; one table per instruction set (isa.cc selects it).
 // Nothing here owns memory: every pointer belongs to the model, its workspace or a pool of keys and values.
 #pragma once
 
@@ -11,7 +11,7 @@ constexpr int kLargestGroup = 128;
 constexpr int kNibbleOffset = 8;     // int4 codes are stored as w + 8
 constexpr int kPanelFeatures = 640;  // input features a GEMM panel holds: 20 KB of codes for 32 rows, of an L1 of 32 KB
 
-constexpr int kDirectTokens = 16;  // up to so many tokens a product is taken straight from the packed weights
+constexpr int kDirectTokens = 16;  // up to this many tokens a product reads the packed weights directly
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
@@ -41,9 +41,9 @@ struct Weight {
 };
 
 // Quantized activations of T tokens in tiles of `width` tokens. The last tile is narrower, but a multiple of `granule`,
-// so that kernels for few widths do: behind its tokens lie old numbers, whose products nobody looks at. A tile of w
-// tokens is, per 4 input features, 4 codes of each token; and, per group, w scales and w starts: what a sum over int4
-// codes begins with, -8 times the sum of the token's codes.
+// so that kernels for few widths suffice: its padding holds stale numbers whose products are ignored. A tile of w
+// tokens has, per 4 input features, 4 codes of each token; and, per group, w scales and w starts: the initial value of
+// a sum over int4 codes, -8 times the sum of the token's codes.
 struct Activations {
   int8_t* codes;
   float* scales;
@@ -70,11 +70,11 @@ struct FloatInputs {
   size_t pair_stride;  // in inputs, too
 };
 
-// Where a product (T, N) goes: out[t * stride + n] = y, or += y * residual_scale.
+// The destination of a product (T, N): out[t * stride + n] = y, or += y * residual_scale.
 struct Output {
   float* out;
   size_t stride;
-  int columns;  // N: nothing is written beyond
+  int columns;  // N: columns beyond it are not written
   bool is_residual;
   float residual_scale;
 };
@@ -106,11 +106,11 @@ constexpr size_t head_block_bytes(CacheKind kind, int head_dim) {
   return kind == CacheKind::kInt8 ? HeadBlock::bytes(ceil_div(head_dim, kHeadBlock)) : Bfloat16Block::bytes(head_dim);
 }
 
-// The cached tokens of one head of one layer: blocks of a pool, by the text's table of their numbers. A table ends with
-// one entry more than it has blocks, so that the block behind the last can be fetched ahead; what it holds is no token.
+// The cached tokens of one head of one layer: blocks of a pool, listed by number in the sequence's table. A table has
+// one entry more than blocks, so that the block after the last can be prefetched; that entry's block is never used.
 struct HeadCache {
   uint8_t* first;        // the head's part of the pool's block 0 in this layer
-  const int32_t* table;  // the pool's number of the text's block 0, 1, ...
+  const int32_t* table;  // the pool's number of the sequence's block 0, 1, ...
   size_t stride;         // bytes from one block of the pool to the next
   size_t head_bytes;     // from one head's part of a block to the next
   int blocks;            // E
@@ -120,8 +120,8 @@ struct HeadCache {
   HeadBlock block(int index) const { return {data(index)}; }
 };
 
-// Attention of the new tokens of one sequence for `heads` neighbouring heads of keys and values. Queries of a head are
-// numbered by token and then by head of queries. Where things of the first head lie is said; those of the next follow.
+// Attention of the new tokens of one sequence for `heads` adjacent heads of keys and values. Queries of a head are
+// numbered by token and then by query head. Pointers refer to the first head; the next heads follow.
 struct AttentionJob {
   HeadCache cache;
   const float* qkv;  // the first new token's row; its queries, keys and values
@@ -131,25 +131,25 @@ struct AttentionJob {
   int queries;                                 // heads of queries that share one of them
   int head_dim;
   const float *cos, *sin;  // (tokens, head_dim / 2)
-  // Under a sliding window the same as the attention sinks see the tokens, else null; blocks of the sinks, and of the
+  // With a sliding window the rotation relative to the attention sinks, else null; blocks of the sinks, and of the
   // window before a token's own.
   const float *sink_cos, *sink_sin;
   int sink_blocks, window_blocks;
   int first_position;
   int tokens;
   float query_scale;
-  int first_query, end_query;  // those to attend with
+  int first_query, end_query;  // the queries to compute
   float* out;                  // the first new token's row, at this job's first query head
   size_t out_stride;
   float* scratch;  // attention_scratch_floats for every head
 };
 
-constexpr int kMostHeads = 12;       // of a job; their running sums share the L1 cache
-constexpr int kQueryLanesFrom = 12;  // from so many queries of a head on it pays to give every query a lane
+constexpr int kMostHeads = 12;       // of a job; their running sums fit together in the L1 cache
+constexpr int kQueryLanesFrom = 12;  // from this many queries of a head on, one lane per query is faster
 
 constexpr size_t attention_scratch_floats(int head_dim) {
   const size_t padded = round_up(head_dim, kHeadBlock), blocks = padded / kHeadBlock;
-  // What QueryLanes keeps (attention.h), the larger of the two, every piece rounded up to 16.
+  // The scratch memory of QueryLanes (attention.h), the larger of the two, every part rounded up to 16.
   return padded * (1 + kLanes + 2 * kLanes / 4) + blocks * 3 * kLanes + kLanes * kLanes + blocks * 4 * kLanes +
          kLanes * kLanes;
 }
@@ -168,33 +168,33 @@ struct Kernels {
 
   // out (K) = the row `id` of a weight, times scale.
   void (*embed)(const Weight&, int id, float scale, float* out);
-  // out (K) = x (K) normalised by its root mean square, times weight; then times scale where that isn't 1. x is
+  // out (K) = x (K) normalised by its root mean square, times weight; then times scale if that is not 1. x is
   // followed by zeros up to a multiple of 16.
   void (*rms_norm)(const float* x, const float* weight, int K, float eps, float scale, float* out);
   // Codes, scales and starts of inputs [first, last) of token `token`; both are multiples of kLargestGroup, or last is
   // K; x is followed by zeros up to a multiple of kLargestGroup.
   void (*quantize)(const float* x, int first, int last, int G, const Activations&, int token);
-  // Blocks [first, last) of 16 rows times all tokens, straight from the packed weights.
+  // Blocks [first, last) of 16 rows times all tokens, read directly from the packed weights.
   void (*linear_direct)(const Weight&, const Activations&, int first, int last, const Output&);
-  // The same by way of panels unpacked in the cache; first is a multiple of gemm_blocks.
+  // The same through panels that are unpacked into the cache; first is a multiple of gemm_blocks.
   void (*linear_panels)(const Weight&, const Activations&, int first, int last, const Output&, uint8_t* panel,
                         float* sums);
   // Inputs [first, last) of token `token` for weights in bfloat16; first is a multiple of 32.
   void (*prepare_pairs)(const float* x, int first, int last, const FloatInputs&, int token);
-  // Rows [first, last) of a float weight times all tokens; so many rows that they stay in the L2 cache. sums is room
+  // Rows [first, last) of a float weight times all tokens; few enough rows to fit in the L2 cache. sums has space
   // for (rows, float_tokens) vectors.
   void (*linear_rows)(const Weight&, const FloatInputs&, int tokens, int first, int last, const Output&, float* sums);
   // out[i] = silu(gate[i]) * up[i].
   void (*silu_multiply)(const float* gate, const float* up, int count, float* out);
-  // Puts the new tokens' keys and values into the cache.
+  // Writes the new tokens' keys and values to the cache.
   void (*file_keys_and_values)(const AttentionJob&);
-  // Attends with some of the queries; every token up to theirs is in the cache.
+  // Attention of some of the queries; every token up to theirs is in the cache.
   void (*attend)(const AttentionJob&);
   // Divides scores by the temperature, a NaN becoming -infinity; returns the largest.
   float (*divide)(float* scores, size_t count, float temperature);
   // Weights, whole numbers, of scores that are at most `best`; in place where weights are the scores.
   void (*weigh)(const float* scores, size_t count, float best, float* weights);
-  // How far below the best each score is, in steps of 1 / kBucketsPerNat, the last bucket for all that is far away.
+  // The distance of each score from the best, in steps of 1 / kBucketsPerNat; the last bucket has all larger ones.
   void (*find_buckets)(const float* scores, size_t count, float best, uint16_t* buckets);
   // The machine's peaks (peaks.h).
   uint64_t (*read_words)(const uint64_t* words, size_t count);

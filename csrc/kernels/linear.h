@@ -1,5 +1,5 @@
 // Linear layers: docs/numerics.md, section 3. One output row per lane; per group of inputs a whole-number sum, then
-// y = y + (f32(S) * s) * d, groups in order. The offset of the stored codes is taken off where a sum starts.
+// y = y + (f32(S) * s) * d, groups in order. The initial value of a sum cancels the offset of the stored codes.
 #pragma once
 
 #include "kernels/elementwise.h"
@@ -27,13 +27,13 @@ static MINICPM_INLINE void write_rows(const Output& to, int token, int n, typena
   }
 }
 
-// Weights stream through once: a line is asked for so far ahead, first into the L2 cache, which waits for more lines at
-// a time than the L1 does, and then from there. The processor alone looks ahead too little: a core of an Emerald Rapids
-// Xeon reads 10 GB/s so, 13.5 with the nearer request alone, and 16 with both, which is what reading alone reaches.
+// Weights are read once, so lines are prefetched at this distance: first into the L2 cache, which has more outstanding
+// misses than the L1, then into the L1. The hardware prefetcher alone is too short-sighted: a core of an Emerald Rapids
+// Xeon reads 10 GB/s with it, 13.5 with the L1 prefetch only, and 16 with both, which equals plain reading.
 constexpr int kFarPrefetchBytes = 16384, kNearPrefetchBytes = 4096;
 
-// A block of 16 rows times a tile of M tokens, straight from the packed weights. Few tokens leave the multipliers
-// waiting for their own sums, so a token then has several of them.
+// A block of 16 rows times a tile of M tokens, read directly from the packed weights. With few tokens the multipliers
+// would wait for the previous sum, so each token then has several partial sums.
 template <class V, bool is_int4, int M>
 static void direct_tile(const Weight& weight, const uint8_t* block, const Activations& a, int tile, int n,
                         const Output& to) {
@@ -54,7 +54,7 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
       sum[m][0] = V::set1_int(kStart * starts[m]);
       unroll<kChains - 1>([&](auto c) MINICPM_INLINE_LAMBDA { sum[m][c + 1] = V::zero_int(); });
     });
-    // Two units a turn (G is a multiple of 32): 4 products a token of int4, 2 of int8.
+    // Two units per iteration (G is a multiple of 32): 4 products per token with int4, 2 with int8.
     for (int u = 0; u < units; u += 2) {
       unroll<2>([&](auto which) MINICPM_INLINE_LAMBDA {
         constexpr int i = which;
@@ -62,7 +62,7 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
         __builtin_prefetch(block + (u + i) * 64 + kFarPrefetchBytes, 0, 2);
         __builtin_prefetch(block + (u + i) * 64 + kNearPrefetchBytes);
         if constexpr (is_int4) {
-          // One half after the other: AVX2 has no registers for both beside its sums.
+          // One half after the other: AVX2 has too few registers for both and the sums.
           constexpr int kLow = 2 * i % kChains, kHigh = (2 * i + 1) % kChains;
           const typename V::Bytes low = V::low_nibbles(bytes);
           unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
@@ -96,7 +96,7 @@ static void direct_tile(const Weight& weight, const uint8_t* block, const Activa
   });
 }
 
-// A template argument from a number: calls body(integral_constant) for the option that `value` is.
+// Turns a number into a template argument: calls body(integral_constant) for the option equal to `value`.
 template <class Body, int... options>
 static MINICPM_INLINE void with_constant(std::integer_sequence<int, options...>, int value, Body&& body) {
   ((value == options ? body(std::integral_constant<int, options>{}) : void()), ...);
@@ -118,15 +118,15 @@ static void linear_direct(const Weight& weight, const Activations& a, int first,
   }
 }
 
-// Where a slab of a panel lies: groups [first_group, first_group + groups) of the weight, unpacked, and their scales.
+// The place of a slab in a panel: groups [first_group, first_group + groups) of the weight, unpacked, and their scales.
 struct Slab {
   const uint8_t* codes;
   const float* scales;
   int first_group, groups;
-  bool is_first, is_last;  // of the slabs that make up a product
+  bool is_first, is_last;  // of the slabs of a product
 };
 
-// What a product takes of weights: int4's bytes as they are, int8's as the instruction set wants them.
+// The weights' operand of a product: int4 bytes unchanged, int8 in the instruction set's format.
 template <class V, bool is_int4>
 struct Operand {
   using Type = typename V::Weights8;
@@ -163,12 +163,12 @@ static MINICPM_INLINE void multiply_unit(const uint8_t* panel, const int8_t* cod
 }
 
 // Adds the products of a group of G inputs, a panel's rows and M tokens, and moves on to the next group; G is a
-// multiple of 32. An instruction set that multiplies tiles rather than lanes has its own.
+// multiple of 32. Instruction sets that multiply tiles instead of lanes specialize it.
 template <class V, bool is_int4, int M>
 struct GroupSums {
   static MINICPM_INLINE void add(const uint8_t*& panel, const int8_t*& codes, int G,
                                  typename V::I (&sum)[M][V::kGemmBlocks]) {
-    constexpr int kUnits = 4;  // of 4 inputs a turn
+    constexpr int kUnits = 4;  // of 4 inputs per iteration
     for (int u = 0; u < G / 4; u += kUnits) {
       unroll<kUnits>([&](auto i) MINICPM_INLINE_LAMBDA {
         multiply_unit<V, is_int4, M>(panel + 64 * V::kGemmBlocks * i, codes + 4 * M * i, sum);
@@ -179,9 +179,9 @@ struct GroupSums {
   }
 };
 
-// A slab of a panel times a tile of M tokens. Whole-number sums of a group and floats of all groups stay in registers:
-// storing a whole register takes as long as two products. Between slabs they lie in sums (M, rows). Never inlined:
-// beside what the caller keeps, AVX2 has too few registers.
+// A slab of a panel times a tile of M tokens. Integer sums of a group and float sums of all groups stay in registers:
+// storing a register takes as long as two products. Between slabs they are stored in sums (M, rows). Never inlined:
+// together with the caller's variables, AVX2 has too few registers.
 template <class V, bool is_int4, int M>
 static __attribute__((noinline)) void panel_tile(const Slab& slab, int G, const Activations& a, int tile, float* sums,
                                                  int block, int blocks, const Output& to) {
@@ -256,9 +256,9 @@ static void linear_panels(const Weight& weight, const Activations& a, int first,
   for (int block = first; block < last; block += kBlocks) {
     const int blocks = smaller(kBlocks, last - block);
     for (int i = 0; i < slabs; ++i) {
-      const int begin = groups * i / slabs, end = groups * (i + 1) / slabs;  // of one size as far as can be
+      const int begin = groups * i / slabs, end = groups * (i + 1) / slabs;  // of nearly equal size
       for (int b = 0; b < kBlocks; ++b) {
-        // Where the weight ends inside a panel, its last block fills the rest; nobody looks at those sums.
+        // If the weight ends inside a panel, its last block fills the rest; those sums are ignored.
         const uint8_t* from = weight.data + (block + smaller(b, blocks - 1)) * weight.block_bytes();
         unpack_block<V>(weight, from, begin, end - begin, panel + 64 * b, panel_scales + kLanes * b);
       }
@@ -277,7 +277,7 @@ static void linear_panels(const Weight& weight, const Activations& a, int first,
   }
 }
 
-// 16 numbers of a row of a float weight from column k on; zeros behind its end.
+// 16 numbers of a row of a float weight from column k on; zeros beyond its end.
 template <class V>
 static MINICPM_INLINE typename V::F load_weights(const Weight& weight, const uint8_t* row, int k) {
   const int bytes = weight.number_bytes();
@@ -293,11 +293,11 @@ static MINICPM_INLINE typename V::F load_weights(const Weight& weight, const uin
   return weight.kind == WeightKind::kHalf ? V::load_half(words) : V::load_bfloat16(words);
 }
 
-// What float weights are multiplied as, a step of every lane's next inputs at a time: of bfloat16 pairs of inputs, in
-// one part or two as the instruction set has it, of binary16 and binary32 single ones.
+// The operands of float weights; a step takes every lane's next inputs: bfloat16 in pairs of inputs, in
+// one or two parts depending on the instruction set, binary16 and binary32 as single inputs.
 template <class V, WeightKind kind>
 struct FloatOperand {
-  static constexpr int kStep = kLanes, kParts = 1;  // inputs of a step, and parts of it
+  static constexpr int kStep = kLanes, kParts = 1;  // inputs of a step, and its parts
   using Input = float;
   using Loaded = typename V::F;
 
@@ -334,11 +334,11 @@ struct FloatOperand<V, WeightKind::kBfloat16> {
   }
 };
 
-// A run of steps of float rows, and what was summed before it: (R, M) vectors of every tile of rows.
+// A range of steps of float rows, and the sums of the steps before: (R, M) vectors for every tile of rows.
 struct FloatSlab {
   int first_step, steps;
-  bool is_first, is_last;  // of the slabs that make up a product
-  bool is_streamed;        // nobody has read these weights lately
+  bool is_first, is_last;  // of the slabs of a product
+  bool is_streamed;        // these weights are not in the cache yet
 };
 
 // R rows of a float weight times M tokens: a lane of a sum takes every 16th input, or pair of inputs.
@@ -402,7 +402,7 @@ static MINICPM_INLINE void row_tile(const Weight& weight, const FloatSlab& slab,
   });
 }
 
-// What of M tokens' inputs shares the L1 cache with the rows that they are multiplied with.
+// The part of M tokens' inputs that fits in the L1 cache together with the rows that they are multiplied with.
 constexpr int kFloatSlabBytes = 36 << 10;
 
 template <class V, WeightKind kind>

@@ -1,10 +1,10 @@
-// What a processor can do at most, for `minicpm bench`: the same instructions as the kernels', with nothing in between.
+// The peak rates of a processor, for `minicpm bench`: the kernels' instructions without any other work.
 #pragma once
 
 #include "kernels/kernels.h"
 #include "kernels/unroll.h"
 
-// The sum of words, by as many plain loads as the memory can serve; `count` is a multiple of 16.
+// The sum of words, with enough independent loads to saturate the memory; `count` is a multiple of 16.
 static uint64_t read_words(const uint64_t* words, size_t count) {
   uint64_t sums[16] = {};
   for (size_t i = 0; i < count; i += 16) {
@@ -15,8 +15,8 @@ static uint64_t read_words(const uint64_t* words, size_t count) {
   return total;
 }
 
-// `rounds` times the products of a GEMM tile and four inputs, all in registers; returns how many products that were.
-// Every sum starts at a number of its own and `sink` takes what all add up to: none is another's, and none is left out.
+// `rounds` times the products of a GEMM tile and four inputs, all in registers; returns the number of products.
+// Every sum starts at a different number and `sink` gets the total, so the compiler can neither merge nor drop sums.
 // A round adds at most 240 to each of the at most 24: 2^16 rounds stay within 32 bits.
 template <class V>
 static int64_t multiply_bytes(int64_t rounds, int32_t* sink) {
@@ -30,7 +30,7 @@ static int64_t multiply_bytes(int64_t rounds, int32_t* sink) {
     unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::set1_int(m * kBlocks + b); });
   });
   for (int64_t round = 0; round < rounds; ++round) {
-    __asm__ volatile("" : "+m"(nibbles));  // they may have changed: what is computed once is computed again
+    __asm__ volatile("" : "+m"(nibbles));  // an opaque change: the compiler must not hoist the products
     const typename V::Bytes w = V::load_bytes(nibbles);
     unroll<M>([&](auto m) MINICPM_INLINE_LAMBDA {
       unroll<kBlocks>([&](auto b) MINICPM_INLINE_LAMBDA { sum[m][b] = V::dot4(sum[m][b], w, x[m % kInputs]); });

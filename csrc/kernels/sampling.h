@@ -1,5 +1,5 @@
-// What drawing a token does to every score of the vocabulary (docs/chat-and-sampling.md, "Weights"); the sums are
-// csrc/sampling.cc's.
+// The per-score work of drawing a token (docs/chat-and-sampling.md, "Weights"); the sums are in
+// csrc/sampling.cc.
 #pragma once
 
 #include <cstring>
@@ -16,7 +16,7 @@ static float divide(float* scores, size_t count, float temperature) {
   const typename V::F divisor = V::set1(temperature);
   size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    const typename V::F score = V::max(V::div(V::load(scores + i), divisor), lowest);  // a NaN becomes the lowest
+    const typename V::F score = V::max(V::div(V::load(scores + i), divisor), lowest);  // NaN becomes the lowest
     V::store(scores + i, score);
     best = V::max(score, best);
   }
@@ -39,7 +39,7 @@ static MINICPM_INLINE typename V::F weights_of(typename V::F scores, typename V:
   typename V::I whole;
   const F y = exp_series<V>(x, &whole);
   const F weight = V::mul(y, V::power_of_two(V::add_int(whole, V::set1_int(kWeightShift))));
-  // Rounded down: what is beyond 2**23 is a whole number, and its difference to 2**23 is exact.
+  // Rounded down: numbers beyond 2**23 are integers, and their difference from 2**23 is exact.
   const F small = V::min(weight, V::set1(8388608.0f));
   const F nearest = V::to_float(V::to_int(small));
   const F is_below = V::zero_below(V::set1(1.0f), V::sub(small, nearest), 0.0f);
@@ -58,7 +58,7 @@ static void weigh(const float* scores, size_t count, float best, float* weights)
   std::memcpy(weights + i, tail, (count - i) * sizeof(float));
 }
 
-// A plain loop: the compiler knows how to narrow numbers.
+// A plain loop: the compiler vectorises the narrowing.
 template <class V>
 static void find_buckets(const float* scores, size_t count, float best, uint16_t* buckets) {
   constexpr float kLast = kScoreBuckets - 1;

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-// What a Vec gets by naming itself: inputs, and how a part of them is loaded. Weights are parted by each in its own
+// CRTP base of a Vec: the inputs, and the loading of a part of them. Each Vec splits weights into parts in its own
 // way.
 template <class V>
 struct SplitPairs {

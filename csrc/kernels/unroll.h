@@ -1,4 +1,4 @@
-// Loops whose counter is a constant in every turn, so that arrays of accumulators become registers.
+// Loops whose counter is a constant in every iteration, so that arrays of accumulators become registers.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,7 @@ static MINICPM_INLINE void unroll_sequence(Body&& body, std::integer_sequence<in
   (body(std::integral_constant<int, i>{}), ...);
 }
 
-// body(integral_constant 0), body(integral_constant 1), ... body(integral_constant count - 1).
+// Calls body(integral_constant 0), body(integral_constant 1), ... body(integral_constant count - 1).
 template <int count, class Body>
 static MINICPM_INLINE void unroll(Body&& body) {
   unroll_sequence(static_cast<Body&&>(body), std::make_integer_sequence<int, count>{});

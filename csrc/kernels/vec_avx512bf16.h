@@ -1,6 +1,6 @@
 // As vec_avx512vnni.h, where pairs of bfloat16 are multiplied by one instruction. Its product is that of two steps in
-// binary32: exact products, the second added before the first, each sum rounded to nearest. It takes numbers below
-// 2**-126 for zero, whatever the mode.
+// binary32: exact products, the second added before the first, each sum rounded to nearest. It treats numbers below
+// 2**-126 as zero, regardless of the mode.
 #pragma once
 
 #include "kernels/vec_avx512vnni.h"

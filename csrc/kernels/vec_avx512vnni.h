@@ -111,7 +111,7 @@ struct Avx512Vnni : SplitPairs<Avx512Vnni> {
     return _mm512_or_si512(low, _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24)));
   }
   static I dot8_repeated(I sum, Weights8 w, const int8_t* p) {
-    // GCC 12 broadcasts by an instruction of its own, which takes as long as the product.
+    // GCC 12 emits a separate broadcast, which takes as long as the product.
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const int32_t*>(p)));
     return sum;
   }

@@ -1,4 +1,4 @@
-// AVX-VNNI: vpdpbusd on ymm registers, as machines without AVX-512 have it.
+// AVX-VNNI: vpdpbusd on ymm registers, for machines without AVX-512.
 #pragma once
 
 #include "kernels/vec_ymm.h"
@@ -12,7 +12,7 @@ struct AvxVnni : Ymm {
   static I dot8(I sum, Weights8 w, I a) {
 #ifdef __AVXVNNI__
     return {_mm256_dpbusd_avx_epi32(sum.low, w.low, a.low), _mm256_dpbusd_avx_epi32(sum.high, w.high, a.high)};
-#else  // built by `make native-avxvnni-check`: the same file proved on a machine that has the AVX-512 form only
+#else  // built by `make native-avxvnni-check`, to test this file on a machine that has only the AVX-512 form
     return {_mm256_dpbusd_epi32(sum.low, w.low, a.low), _mm256_dpbusd_epi32(sum.high, w.high, a.high)};
 #endif
   }

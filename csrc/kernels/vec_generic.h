@@ -1,15 +1,15 @@
-// Sixteen lanes in plain C++, and the description of what every Vec owes the kernels.
+// Sixteen lanes in plain C++, and the specification of the interface that every Vec implements.
 //
 //   F, I      16 floats, 16 int32. Every float operation is one IEEE operation per lane.
 //   Bytes     64 bytes; lane i owns bytes 4 i .. 4 i + 3.
 //   Weights8  64 codes of int8 weights, stored plus 128, ready for dot8.
 //   kDirectWidth, DirectWidths  most tokens of a register tile that reads packed weights, and all widths there are
 //   kGemmWidth, kGemmBlocks, GemmWidths  register tile of the GEMM: tokens x blocks of 16 rows, and all widths
-//   kSums     vectors of sums that keep the multipliers busy; a few tokens share so many
-//   kSumsAtOnce  vectors of sums that fit in registers beside their operands; divides 16
+//   kSums     vectors of sums that hide the multipliers' latency; shared by the tokens of a small tile
+//   kSumsAtOnce  vectors of sums that fit in registers with their operands; divides 16
 //   PairInput, PairPart, kPairParts  inputs as store_pairs writes them, and 16 pairs of bfloat16, or a part of them
 //   kFloatRows, kFloatTokens  register tile of float weights: rows x tokens
-//   kOffset8  what dot8 adds to every code; the caller starts its sum at -kOffset8 * sum of activations
+//   kOffset8  the offset that dot8 adds to every code; the caller starts its sum at -kOffset8 * sum of activations
 //
 // max(a, b) is b where either is NaN, min likewise. to_int rounds to nearest, ties to even. dot4 and dot8 add, per
 // lane, the four products of unsigned weight bytes and signed activation bytes, exactly; dot_unsigned those of bytes
@@ -133,7 +133,7 @@ struct Generic : SplitPairs<Generic> {
     return each([&](int i) { return static_cast<float>(x.lane[i]); });
   }
   static I to_int(const F& x) {
-    // A NaN has no whole number; like the vector instructions this gives the most negative one.
+    // NaN has no integer value; like the vector instructions this gives the most negative integer.
     return each_int(
         [&](int i) { return x.lane[i] == x.lane[i] ? static_cast<int32_t>(__builtin_lrintf(x.lane[i])) : INT32_MIN; });
   }
@@ -146,7 +146,7 @@ struct Generic : SplitPairs<Generic> {
 
   template <int part>
   static F weight_part(const uint16_t* p) {
-    // By words: GCC 12 vectorizes loads of every second number into loads of others.
+    // By words: GCC 12 vectorizes loads of every second number incorrectly.
     uint32_t words[16];
     std::memcpy(words, p, sizeof words);
     return each([&](int i) { return float_from_bits(part == 0 ? words[i] & 0xffff0000 : words[i] << 16); });

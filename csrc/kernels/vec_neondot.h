@@ -4,7 +4,7 @@
 // SDOT takes both sides signed and adds in 32 bits without saturating. So codes become signed numbers first, exactly:
 // nibbles 0 .. 15 and weights of attention 0 .. 127 are the same number as int8; an int8 weight, stored as w + 128 in
 // 1 .. 255, is w again when its highest bit is flipped. A product is at most 128 * 127, a sum what docs/numerics.md,
-// section 3, says: below 2**24. Nothing is left to take off, hence kOffset8 = 0.
+// section 3, gives: below 2**24. No offset remains, hence kOffset8 = 0.
 #pragma once
 
 #include <arm_neon.h>
@@ -34,7 +34,7 @@ struct NeonDot : SplitPairs<NeonDot> {
 
   static constexpr int kFloatRows = 2;
   static constexpr int kFloatTokens = 2;
-  // Of 32 registers a tile of 4 tokens has 16 for its sums and 4 for weights.
+  // A tile of 4 tokens uses 16 of 32 registers for its sums and 4 for weights.
   static constexpr int kDirectWidth = 4;
   static constexpr int kGemmWidth = 4;
   using DirectWidths = std::integer_sequence<int, 1, 2, 3, 4>;
@@ -128,7 +128,7 @@ struct NeonDot : SplitPairs<NeonDot> {
     vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
   }
   static F to_float(I x) { return {vcvtq_f32_s32(x.a), vcvtq_f32_s32(x.b), vcvtq_f32_s32(x.c), vcvtq_f32_s32(x.d)}; }
-  // A NaN becomes 0, elsewhere the most negative number: where one may come, the kernels use no lane's whole number.
+  // NaN becomes 0, on other instruction sets the most negative integer; the kernels never use the integer of a NaN.
   static I to_int(F x) { return {vcvtnq_s32_f32(x.a), vcvtnq_s32_f32(x.b), vcvtnq_s32_f32(x.c), vcvtnq_s32_f32(x.d)}; }
   static I magnitude_bits(F x) { return {magnitudes(x.a), magnitudes(x.b), magnitudes(x.c), magnitudes(x.d)}; }
   static F power_of_two(I n) { return {powers(n.a), powers(n.b), powers(n.c), powers(n.d)}; }
@@ -199,7 +199,7 @@ struct NeonDot : SplitPairs<NeonDot> {
     const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(p));
     return vreinterpretq_f32_u32(part == 0 ? vandq_u32(pairs, vdupq_n_u32(0xffff0000)) : vshlq_n_u32(pairs, 16));
   }
-  // Not FMAX and FMIN, which give a NaN wherever one is.
+  // Not FMAX and FMIN, which return NaN if either operand is NaN.
   static MINICPM_INLINE float32x4_t larger4(float32x4_t x, float32x4_t y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }
   static MINICPM_INLINE float32x4_t smaller4(float32x4_t x, float32x4_t y) { return vbslq_f32(vcltq_f32(x, y), x, y); }
   static MINICPM_INLINE float32x4_t unless(float32x4_t value, uint32x4_t mask) {
@@ -214,7 +214,7 @@ struct NeonDot : SplitPairs<NeonDot> {
   static MINICPM_INLINE uint8x16_t flipped(uint8x16_t x) { return veorq_u8(x, vdupq_n_u8(0x80)); }
   static MINICPM_INLINE int8x16_t as_bytes(int32x4_t x) { return vreinterpretq_s8_s32(x); }
   static MINICPM_INLINE int32x4_t as_words(const int8_t* p) { return vreinterpretq_s32_s8(vld1q_s8(p)); }
-  // A shift with insertion keeps what lies below: the numbers are 0 .. 127.
+  // A shift with insertion keeps the lower bits: the numbers are 0 .. 127.
   static MINICPM_INLINE int32x4_t packed(int32x4_t x, int32x4_t y, int32x4_t z, int32x4_t w) {
     return vsliq_n_s32(vsliq_n_s32(vsliq_n_s32(x, y, 8), z, 16), w, 24);
   }

@@ -1,10 +1,10 @@
 // As vec_neondot.h, on an ARM processor that multiplies 2 rows by 2 tokens of 8 inputs each at once (SMMLA, ARMv8.6):
-// twice the products of SDOT in one instruction. Prompts take it, by way of GroupSums in linear.h; up to 16 tokens and
-// attention go by SDOT. USDOT is left alone: it would spare a flip, one instruction for 16 weights of any number of
+// twice the products of SDOT in one instruction. Prompts use it, through GroupSums in linear.h; up to 16 tokens and
+// attention use SDOT. USDOT is not used: it would save one bit flip, one instruction per 16 weights for any number of
 // tokens.
 //
-// SMMLA wants the 8 inputs of a row side by side. Panel and activations keep 4 there, as everywhere: interleaving two
-// units' words puts a row's 8 together, and the order of inputs inside an exact sum is free.
+// SMMLA needs the 8 inputs of a row to be contiguous. Panels and activations have 4, as elsewhere: interleaving two
+// units' words makes a row's 8 contiguous, and the order of inputs in an exact sum does not matter.
 #pragma once
 
 #include "kernels/linear.h"
@@ -18,7 +18,7 @@ struct GroupSums<NeonI8mm, is_int4, M> {
   using V = NeonI8mm;
 
   static MINICPM_INLINE void add(const uint8_t*& panel, const int8_t*& codes, int G, V::I (&sum)[M][1]) {
-    // Of rows 2 r, 2 r + 1 and tokens 2 t, 2 t + 1, a pair of rows to a register: row by row the sums of both tokens.
+    // Sums of rows 2 r, 2 r + 1 and tokens 2 t, 2 t + 1, one pair of rows per register: for each row both tokens' sums.
     int32x4_t square[M / 2][8];
     unroll<M / 2>([&](auto t) MINICPM_INLINE_LAMBDA {
       const V::I one = sum[2 * t][0], other = sum[2 * t + 1][0];
@@ -57,7 +57,7 @@ struct GroupSums<NeonI8mm, is_int4, M> {
       return V::prepare8(bytes);
     }
   }
-  // Sums of four rows, of one token and of the other, as two squares.
+  // The sums of four rows for one token and for the other, as two 2 x 2 tiles.
   static MINICPM_INLINE void spread(int32x4_t* to, int32x4_t one, int32x4_t other) {
     to[0] = vzip1q_s32(one, other);
     to[1] = vzip2q_s32(one, other);

@@ -1,4 +1,4 @@
-// Sixteen lanes as two ymm registers: what AVX2 and AVX-VNNI have in common. vec_generic.h describes the interface.
+// Sixteen lanes as two ymm registers: the common part of AVX2 and AVX-VNNI. vec_generic.h describes the interface.
 #pragma once
 
 #include <immintrin.h>
@@ -101,7 +101,7 @@ struct Ymm : SplitPairs<Ymm> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.high);
   }
   static void store_as_int8(int8_t* p, I x) {
-    // The packing instructions saturate, which changes no code, and work on each half of a register by itself.
+    // The packing instructions saturate, which changes no code, and work on each half of a register separately.
     const __m256i words = _mm256_packs_epi32(x.low, x.high);
     const __m256i bytes = _mm256_packs_epi16(words, words);
     const __m256i inorder = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0));

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +54,19 @@ def test_an_answer_without_a_speed_shows_none(completion, expected):
 def test_an_error_is_one_sentence(error, expected):
     sentence = one_sentence(error)
     assert sentence.startswith(expected) and "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "out", "err"),
+    [
+        (">&-", 0, "", "minicpm: stdout is closed, so the output is lost; send it to a file or to /dev/null instead"),
+        ("2>&-", 0, "minicpm-nano", ""),
+        (">&- 2>&-", 0, "", ""),
+    ],
+)
+def test_a_closed_stream_is_no_traceback(closed: str, code: int, out: str, err: str):
+    command = f"{shlex.quote(sys.executable)} -m minicpm list {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout.startswith(out) and bool(done.stdout) is bool(out)
+    assert done.stderr.startswith(err) and "Traceback" not in done.stderr

@@ -233,11 +233,10 @@ def test_pieces_scores_and_types_are_those_that_sentencepiece_reads(folder: str,
     assert model.byte_fallback
 
 
-@pytest.fixture(scope="module")
-def unprefixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model without a blank before a text, and with pieces of the user's, trained by SentencePiece itself."""
-    folder = tmp_path_factory.mktemp("unprefixed")
+def train_sentencepiece(folder: Path, **options: Any) -> None:
+    """Write a small tokenizer.model that SentencePiece itself trains, with MiniCPM-2B's flags but for `options`."""
     lines = [f"<用户>How much is {i} and {i + 1}?<AI>{i} plus {i + 1} is {2 * i + 1}." for i in range(200)]
+    flags: dict[str, Any] = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_prefix=str(folder / "tokenizer"),
@@ -245,13 +244,28 @@ def unprefixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=310,
         byte_fallback=True,
         split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        user_defined_symbols=["\n", "<用户>", "<AI>"],
         minloglevel=2,
+        **{**flags, "add_dummy_prefix": False, **options},
     )
+
+
+OWN_PIECES = ["\n", "<用户>", "<AI>"]
+
+
+@pytest.fixture(scope="module")
+def unprefixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a blank before a text, and with pieces of the user's, trained by SentencePiece itself."""
+    folder = tmp_path_factory.mktemp("unprefixed")
+    train_sentencepiece(folder, user_defined_symbols=OWN_PIECES)
     (folder / "tokenizer_config.json").write_text('{"add_prefix_space": false}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prefixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that puts a blank before a text itself, as MiniCPM-2B's does not; no configuration beside it."""
+    folder = tmp_path_factory.mktemp("prefixed")
+    train_sentencepiece(folder, add_dummy_prefix=True)
     return folder
 
 
@@ -265,6 +279,53 @@ def test_without_a_blank_before_it_a_text_has_the_ids_that_sentencepiece_gives(u
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(unprefixed / "tokenizer.model"))
     assert ours.encode(text, add_bos=False) == oracle.encode(text)
     assert ours.decode(oracle.encode(text)) == text.replace("▁", " ")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["<用户>", "AI", "\n", " ", "  ", "▁", "plus", "How", "7", "42", "用户", "é"])))
+def test_with_add_dummy_prefix_a_text_has_the_ids_that_sentencepiece_gives(prefixed: Path, parts: list[str]):
+    text = "".join(parts)
+    ours = Tokenizer.from_folder(prefixed)
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(prefixed / "tokenizer.model"))
+    assert ours.encode(text, add_bos=False) == oracle.encode(text)
+    assert ours.decode(oracle.encode(text)) == text.replace("▁", " ")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"remove_extra_whitespaces": True}, "its remove_extra_whitespaces is on, and blanks are never removed here"),
+        (
+            {"add_dummy_prefix": True, "user_defined_symbols": OWN_PIECES},
+            r"it has add_dummy_prefix and user-defined pieces such as '\\n'.*or set add_prefix_space",
+        ),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix is on"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "it normalises characters"),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_a_normalizer_that_the_pipeline_does_not_have_is_refused_by_name(
+    tmp_path: Path, options: dict[str, Any], complaint: str
+):
+    train_sentencepiece(tmp_path, **options)
+    with pytest.raises(FormatError, match=f"tokenizer.model: .*{complaint}"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_tokenizer_json_beside_the_model_decides_in_place_of_the_models_flags(tmp_path: Path, prefixed: Path):
+    train_sentencepiece(tmp_path, remove_extra_whitespaces=True)
+    (tmp_path / "tokenizer.json").write_text(Tokenizer.from_folder(prefixed).to_json())
+    assert Tokenizer.from_folder(tmp_path).encode("a  b") == Tokenizer.from_folder(prefixed).encode("a  b")
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_configuration_decides_about_the_blank_and_the_pieces_of_the_user(tmp_path: Path, prefix: bool):
+    train_sentencepiece(tmp_path, add_dummy_prefix=True, user_defined_symbols=OWN_PIECES)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": prefix}))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    pieces = [tokenizer.id_to_token(i) for i in tokenizer.encode("How<AI>", add_bos=False)]
+    assert str(pieces[0]).startswith("▁") is prefix
+    assert ("<AI>" in pieces) is not prefix
 
 
 def test_a_configured_prefix_that_is_neither_yes_nor_no_is_refused(unprefixed: Path, tmp_path: Path):
@@ -523,6 +584,11 @@ def field(number: int, content: bytes) -> bytes:
         (field(1, field(1, b"a")), "model_type is not BPE"),
         (field(1, field(1, b"a")) + field(2, b"\x18\x02"), "unk_id 0 is not its unknown piece"),
         (field(1, field(1, b"a")) + field(2, b"\x18\x02") + field(3, field(2, b"xx")), "it normalises characters"),
+        (field(1, field(1, b"a")) + field(2, b"\x18\x02") + field(3, b"\x28\x00"), "escape_whitespaces is off"),
+        (
+            field(1, field(1, b"a")) + field(2, b"\x18\x02") + field(5, field(2, b"x")),
+            "changes characters when decoding",
+        ),
     ],
 )
 def test_a_hostile_tokenizer_model_is_refused_by_name(tmp_path: Path, content: bytes, complaint: str):

@@ -127,6 +127,7 @@ def _verb_advice(words: Sequence[str], message: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal with another encoding shows replacement characters instead of ending an answer with an error.
         if isinstance(stream, io.TextIOWrapper):
@@ -153,6 +154,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         talk(f"{PROGRAM}: {one_sentence(error)}")
         # A bad argument raises a plain ValueError; subclasses, such as UnicodeDecodeError, are failures.
         return 2 if type(error) is ValueError else 1
+
+
+def _replace_closed_streams() -> None:
+    """Send the output of a closed stdout or stderr (`>&-`) nowhere, and report a closed stdout.
+
+    Python gives None for such a stream: printing to it is silently lost, and everything else on it fails.
+    """
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        talk(f"{PROGRAM}: stdout is closed, so the output is lost; send it to a file or to {os.devnull} instead")
 
 
 def _run(argv: list[str]) -> int:

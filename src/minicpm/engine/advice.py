@@ -1,4 +1,4 @@
-"""What a model itself advises about sampling, in generation_config.json or its GGUF file: its requests' defaults."""
+"""A model's recommended sampling, from generation_config.json or its GGUF file: the defaults of its requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIELDS = {
 
 
 def advised_sampling(checkpoint: Checkpoint) -> SamplingParams:
-    """SamplingParams that an opened model advises; this package's own where it says nothing.
+    """SamplingParams that an opened model recommends; this package's defaults if it has none.
 
     `do_sample` false is temperature 0. Raises FormatError for a value that is out of range.
     """

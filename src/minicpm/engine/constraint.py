@@ -98,7 +98,7 @@ class Constraints:
         self._forms: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """A follower of one answer; GenerationError for a constraint that says nothing which can be followed."""
+        """A follower of one answer; GenerationError for a constraint that cannot be compiled."""
         with self._lock:
             form = self._forms.pop(constraint, None) or self._compiled(constraint)
             self._forms[constraint] = form

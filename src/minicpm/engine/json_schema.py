@@ -25,12 +25,12 @@ _MOST_PARTS = 300
 # on writing line feeds for ever. The separators are regular expressions.
 JSON_STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
-# Keywords that say nothing about what is valid.
+# Keywords that do not affect validation.
 _ANNOTATIONS = frozenset(
     {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
     | {"$comment", "$schema", "$id", "contentEncoding", "contentMediaType", "contentSchema"}
 )
-# Where a schema has schemas: by name, in a list, one.
+# Keywords that hold schemas: an object of them, a list of them, a single one.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalItems", "additionalProperties")
@@ -65,7 +65,7 @@ def followable(schema: Mapping[str, Any] | bool) -> tuple[Schema, list[Dropped]]
 
 
 def problem(schema: Schema, *, lenient: bool = False) -> str | None:
-    """What prevents a schema from being followed, in a sentence with the place if it can be found; None: nothing.
+    """Why a schema cannot be compiled, in a sentence with the place if it can be found; None if it can.
 
     `lenient` follows a oneOf like an anyOf.
     """
@@ -292,7 +292,7 @@ class _Rewriter:
         return None
 
     def _format(self, schema: dict[str, Any], place: tuple[str, ...]) -> bool | None:
-        """A format that nobody knows is an annotation, by JSON Schema's own rule."""
+        """An unknown format is an annotation, by JSON Schema's own rule."""
         name = schema.get("format")
         if isinstance(name, str) and _complaint({"type": "string", "format": name}, False):
             schema.pop("format")
@@ -342,13 +342,13 @@ class _Rewriter:
     # --- references ---------------------------------------------------------------------------------------------
 
     def _resolved(self, schema: Any) -> Any:
-        """What a reference inside the document points to; the schema itself if it is none."""
+        """The target of a reference inside the document; the schema itself if it is not a reference."""
         if isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
             return _target(self._root, schema["$ref"], schema)
         return schema
 
     def without_neighbours_of_references(self, schema: Any, place: tuple[str, ...]) -> Any:
-        """Keep of a reference and its neighbours one: together they cannot be followed where the reference recurs."""
+        """Drop the sibling keywords of a reference: both together cannot be compiled if the reference recurs."""
         if not isinstance(schema, dict):
             return schema
         if "$ref" in schema:
@@ -522,7 +522,7 @@ def _bounded(schema: Any) -> Any:
 
 
 def _bound(schema: dict[str, Any], *keywords: str) -> int:
-    """The bound on the other side, 0 if there is none: what is larger by the schema stays possible."""
+    """The bound on the other side, 0 if there is none: larger values that the schema permits stay allowed."""
     given = [schema[keyword] for keyword in keywords if type(schema.get(keyword)) in (int, float)]
     return int(given[0]) * 10 if given and abs(given[0]) > _MOST_INTEGER else 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def total_memory_bytes() -> int | None:
-    """All of the system's memory; None where it does not tell."""
+    """All of the system's memory; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -16,7 +16,7 @@ def total_memory_bytes() -> int | None:
 
 
 def free_memory_bytes() -> int | None:
-    """What the system could give without swapping: free pages and those of files it can drop; None where unknown."""
+    """Memory that is available without swapping: free pages and droppable file pages; None if unknown."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
@@ -26,7 +26,7 @@ def free_memory_bytes() -> int | None:
 
 
 def peak_rss_bytes() -> int | None:
-    """The most memory this process has had at once, mapped files included; None where the system does not tell."""
+    """Peak memory of this process, mapped files included; None if the system does not report it."""
     try:
         text = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:

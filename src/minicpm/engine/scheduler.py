@@ -31,9 +31,9 @@ STEP_S = 0.4
 OLDEST_PART = 0.25
 # An answer's memory grows by so many tokens.
 GROWTH_TOKENS = 64
-# So many later requests may be admitted before one that does not fit into memory; then all wait for it.
+# The number of later requests that may overtake one that does not fit into memory; then all wait for it.
 MOST_OVERTAKING = 64
-# So many waiting requests are checked for one that fits.
+# The number of waiting requests that are checked for one that fits.
 _LOOKAHEAD = 16
 
 Outcome = tuple[Request, Piece | GenerationError]

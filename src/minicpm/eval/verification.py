@@ -22,7 +22,7 @@ from minicpm.engine.backend import StepBackend
 from minicpm.engine.backends.numpy import NumpyBackend
 from minicpm.engine.llm import LLM
 from minicpm.engine.memory import peak_rss_bytes
-from minicpm.errors import FormatError, ModelError
+from minicpm.errors import FormatError, ModelError, counted
 from minicpm.eval.likelihood import chosen, encoded_text, logits_of, nats_of
 from minicpm.eval.passages import Passage, passages, passages_sha256
 from minicpm.eval.published import ANSWERS, FILES_SHA256, PROMPT_IDS, QUESTION, WINDOW_TOKENS
@@ -233,7 +233,9 @@ def _windows(llm: LLM, path: Path, progress: Progress) -> WindowScore:
         raise ValueError(f"the model reads {llm.context_length} tokens, a window has {WINDOW_TOKENS}")
     count = len(ids) // WINDOW_TOKENS
     if count == 0:
-        raise FormatError(path, f"has {len(ids):,} tokens; one window takes {WINDOW_TOKENS:,}")
+        raise FormatError(
+            path, f"has {counted(len(ids), 'token')}; one window takes {WINDOW_TOKENS:,}, so give a longer text"
+        )
     nats = 0.0
     progress.begin(f"reading {path.name}", len(data))
     try:

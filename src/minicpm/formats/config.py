@@ -28,7 +28,7 @@ MAX_HIDDEN_SIZE, MAX_LAYERS, MAX_HEADS, MAX_VOCAB_SIZE, MAX_POSITIONS = (
 )
 
 MUP_KEYS = ("scale_emb", "scale_depth", "dim_model_base")
-# What rope_scaling or rope_parameters may say.
+# Supported values of rope_scaling and rope_parameters.
 ROPE_KEYS = ("rope_type", "type", "factor", "rope_theta")
 
 
@@ -296,7 +296,7 @@ def _require_minicpm_decoder(raw: dict[str, Any]) -> None:
 
 
 def _rope_objects(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a config.json says of the rotary embedding: rope_scaling as in 2024, rope_parameters of transformers 5."""
+    """The rotary embedding's settings in a config.json: rope_scaling as in 2024, rope_parameters of transformers 5."""
     found = {key: raw[key] for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
     for key, rope in found.items():
         if not isinstance(rope, dict):
@@ -321,7 +321,7 @@ def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
 
 
 def _scaling_of(key: str, rope: dict[str, Any]) -> RopeScaling | None:
-    """The scaling of one object; ModelError for whatever would rotate otherwise than MiniCPM does."""
+    """The scaling of one object; ModelError for rotations that MiniCPM does not use."""
     kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
     if any(kind != kinds[0] for kind in kinds):
         raise ModelError(f"{key} has the rope_type {brief(kinds[0])} and the type {brief(kinds[1])}; keep one of them")

@@ -361,7 +361,7 @@ def _rope_scaling(keys: _Keys) -> RopeScaling | None:
 
 
 def _unsupported(name: str) -> str:
-    """What a tensor of other models stands for; "" for an unknown one."""
+    """The meaning of a tensor of other models; "" for an unknown one."""
     if name.endswith(".bias"):
         return "; projections with biases are not supported"
     if name.startswith(("rope_freqs", "rope_factors")):

@@ -32,7 +32,7 @@ from minicpm.tokenizer import (
     special_token,
 )
 from minicpm.tokenizer.added_tokens import listed_tokens
-from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE
+from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE, check_normalizer
 
 TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 MODEL, PRE, MERGES = "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"
@@ -76,7 +76,10 @@ def tokenizer_fields(folder: Path, vocab_size: int, eos_token_ids: tuple[int, ..
     merges: tuple[tuple[str, str], ...]
     unknown: int | None
     if has_entry(folder, "tokenizer.model"):
-        model = read_sentencepiece(file_in(folder, "tokenizer.model"))
+        source = file_in(folder, "tokenizer.model")
+        model = read_sentencepiece(source)
+        if not has_entry(folder, JSON_FILE):
+            check_normalizer(model, config, source)
         kind, pre, merges, unknown = SENTENCEPIECE, "default", (), model.unk_id
         has_prefix = prepends_blank(config, folder)
         listed = listed_tokens(folder, config, set(model.pieces).__contains__)
@@ -196,7 +199,7 @@ def read_template(path: Path, metadata: dict[str, Value]) -> ChatTemplate:
 
 
 def read_sentencepiece_metadata(path: Path, metadata: dict[str, Value]) -> tuple[SentencePieceModel, dict[str, Any]]:
-    """The pieces of a GGUF file, and what its metadata say in the words of tokenizer_config.json."""
+    """The pieces of a GGUF file, and its metadata under the keys of tokenizer_config.json."""
     pieces = _read_pieces(path, metadata, has_scores=True)
     count = len(pieces.texts)
     ids = {name: _read_id(path, metadata, f"tokenizer.ggml.{name}_token_id", count) for name in ("bos", "eos")}
@@ -237,7 +240,7 @@ def read_byte_level_metadata(path: Path, metadata: dict[str, Value]) -> tuple[By
     ids = {name: _read_id(path, metadata, f"tokenizer.ggml.{name}_token_id", count) for name in ("bos", "eos")}
     adds_bos = _read_flag(path, metadata, "tokenizer.ggml.add_bos_token", PRE_TOKENIZERS[pre].adds_bos)
     config = {**_special_tokens(pieces, ids), "add_bos_token": adds_bos}
-    # As in llama.cpp, an end of a turn is a control token whatever the file calls it: converters got that wrong.
+    # As in llama.cpp, an end of a turn is a control token regardless of its type in the file, which may be wrong.
     types = (PieceType.CONTROL if text in END_TOKENS else kind for text, kind in zip(pieces.texts, pieces.types))
     return ByteLevelVocabulary(tuple(pieces.texts), tuple(types), _read_merges(path, metadata), pre), config
 
@@ -259,7 +262,7 @@ def _read_merges(path: Path, metadata: dict[str, Value]) -> tuple[tuple[str, str
 
 
 def read_eos_token_ids(path: Path, metadata: dict[str, Value], vocab_size: int) -> tuple[int, ...]:
-    """Ids that end a text: eos, the end of a turn and of a message, and tokens whose name says so.
+    """Ids that end a text: eos, the end of a turn and of a message, and tokens with the name of an end token.
 
     A file has room for one id of each, but models may end their turns by another token than their texts. Of a
     SentencePiece vocabulary only control tokens are ends by name.

@@ -164,7 +164,7 @@ def _q3_k(rows: Bytes) -> Floats:
 
 
 def _steps_and_lows(rows: Bytes) -> tuple[Floats, Floats]:
-    """Of Q4_K and Q5_K: 8 steps and 8 minimums (B, 8), of 6 bits each in 12 bytes behind the two float16 numbers."""
+    """8 steps and 8 minimums (B, 8) of Q4_K or Q5_K, each of 6 bits, in 12 bytes after the two float16 numbers."""
     scale, least, packed = np.split(rows[:, :16], (2, 4), axis=1)
     first, second, last = np.split(packed, 3, axis=1)
     sub_scales = np.concatenate([first & np.uint8(63), last & np.uint8(15) | first >> np.uint8(2) & np.uint8(48)], 1)

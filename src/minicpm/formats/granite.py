@@ -84,5 +84,5 @@ def _dim_model_base(logits_scaling: float, hidden_size: int) -> int:
 
 
 def simple(value: float) -> float:
-    """12 for 12.0, as a config.json says it."""
+    """12 for 12.0, as a config.json writes it."""
     return int(value) if value.is_integer() else value

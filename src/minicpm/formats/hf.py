@@ -79,7 +79,7 @@ def is_training_state(name: str) -> bool:
 
 
 def _shards_without_index(folder: ModelFolder) -> list[str]:
-    """The shards of a model whose index is missing: their own names say whether they are all there.
+    """The shards of a model whose index is missing: their names show whether the set is complete.
 
     Raises FormatError if some are missing. Shards in several forms or numbers are left to the caller's error.
     """

@@ -45,7 +45,7 @@ class TensorFile(Protocol):
 
 
 class MappedFile:
-    """A regular file mapped privately: pages are shared with the page cache, writes into them reach nobody else.
+    """A regular file mapped privately: pages are shared with the page cache, writes are seen by this process only.
 
     The mapping is writable only because torch.frombuffer and numpy want writable memory. Raises FormatError for
     anything that is no regular file with content.
@@ -93,7 +93,7 @@ def aligned_view(name: str, dtype: str, shape: tuple[int, ...], buffer: memoryvi
 
 
 def checked_shape(path: Path, name: str, shape: object) -> tuple[int, ...]:
-    """A tuple of sane axis lengths from an untrusted list; FormatError otherwise."""
+    """A tuple of axis lengths from an untrusted list, checked for size; FormatError otherwise."""
     if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
         raise FormatError(path, f"{name}: a shape is a list of at most {MAX_AXES} lengths, got {brief(shape)}")
     for length in shape:

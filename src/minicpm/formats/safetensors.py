@@ -53,7 +53,7 @@ class SafetensorsFile:
         return aligned_view(name, info.dtype, info.shape, self._file.view(*self._spans[name]))
 
     def span(self, name: str) -> tuple[int, int]:
-        """Where the tensor's bytes begin and end in the file."""
+        """The offsets in the file at which the tensor's bytes begin and end."""
         return self._spans[name]
 
     def release(self, name: str) -> None:

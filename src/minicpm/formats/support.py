@@ -1,4 +1,4 @@
-"""Whether this version can run a model, told from its config.json alone, before its weights are downloaded."""
+"""Decides from config.json alone whether this version can run a model, before its weights are downloaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minicpm.hub import Preview
 
 
 def require_supported(preview: Preview) -> None:
-    """ModelError for a model on a hub whose config.json says that this version cannot run it."""
+    """Raise ModelError for a model on a hub whose config.json shows that this version cannot run it."""
     raw = preview.config
     reason = None if raw is None else why_unsupported(raw)
     if reason is not None:
@@ -20,7 +20,7 @@ def require_supported(preview: Preview) -> None:
 
 
 def why_unsupported(raw: dict[str, Any]) -> str | None:
-    """Why a model with this config.json does not run here; None where it does, or the file does not say enough."""
+    """Why a model with this config.json does not run here; None if it does, or if the file does not decide it."""
     if not raw.get("model_type") and not raw.get("architectures"):
         return None
     try:

@@ -31,7 +31,7 @@ FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before a byte of it is read."""
+    """A tensor's metadata, known before its bytes are read."""
 
     name: str
     dtype: str

@@ -56,11 +56,11 @@ ZIP64_END_OF_DIRECTORY = struct.Struct("<4sQ2H2L4Q")
 DIRECTORY_ENTRY = struct.Struct("<4s6H3L5H2L")
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 STORED, ENCRYPTED = 0, 1
-LARGE_ENTRY_BYTES = 1 << 31  # from here on zipfile wants to be told beforehand
+LARGE_ENTRY_BYTES = 1 << 31  # from this size on zipfile needs force_zip64
 
 
 class TorchFile:
-    """A torch zip checkpoint opened for reading; raises FormatError for whatever is not plain tensors by name."""
+    """A torch zip checkpoint opened for reading; raises FormatError for anything but named plain tensors."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -279,7 +279,7 @@ def _archive_prefix(path: Path, entries: dict[str, tuple[int, int]]) -> str:
 def _require_little_endian(path: Path, file: MappedFile, entries: dict[str, tuple[int, int]], prefix: str) -> None:
     begin, end = entries.get(f"{prefix}/byteorder", (0, 0))
     order = bytes(file.view(begin, min(end, begin + 16)))
-    # Checkpoints of torch before 2.1 don't say; they come from little-endian machines.
+    # torch before 2.1 wrote no byte order; its checkpoints come from little-endian machines.
     if order not in (b"", b"little"):
         raise FormatError(path, f"its byte order is {brief(order)}; expected little-endian")
 
@@ -309,7 +309,7 @@ class _StoredTensor:
 
 @dataclass(frozen=True)
 class _Located:
-    """Where a tensor lies in the file; `stride` (in elements) is None when it is contiguous."""
+    """A tensor's place in the file; `stride` (in elements) is None when it is contiguous."""
 
     info: TensorInfo
     begin: int
@@ -403,7 +403,7 @@ class _Machine:
                 function, arguments = self._pop(2)
                 stack.append(self._call(function, arguments))
             case "BUILD":
-                # A state dict's `_metadata` (versions of modules) hangs on the dict as an attribute; nobody needs it.
+                # A state dict's `_metadata` (versions of modules) is an attribute of the dict; it is not used.
                 self._pop(1)
                 if not isinstance(stack[-1], dict):
                     raise ValueError(f"attributes for a {_kind(stack[-1])}")

@@ -45,7 +45,7 @@ def wrapped_example(stored: Iterable[str]) -> str | None:
 
 
 def _prefixes(names: Iterable[str]) -> tuple[str, str]:
-    """What stands in front of `layers.` and of `lm_head.`; a published model has "model." and ""."""
+    """The prefixes of `layers.` and of `lm_head.`; a published model has "model." and ""."""
     landmarks = [name for name in names if _is_landmark(name)]
     if len(landmarks) != 1:
         return "model.", ""

@@ -24,7 +24,7 @@ LARGEST_EXPONENT = 10  # of the powers of two
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that are not finite are refused by name when they are rounded
 def block_scales(read: Callable[[str], Floats], config: DecoderConfig, block: int) -> BlockScales:
-    """What evens out a block, given its weights as float32 by published name; one matrix is read at a time."""
+    """The equalization scales of a block, given its float32 weights by published name; reads one matrix at a time."""
     attention, mlp = f"model.layers.{block}.self_attn", f"model.layers.{block}.mlp"
     norm = read(f"model.layers.{block}.input_layernorm.weight")
     H_kv, D = config.num_key_value_heads, config.head_dim
@@ -34,7 +34,7 @@ def block_scales(read: Callable[[str], Floats], config: DecoderConfig, block: in
         inputs += _column_sizes(weight)
         rows[part] = _row_sizes(weight * norm)
     del weight
-    # Of a pair of channels: what its keys are to the queries of all heads that share them.
+    # For each pair of channels: the mean size of its keys, against that of the queries of all heads that share it.
     keys = rows["k"].reshape(H_kv, 2, D // 2).mean(axis=1)
     queries = rows["q"].reshape(H_kv, -1, 2, D // 2).mean(axis=(1, 2))
     values = _column_sizes(read(f"{attention}.o_proj.weight")).reshape(H_kv, -1, D).mean(axis=1)

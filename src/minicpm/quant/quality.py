@@ -31,7 +31,7 @@ class Comparison:
     def add(self, reference_logits: Floats, logits: Floats, targets: Ids) -> None:
         """Count T predictions: logits of both models (T, vocab), and the tokens (T,) that were to be predicted.
 
-        Raises ValueError for shapes that differ and logits that are not finite: their KL says nothing.
+        Raises ValueError for shapes that differ and logits that are not finite: their KL is undefined.
         """
         if reference_logits.shape != logits.shape or logits.shape[:1] != targets.shape:
             raise ValueError(

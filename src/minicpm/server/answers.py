@@ -38,7 +38,7 @@ class Question:
 
 
 class Inbox:
-    """Carries what other threads say to the event loop, waking it once for all that comes together."""
+    """Passes items from other threads to the event loop, with one wake-up for all that arrive together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop = loop
@@ -54,7 +54,7 @@ class Inbox:
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        # First: what is posted from here on wakes the loop again.
+        # Cleared first: items posted from here on wake the loop again.
         self._is_waking = False
         while self._letters:
             receiver, letter = self._letters.popleft()
@@ -62,7 +62,7 @@ class Inbox:
 
 
 class Serving:
-    """One engine and everything that requests share. `is_draining` once a shutdown was asked for."""
+    """One engine and the state that requests share. `is_draining` is true once a shutdown was requested."""
 
     def __init__(self, engine: Engine, model: ServedModel, settings: Settings):
         self.engine = engine
@@ -208,7 +208,7 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
 
 
 async def worked(start: Callable[..., Future[T]], *arguments: Any) -> T:
-    """What work of the engine gives, which ends where nobody waits for it any more. Raises APIError as `in_thread`."""
+    """The result of engine work, which is cancelled if the client disconnects. Raises APIError as `in_thread` does."""
     future = await in_thread(start, *arguments)
     try:
         return await asyncio.wrap_future(future)

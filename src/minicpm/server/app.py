@@ -21,7 +21,7 @@ from minicpm.server.openapi import ERRORS
 
 PAGE = Path(__file__).with_name("page")
 
-# The page is files of this package alone; it may ask this server and nobody else.
+# The page consists of this package's files only; it may send requests to this server only.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -62,7 +62,7 @@ def create_app(serving: Serving, page: Path = PAGE) -> FastAPI:
             allow_methods=("GET", "HEAD", "POST"),
             # Official clients send headers of their own, x-stainless-os and more. None of them gives access.
             allow_headers=("*",),
-            allow_private_network=True,  # Chrome asks before a page of the internet may ask this machine
+            allow_private_network=True,  # Chrome's preflight for pages of public sites that call a local server
             expose_headers=(REQUEST_ID, "Retry-After"),
         )
     app.add_middleware(AccessLog, count=serving.metrics.count_response)

@@ -76,7 +76,7 @@ async def chat_questions(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     messages = conversation(body.messages)
-    # Schemas are compiled, a stranger's template is rendered by another process, and a long text is encoded.
+    # Schemas are compiled, an untrusted template is rendered by another process, and a long text is encoded.
     prompt_ids, constraint = await in_thread(_prepare, model, messages, body, functions, notes)
     model.check_prompt(prompt_ids, prompt_name)
     questions = [Question(prompt_ids, params, True, choice, constraint) for choice in range(body.n)]

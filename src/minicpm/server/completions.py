@@ -69,7 +69,7 @@ async def completion_questions(
 ) -> tuple[list[tuple[str, list[int]]], list[Question]]:
     """The prompts as texts and ids, and for each of them a question per choice.
 
-    Raises APIError for what cannot be answered. With "max_tokens": 0, the questions are not to be asked.
+    Raises APIError for invalid requests. With "max_tokens": 0 nothing is generated.
     """
     most = 1 if body.max_tokens == 0 else body.max_tokens
     params = sampling_params(body, model, max_tokens=most, logprobs=body.logprobs)
@@ -80,7 +80,7 @@ async def completion_questions(
 
 @dataclass(frozen=True)
 class _Echo:
-    """What a choice repeats of its prompt: the text, and its tokens' log-probabilities where they are asked for."""
+    """The echoed prompt of a choice: its text and, if requested, its tokens' log-probabilities."""
 
     text: str = ""
     logprobs: responses.Logprobs | None = None
@@ -168,7 +168,7 @@ class _Logprobs:
 
 
 def _whole_logprobs(model: ServedModel, echo: _Echo, completion: Completion) -> responses.Logprobs | None:
-    """Of the prompt, where it is echoed, and the answer."""
+    """Log-probabilities of the echoed prompt, if any, and the answer."""
     if completion.logprobs is None:
         return None
     answer = _Logprobs(model, len(echo.text), continues=True).part((*completion.logprobs, *_end(echo, completion)))
@@ -178,12 +178,12 @@ def _whole_logprobs(model: ServedModel, echo: _Echo, completion: Completion) -> 
 
 
 def _end(echo: _Echo, completion: Completion) -> tuple[SampledToken, ...]:
-    """The token that ended an answer: who asks for the prompt's tokens counts one for each that was sampled behind."""
+    """The token that ended an answer: clients that request the prompt's tokens expect one per sampled token."""
     return () if echo.logprobs is None or completion.end_token is None else (completion.end_token,)
 
 
 class _CompletionChunks:
-    """The chunks of streamed completions; `unasked` are those that nothing was asked for."""
+    """The chunks of streamed completions; `unasked` are choices that generate nothing."""
 
     def __init__(
         self,

@@ -18,9 +18,9 @@ from starlette.responses import Response
 from minicpm.errors import FormatError, GenerationError, QueueFull, one_line
 
 _LOGGER = logging.getLogger("minicpm.server")
-CLIENT_GONE = 499  # nginx's number for it; nobody reads the answer
+CLIENT_GONE = 499  # nginx's status for a closed connection; no client receives it
 
-# Fields that this server knows and refuses, OpenAI's and other servers', and what to do instead.
+# Fields of OpenAI and other servers that this server recognises and refuses, and what to do instead.
 _OUTPUTS = "use 'structured_outputs'"
 _REFUSED = {
     "functions": "it is deprecated, use 'tools'",
@@ -99,14 +99,14 @@ def shutting_down() -> APIError:
 
 
 def as_api_error(error: Exception) -> APIError:
-    """What a client is told of an exception of the engine or of a check."""
+    """The error that a client receives for an exception of the engine or of a check."""
     if isinstance(error, APIError):
         return error
     if isinstance(error, QueueFull):
         headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
         return APIError(429, str(error), kind="rate_limit_error", code="queue_full", headers=headers)
     if isinstance(error, FormatError):
-        # A stranger's chat template refuses the conversation. Where its file lies is nobody's business.
+        # An untrusted chat template refused the conversation. The client must not see the path of its file.
         return APIError(400, one_line(str(error).removeprefix(f"{error.path}: "), 500), code="invalid_value")
     if isinstance(error, GenerationError | ValueError):
         return APIError(400, one_line(str(error), 500), code="invalid_value")
@@ -147,7 +147,7 @@ def _paths(app: FastAPI) -> set[str]:
 
 
 def _hint(path: str, paths: Collection[str]) -> str:
-    """What somebody wanted who asked for a path that is not there, mostly by a base URL that is a little wrong."""
+    """A hint for a path that does not exist; the usual cause is a wrong base URL."""
     bare = "/" + path.strip("/")
     if bare == "/v1":
         return "it is the base URL of the API, to which clients add paths such as /chat/completions"

@@ -66,7 +66,7 @@ SERVER_SENT_EVENTS = Framing(
 
 
 class EventStream(StreamingResponse):
-    """Streams `answers`, which `stack` ends: when they are finished, fail, or nobody listens any more."""
+    """Streams `answers`, which `stack` closes when they finish or fail, or when the client disconnects."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class EventStream(StreamingResponse):
     ):
         self._stack = stack
         self._events = _events(answers, writer, ping_s, framing)
-        # nginx passes events on at once where it is told so.
+        # Without this header nginx buffers events.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._events, headers=headers, media_type=framing.media_type)
 

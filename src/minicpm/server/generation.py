@@ -1,4 +1,4 @@
-"""What chat and plain completions have in common: options to SamplingParams, usage, log-probabilities."""
+"""Shared by chat and plain completions: options to SamplingParams, usage, log-probabilities."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _biases(given: dict[str, float], vocab_size: int) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Head:
-    """What all chunks of one response begin with."""
+    """The fields that all chunks of one response begin with."""
 
     id: str
     created: int
@@ -103,7 +103,7 @@ class Head:
 
 
 def usage(completions: Sequence[Completion], choices: int) -> responses.Usage:
-    """Of all choices; a prompt, which `choices` completions in a row share, counts once."""
+    """The usage of all choices; a prompt that `choices` consecutive completions share counts once."""
     firsts = completions[::choices]
     prompt = sum(completion.usage.prompt_tokens for completion in firsts)
     answer = sum(completion.usage.completion_tokens for completion in completions)

@@ -1,4 +1,4 @@
-"""The log, written by a thread of its own: nobody who asks or answers waits for a pipe that is not read.
+"""The log, written by its own thread, so that no request blocks on a pipe that is not read.
 
 A program that starts the server may stop to read its stderr, or close it. Lines then wait up to a limit, and those
 beyond it are counted and left out; the server goes on.
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 # Lines that may wait for their reader.
 LONGEST_QUEUE = 2000
-# How long the end of the server waits for lines that nobody reads.
+# How long a shutdown waits to flush lines to a pipe that is not read.
 LAST_LINES_S = 1.0
 
 

@@ -21,7 +21,7 @@ class Metrics:
     """All of them; routes and answers count, /metrics reads."""
 
     def __init__(self, engine: Engine):
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each, which nobody asked for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it would add a second line for each metric
         self._registry = registry = CollectorRegistry()
         registry.register(_EngineCollector(engine))
 
@@ -47,7 +47,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-# A label for every path that somebody invents would grow without end.
+# One label per requested path would let clients grow the metrics without bound.
 _PATHS = frozenset(
     {
         "/", "/health", "/metrics", "/tokenize", "/detokenize",
@@ -59,7 +59,7 @@ _PATHS = frozenset(
 
 
 class _EngineCollector(Collector):
-    """Asks the engine when Prometheus asks."""
+    """Reads the engine's figures when Prometheus scrapes."""
 
     def __init__(self, engine: Engine):
         self._engine = engine

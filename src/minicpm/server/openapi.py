@@ -1,4 +1,4 @@
-"""What /openapi.json says of every route: its errors, and that answers may come as events."""
+"""Adds to every route of /openapi.json its errors and the streamed form of its answers."""
 
 from __future__ import annotations
 

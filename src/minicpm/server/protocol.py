@@ -18,7 +18,7 @@ _PHRASES = {
 
 
 def protocol_class(settings: Settings) -> type[HttpToolsProtocol]:
-    """The protocol under these limits: uvicorn wants a class."""
+    """The protocol class with these limits: uvicorn takes a class."""
 
     class LimitedProtocol(HttpToolsProtocol):
         """Headers must be whole `header_timeout_s` after the connection or their first byte, and be small."""

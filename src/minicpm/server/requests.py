@@ -1,4 +1,4 @@
-"""What a client may send: one class a route.
+"""The requests of clients: one class per route.
 
 An option is never ignored in silence: an unknown one is refused, and so is one that this server cannot fulfil
 (errors.py says what to do instead). Ranges of sampling options are SamplingParams' to check. Fields marked `Ignored`
@@ -71,7 +71,7 @@ class Fields(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """/openapi.json says of every optional field that it may be null."""
+        """Mark every optional field as nullable in /openapi.json."""
         reference = handler(core_schema)
         schema = handler.resolve_ref_schema(reference)
         for name, field in schema.get("properties", {}).items():
@@ -90,7 +90,7 @@ def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
 
 
 class Body(Fields):
-    """What every route has."""
+    """The fields of every route."""
 
     model: str | None = Field(None, description="a name of /v1/models; left out: the model that is served")
 
@@ -275,7 +275,7 @@ ResponseFormat = Annotated[TextFormat | JSONFormat | JSONSchemaFormat, Field(dis
 
 
 class StructuredOutputs(Fields):
-    """What an answer must look like, by vLLM's names: exactly one of the fields."""
+    """The required form of an answer, by vLLM's names: exactly one of the fields."""
 
     json_: dict[str, Any] | None = Field(None, alias="json", description="a JSON schema")
     json_object: Literal[True] | None = None
@@ -301,7 +301,7 @@ class StreamOptions(Open):
 
 
 class Generation(Body):
-    """What /v1/chat/completions and /v1/completions have in common."""
+    """The common fields of /v1/chat/completions and /v1/completions."""
 
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -466,7 +466,7 @@ class EmbeddingRequest(Body):
 
 
 class TokenizeRequest(Body):
-    """Of a text, or of the prompt that a conversation becomes."""
+    """The text to tokenize, or messages whose rendered prompt is tokenized."""
 
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None

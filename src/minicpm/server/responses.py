@@ -1,4 +1,4 @@
-"""What the routes answer, field for field as OpenAI's: what is built here is what /openapi.json shows.
+"""The responses of the routes, field for field as OpenAI's; /openapi.json is generated from these classes.
 
 Ours beyond that: `seed` of completions, which gives the same answer again, and `max_model_len` of models.
 """

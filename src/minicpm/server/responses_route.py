@@ -37,7 +37,7 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class Sent(BaseModel):
-    """Of an item. Clients send back what they were given, with what they made of it: other fields are left alone."""
+    """An input item. Clients send back earlier output with extra fields, which are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -68,7 +68,7 @@ class FunctionCallOutput(Sent):
 
 
 class Reasoning(Sent):
-    """What a reasoning model thought; this one is not told."""
+    """The reasoning of an earlier answer; it is not put into the prompt."""
 
     type: Literal["reasoning"]
 
@@ -162,7 +162,7 @@ class ResponseRequest(Body):
 
 
 def chat_request(body: ResponseRequest) -> requests.ChatRequest:
-    """The same question to /v1/chat/completions. Raises APIError for one that cannot be asked there either."""
+    """The equivalent request to /v1/chat/completions. Raises APIError if there is none."""
     wanted: Any = body.text.format if body.text is not None else None
     if isinstance(wanted, JSONSchemaFormat):
         schema = requests.JSONSchema(**wanted.model_dump(by_alias=True, exclude={"type"}))
@@ -312,7 +312,7 @@ class ResponseObject(BaseModel):
 class Writing:
     """An answer as it is written: the response so far, and the events of what a piece adds.
 
-    An answer that was not streamed is one piece, whose events nobody reads: both hold the same.
+    An answer that is not streamed is one piece whose events are discarded: both have the same content.
     """
 
     response: ResponseObject

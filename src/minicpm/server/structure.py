@@ -1,4 +1,4 @@
-"""What an answer must look like, from the four ways in which a request can say it."""
+"""The required form of an answer, from the four request fields that can set it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that a model may call: how it is told of them, what its answer must look like, and how it is read.
+"""Functions that a model may call: their text in the prompt, the form of the answer, and its parsing.
 
 MiniCPM-2B has no template for tools. So the functions stand in the system text, and constrained decoding sees to it
 that an answer is either text or calls of this form, one after the other:
@@ -23,7 +23,7 @@ from minicpm.errors import GenerationError, brief, one_line
 from minicpm.server.errors import APIError
 from minicpm.server.requests import CalledFunction, ChatRequest, Function
 
-# Of what `relaxed` lets through.
+# llguidance options for the schemas that `relaxed` returns.
 _LENIENT = {**JSON_STYLE, "lenient": True, "coerce_one_of": True}
 
 OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -71,7 +71,7 @@ def _description(function: Function) -> dict[str, object]:
 
 
 def call_text(calls: Sequence[CalledFunction]) -> str:
-    """What an earlier answer of calls looked like to the model."""
+    """The text of an earlier answer of calls, as the model wrote it."""
     return "".join(f"{OPEN}{_NAME}{call.name}{_ARGUMENTS}{_arguments(call)}}}{_CLOSE}" for call in calls)
 
 
@@ -159,7 +159,7 @@ class CallReader:
         self.calls: list[Call] = []
 
     def push(self, text: str) -> list[Said]:
-        """What `text`, the next part of the answer, adds."""
+        """The content and calls that `text`, the next part of the answer, adds."""
         self._unread += text
         said: list[Said] = []
         while self._step(said):

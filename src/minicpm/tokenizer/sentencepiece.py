@@ -118,6 +118,7 @@ def _read_model(data: memoryview) -> SentencePieceModel:
     types: list[PieceType] = []
     trainer: dict[int, int | memoryview] = {}
     normalizer: dict[int, int | memoryview] = {}
+    denormalizer: dict[int, int | memoryview] = {}
     for field, value in _fields(data):
         if field == 1:
             piece, score, kind = _read_piece(_message(value, "pieces"), len(pieces))
@@ -130,6 +131,8 @@ def _read_model(data: memoryview) -> SentencePieceModel:
             trainer = dict(_fields(_message(value, "trainer_spec")))
         elif field == 3:
             normalizer = dict(_fields(_message(value, "normalizer_spec")))
+        elif field == 5:
+            denormalizer = dict(_fields(_message(value, "denormalizer_spec")))
     if not pieces:
         raise _Malformed("no pieces in it")
     if len(set(pieces)) != len(pieces):
@@ -138,6 +141,12 @@ def _read_model(data: memoryview) -> SentencePieceModel:
         raise _Malformed("model_type is not BPE, which every MiniCPM tokenizer is")
     if _message(normalizer.get(2, memoryview(b"")), "precompiled_charsmap").nbytes:
         raise _Malformed("it normalises characters; MiniCPM's tokenizers keep them as they are")
+    if _message(denormalizer.get(2, memoryview(b"")), "precompiled_charsmap").nbytes:
+        raise _Malformed("it changes characters when decoding (denormalizer_spec); MiniCPM's tokenizers do not")
+    if not _integer(normalizer, 5, default=1):
+        raise _Malformed("escape_whitespaces is off; expected pieces that spell a blank as ▁")
+    if _integer(trainer, 24, default=0):
+        raise _Malformed("treat_whitespace_as_suffix is on; expected the blank in front of a word")
     model = SentencePieceModel(
         pieces=tuple(pieces),
         scores=tuple(scores),

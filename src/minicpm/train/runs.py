@@ -206,6 +206,8 @@ def _locked(out: Path) -> Iterator[None]:
 
     After an error before the run has begun nothing is left in a new folder, unless training data were read.
     """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: exists and is not a folder; choose another place for the run")
     out.mkdir(parents=True, exist_ok=True)
     is_new = not any(out.iterdir())
     descriptor = open_folder(out)

@@ -13,7 +13,7 @@ from minicpm.chat import STOP_STRINGS, contains_markers, template_for
 from minicpm.cli.arguments import add_model_argument, count, whole
 from minicpm.cli.models import resolve_model
 from minicpm.cli.output import is_terminal, printable, talk
-from minicpm.errors import ModelError, TrainingError, counted
+from minicpm.errors import DataError, ModelError, TrainingError, counted
 from minicpm.formats.checkpoint import FORMS, open_checkpoint, recognise
 from minicpm.formats.config import CONFIG_FILE, DecoderConfig, read_config_json
 from minicpm.formats.folder import ModelFolder
@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
             _show(document, renderer)
     if lengths and not usable:
         problems.append(Problem("every record", f"no trained token among the first {args.length}; raise --length"))
+    if not (kinds or problems or args.json):
+        raise DataError(f"{args.file}: holds no records, so there is nothing to train on")
     summary: dict[str, Any] = {"file": args.file, "records": kinds.total(), "kinds": dict(kinds), "notes": dict(notes)}
     if lengths:
         summary |= {"tokens": sum(lengths), "trained_tokens": trained_tokens, "longest": max(lengths)}

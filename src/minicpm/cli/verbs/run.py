@@ -113,6 +113,8 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise ValueError("--system needs the chat template, which --raw leaves out")
     if sum([bool(args.prompts), bool(args.file), args.showcase is not None]) > 1:
         raise ValueError("give prompts in only one way: as arguments, in --file or by --showcase")
+    if args.samples > MAX_SAMPLES:
+        raise ValueError(f"--samples: must be at most {MAX_SAMPLES:,}, got {args.samples:,}")
     if args.vote and args.samples == 1:
         raise ValueError("--vote compares the samples of a prompt; give --samples 2 or more")
     if args.samples > 1 and args.temperature == 0:
@@ -125,6 +127,7 @@ def _check_combination(args: argparse.Namespace) -> None:
         check_destination(Path(args.html).expanduser())
 
 
+MAX_SAMPLES = 4096
 _SAME_SAMPLES = "with temperature 0 all --samples are the same; give a higher --temperature"
 
 

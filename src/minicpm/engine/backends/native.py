@@ -58,7 +58,7 @@ class _Part:
 
     @property
     def shape(self) -> tuple[str, int, int, bool]:
-        """What the weights of one part share: kind, columns, group size, and whether scales are binary16."""
+        """The common properties of one part's weights: kind, columns, group size, and whether scales are binary16."""
         return self.kind, self.columns, self.packing.group_size, self.has_half_scales
 
     @property

@@ -121,7 +121,7 @@ class LaneLinear:
 
     @staticmethod
     def _steps(values: Floats, numbers: int) -> Floats:
-        """(n, K) -> (n, steps, numbers, 16): each step gives every lane `numbers` neighbours, with zeros as padding."""
+        """(n, K) -> (n, steps, numbers, 16): each step has `numbers` adjacent inputs per lane, zero-padded."""
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % (LANES * numbers))))
         return padded.reshape(len(values), -1, LANES, numbers).swapaxes(2, 3)
 

@@ -93,7 +93,7 @@ class BlockPool(Protocol):
 
 
 class Root(NamedTuple):
-    """What all blocks of a text have in common. Texts with different roots share no blocks."""
+    """The properties that all blocks of a text share. Texts with different roots share no blocks."""
 
     rope_base: float  # of the keys' rotation
     adapter: str | None  # that computed keys and values; None: the model's own weights

@@ -1,4 +1,4 @@
-"""What clients of Ollama ask about models: /api/tags, /api/show, /api/ps, /api/version; and what is refused here."""
+"""Ollama's routes about models: /api/tags, /api/show, /api/ps, /api/version; and the routes that are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ API_VERSION = "0.13.5"
 CAPABILITIES = ["completion", "tools"]
 _DEFAULT_TAG = ":latest"
 _DEFAULT_PREFIXES = ("registry.ollama.ai/", "library/")
-# What Ollama says of a model that stays loaded for ever: int64's nanoseconds from now.
+# Ollama's value for a model that is never unloaded: the maximum of int64 nanoseconds from now.
 _FOREVER_S = (1 << 63) / 1e9
 
 
@@ -52,7 +52,7 @@ def router(serving: Serving) -> APIRouter:
 
     @routes.post("/api/show", responses=responses.ERRORS)
     async def show(body: ShowRequest) -> responses.Shown:
-        """What the model is."""
+        """The details of the model."""
         known_name(model, body.model or body.name)
         return _shown(model)
 
@@ -85,7 +85,7 @@ def router(serving: Serving) -> APIRouter:
 
 
 def known_name(model: ServedModel, name: str | None) -> str:
-    """The name as it was given. Raises APIError where it is none of the model's, with or without a tag."""
+    """The name as given. Raises APIError if it is not a name of the model, with or without a tag."""
     if not name:
         raise APIError(400, f"model is required; there is: {_names(model)}", param="model", code="invalid_value")
     if name not in model.names and _full(name) not in map(_full, model.names):

@@ -175,7 +175,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def joined(lines: Sequence[Chunk]) -> Chunk:
-    """What the lines of an answer add up to."""
+    """The whole answer that its lines add up to."""
     whole = dict(lines[-1])
     logprobs = [logprob for line in lines for logprob in line.get("logprobs", ())]
     if logprobs:

@@ -1,4 +1,4 @@
-"""What a client of Ollama may send, and what that is called in OpenAI's requests.
+"""The requests of Ollama's clients, and their fields' names in OpenAI's requests.
 
 Ollama ignores what it does not know. Here, too, but the access log names every field and option that has no effect.
 """
@@ -103,7 +103,7 @@ class _Body(_Lenient):
 
 
 class Generation(_Body):
-    """What /api/chat and /api/generate have in common."""
+    """The common fields of /api/chat and /api/generate."""
 
     stream: bool | None = Field(None, description="left out: true")
     format: str | dict[str, Any] | None = Field(None, description='"json" or a JSON schema')

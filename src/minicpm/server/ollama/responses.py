@@ -1,4 +1,4 @@
-"""What Ollama's routes answer, field for field as Ollama's, for the routes and for /openapi.json. Times are in ns."""
+"""Responses of Ollama's routes, field for field as Ollama's, for the routes and for /openapi.json. Times are in ns."""
 
 from __future__ import annotations
 

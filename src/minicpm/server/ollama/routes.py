@@ -45,7 +45,7 @@ def router(serving: Serving) -> APIRouter:
 
     @routes.post("/api/chat", response_model=responses.Chat, responses=responses.STREAMS)
     async def chat(body: OllamaChatRequest, request: Request) -> Response:
-        """Answer a conversation; without messages, only say that the model is loaded."""
+        """Answer a conversation; without messages, only report that the model is loaded."""
         watch, notes = Stopwatch(), _notes(request)
         name = known_name(model, body.model)
         body.check()
@@ -61,7 +61,7 @@ def router(serving: Serving) -> APIRouter:
 
     @routes.post("/api/generate", response_model=responses.Generate, responses=responses.STREAMS)
     async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
-        """Answer a prompt, or continue it where it is raw; without one, only say that the model is loaded."""
+        """Answer a prompt, or continue a raw one; without a prompt, only report that the model is loaded."""
         watch, notes = Stopwatch(), _notes(request)
         name = known_name(model, body.model)
         body.check(model)
@@ -115,7 +115,7 @@ def router(serving: Serving) -> APIRouter:
 async def _answer(
     serving: Serving, body: Generation, request: Request, questions: Sequence[Question], lines: Lines
 ) -> Response:
-    """Ask the question and answer with its lines; without one, say what became of the model."""
+    """Generate and return the answer's lines; without a prompt, report the state of the model."""
     if not questions:
         return _json(lines.last("unload" if body.unloads else "load"))
     if body.is_unlimited:
