@@ -16,8 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import benchmark_scripts
 from minicpm.bench.device import Device
 from minicpm.bench.report import Figures, Model, Point, Report
+from minicpm.quant.format import PRESETS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -448,3 +450,17 @@ def test_every_benchmark_that_writes_results_asks_for_an_idle_machine_first():
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
         assert path.name == "costs.py" or ("write_results" in called) <= ("require_idle_machine" in called), path.name
+
+
+def test_what_quantize_says_of_a_trained_model_is_what_was_measured():
+    result = json.loads((BENCHMARKS / "results" / "quality_real.json").read_text())
+    rows = {row["weights"]: row for row in result["rows"]}
+    int4, small = rows["int4"], rows["int4-small"]
+    cost = PRESETS["int4-small"].cost
+    assert "more than twice the perplexity" in cost and small["perplexity"] > 2 * small["reference_perplexity"]
+    assert "half of its first choices" in cost and 0.4 < small["top1_agreement"] < 0.55
+    assert f"int4: +{int4['perplexity_percent']:.0f} % and a third" in cost and 0.62 < int4["top1_agreement"] < 0.71
+    document = (BENCHMARKS.parent / "docs" / "quantization.md").read_text()
+    scripts = benchmark_scripts.load("real_weights")
+    assert scripts.table(result["rows"], result["note"]) in document
+    assert scripts.answer_table(result["answers"]) in document
