@@ -26,6 +26,8 @@ from minicpm.cli.session import HELP, help_text
 from minicpm.cli.verbs.chat import _history
 
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
+# By default the toy's float32 weights run in torch, and importing it takes longer than the rest of a test.
+STARTS_FAST = ("--backend", "numpy")
 
 
 def last_conversation(tmp_path: Path) -> list[dict[str, str]]:
@@ -187,8 +189,10 @@ def test_stdin_that_is_not_utf8_is_named(minicpm, toy):
 
 def test_a_terminal_of_another_encoding_gets_the_whole_answer(toy, tmp_path):
     settings = {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "MINICPM_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "minicpm", "chat", "-m", str(toy), *GREEDY, "--no-history", "你好"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, **settings})
+    chat = [sys.executable, "-m", "minicpm", "chat", "-m", str(toy), *GREEDY, *STARTS_FAST]
+    done = subprocess.run(
+        [*chat, "--no-history", "你好"], stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, **settings}
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(b"\n")
 
@@ -301,7 +305,7 @@ LONG_ANSWERS = ("--max-tokens", "1900", "--seed", "1", "--top-p", "1", "--temper
 
 @pytest.fixture
 def terminal(toy, tmp_path):
-    terminal = Terminal("chat", "-m", str(toy), *LONG_ANSWERS, home=tmp_path / "home")
+    terminal = Terminal("chat", "-m", str(toy), *LONG_ANSWERS, *STARTS_FAST, home=tmp_path / "home")
     yield terminal
     terminal.close()
 
@@ -349,7 +353,7 @@ def test_ctrl_c_ends_a_single_question_with_130(toy, tmp_path):
 def test_ctrl_c_in_a_command_stops_the_command_and_not_the_program(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("EDITOR", f"{sys.executable} -c 'import time; print(1234567); time.sleep(60)'")
     monkeypatch.delenv("VISUAL", raising=False)
-    terminal = Terminal("chat", "-m", str(toy), *LONG_ANSWERS, home=tmp_path / "home")
+    terminal = Terminal("chat", "-m", str(toy), *LONG_ANSWERS, *STARTS_FAST, home=tmp_path / "home")
     try:
         terminal.wait_for(">>>")
         terminal.type("/edit\r")
@@ -374,7 +378,9 @@ def test_ctrl_z_suspends_and_fg_goes_on(toy, tmp_path):
     shell = shutil.which("bash")
     if shell is None:
         pytest.skip("there is no bash")
-    command = shlex.join([sys.executable, "-m", "minicpm", "chat", "-m", str(toy), *GREEDY, "--no-history"])
+    command = shlex.join(
+        [sys.executable, "-m", "minicpm", "chat", "-m", str(toy), *GREEDY, *STARTS_FAST, "--no-history"]
+    )
     terminal = Terminal("--norc", "--noprofile", "-i", home=tmp_path / "home", shell=shell)
     try:
         terminal.type(f"{command}\r")
@@ -436,7 +442,7 @@ def test_one_turn_and_one_message_are_singular(minicpm, toy, tmp_path):
 def test_a_terminal_is_not_sent_what_it_would_obey(toy, tmp_path):
     saved = tmp_path / "talk.jsonl"
     saved.write_text(json.dumps({"role": "user", "content": "\x1b]0;PWNED\x07"}) + "\n", encoding="utf-8")
-    terminal = Terminal("chat", "-m", str(toy), "--load", str(saved), home=tmp_path / "home")
+    terminal = Terminal("chat", "-m", str(toy), *STARTS_FAST, "--load", str(saved), home=tmp_path / "home")
     try:
         terminal.wait_for(">>>")
         terminal.type("/show\r")

@@ -44,7 +44,7 @@ def test_a_report_of_nano_has_its_hashes_its_answer_and_its_scores(minicpm):
     assert total["tokens"] == sum(score["tokens"] for score in found["passages"][:-1])
 
 
-def test_a_report_names_no_path(minicpm, tmp_path: Path):
+def test_a_report_names_no_path(minicpm, brief, tmp_path: Path):
     secret = tmp_path / "somebody" / "model"
     secret.parent.mkdir()
     shutil.copytree(embedded.folder(), secret)
@@ -90,7 +90,7 @@ def test_published_perplexities_are_those_of_the_shapes_they_were_measured_on(re
     assert names == {"MiniCPM-2B-sft-bf16": {"MiniCPM-2B"}, "MiniCPM-1B-sft-bf16": {"MiniCPM-1B"}}
 
 
-def test_a_text_is_read_in_whole_windows_that_share_nothing(minicpm, tmp_path: Path):
+def test_a_text_is_read_in_whole_windows_that_share_nothing(minicpm, brief, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(passage.text for passage in passages()) * 2, encoding="utf-8")
     windows = report(minicpm("verify", "--text", text, "--json"))["windows"]

@@ -22,7 +22,7 @@ from minicpm.export.gguf import write_gguf
 from minicpm.export.quantize import quantize_folder
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.config import RopeScaling
-from minicpm.formats.gguf import Q4_0, Q6_K, Q8_0
+from minicpm.formats.gguf import Q4_0, Q6_K, Q8_0, GgufFile
 from minicpm.formats.gguf_model import rows_to_store, stored_name
 from minicpm.quant.format import Int4Weight, Int8Weight, IntWeight, read_weight
 from minicpm.sampling import SamplingParams
@@ -336,8 +336,8 @@ def test_the_real_tokenizer_survives(real_tokenizer: Path, tmp_path: Path):
     assert tokenizer.encode(text) == [
         1, 1786, 4194, 95388, 28780, 4342, 1410, 1358, 8107, 1379, 6213, 74, 95396, 10850, 95388,
     ]  # fmt: skip
-    scores = gguf.GGUFReader(tmp_path / "model.gguf").fields["tokenizer.ggml.scores"].contents()
-    assert scores[1345:1348] == [0, -1, -2]
+    scores = GgufFile(tmp_path / "model.gguf").metadata["tokenizer.ggml.scores"].items
+    assert scores[1345:1348].tolist() == [0, -1, -2]
     assert scores[-1] == -(122_752 - 1345)
 
 

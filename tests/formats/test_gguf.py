@@ -282,6 +282,42 @@ def test_a_damaged_file_is_refused_in_a_sentence(name: str, parts: Parts, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"second", b"sec\xffnd", "a string of 'some.texts' is not UTF-8 text"),
+        (b"second", "secön".encode()[:-1] + b"\xc3", "a string of 'some.texts' is not UTF-8 text"),
+        (struct.pack("<Q", 6) + b"second", struct.pack("<Q", 1 << 40) + b"second", "a string of 'some.texts' has"),
+        (struct.pack("<Q", 6) + b"second", struct.pack("<Q", 1 << 25) + b"second", "truncated"),
+        (
+            struct.pack("<Q", 6) + b"second",
+            struct.pack("<Q", (1 << 64) - 1) + b"second",
+            "a string of 'some.texts' has",
+        ),
+    ],
+    ids=["no text", "cut letter", "longer than any file", "longer than this file", "longest"],
+)
+def test_a_damaged_string_of_an_array_is_named(parts: Parts, tmp_path: Path, old: bytes, new: bytes, words: str):
+    parts.fields["some.texts"] = Field("some.texts", ValueType.ARRAY, ["first", "second", "third"], ValueType.STRING)
+    path = parts.write(tmp_path / "model.gguf")
+    data = path.read_bytes()
+    assert data.count(old) == 1 and len(old) == len(new)
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(FormatError, match=words):
+        GgufFile(path)
+
+
+def test_an_array_that_ends_with_the_file_is_truncated(parts: Parts, tmp_path: Path):
+    parts.fields["some.texts"] = Field("some.texts", ValueType.ARRAY, ["first", "second", "third"], ValueType.STRING)
+    path = parts.write(tmp_path / "model.gguf")
+    data = path.read_bytes()
+    start = data.index(struct.pack("<Q", 6) + b"second")
+    for stop in (start, start + 5, start + 8, start + 13):
+        path.write_bytes(data[:stop])
+        with pytest.raises(FormatError, match="truncated"):
+            GgufFile(path)
+
+
 def test_a_long_array_of_short_strings_does_not_fill_the_memory(parts: Parts, tmp_path: Path):
     """Eight bytes in the file must not become a hundred in memory."""
     parts.fields["many"] = Field("many", ValueType.ARRAY, [], ValueType.STRING)

@@ -172,6 +172,13 @@ class Checkpoint:
             )
         )
 
+    def read_as(self, config: DecoderConfig, file: TensorFile) -> Checkpoint:
+        """The same model with another configuration, and its tensors by published names read from `file`."""
+        published = {name: name for name in file.tensors}
+        return Checkpoint(
+            replace(self._opened, config=config, stored=dict.fromkeys(file.tensors, file), published=published)
+        )
+
     def damaged(self, problem: str) -> FormatError:
         """An error about a problem in the model's files."""
         return FormatError(self.path, problem)

@@ -66,8 +66,14 @@ def bpe_merges(model: SentencePieceModel) -> list[tuple[str, str]]:
         if model.types[i] in (PieceType.UNKNOWN, PieceType.CONTROL):
             continue
         piece = model.pieces[i]
-        splits = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        merges += sorted((s for s in splits if s[0] in ids and s[1] in ids), key=lambda s: (ids[s[0]], ids[s[1]]))
+        splits = [
+            (left, right)
+            for cut in range(1, len(piece))
+            if (left := piece[:cut]) in ids and (right := piece[cut:]) in ids
+        ]
+        if len(splits) > 1:
+            splits.sort(key=lambda split: (ids[split[0]], ids[split[1]]))
+        merges += splits
     return merges
 
 

@@ -94,8 +94,9 @@ class _Weights:
     The key of a packed file identifies the files that were checked.
     """
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, keeps_file: bool):
         self._checkpoint = checkpoint
+        self._keeps_file = keeps_file
         self._shapes = checkpoint.config.parameter_shapes()
         self._parts: dict[tuple[str, ...], list[_Part | TensorView]] = {}
         self._bytes: Bytes = np.zeros(0, np.uint8)
@@ -125,7 +126,7 @@ class _Weights:
         """Pack the weights, or map them if they were packed before."""
         plan = json.dumps([[*part.shape, part.rows, part.nbytes] for part in self._packed_parts()])
         nbytes = sum(_aligned(part.nbytes) for part in self._packed_parts())
-        self._bytes, is_mapped = packed_weights(self._checkpoint, plan, nbytes, self._fill)
+        self._bytes, is_mapped = packed_weights(self._checkpoint, plan, nbytes, self._fill, keeps_file=self._keeps_file)
         self.file_bytes += nbytes if is_mapped else 0
         self._layers: dict[tuple[str, ...], list[Weight]] = {}
         start = 0
@@ -189,7 +190,9 @@ class NativeBackend:
         *,
         kv_dtype: str = "auto",
         window: SlidingWindow | None = None,
+        keeps_packed_file: bool = True,
     ):
+        """Without `keeps_packed_file` the packed weights are held in memory, and no packed file is read or written."""
         self.config = config = checkpoint.config
         self.isa = native.isa()
         self.vocab_size = config.vocab_size
@@ -217,7 +220,7 @@ class NativeBackend:
             sink_blocks=0 if window is None else window.sink_blocks,
             window_blocks=0 if window is None else window.blocks,
         )
-        self._file_bytes = self._load(checkpoint)
+        self._file_bytes = self._load(checkpoint, keeps_packed_file)
 
     @property
     def threads(self) -> int:
@@ -310,9 +313,9 @@ class NativeBackend:
             sequence.extend(row.token_ids)
         return [out[end - n : end] for end, n in zip(accumulate(wanted_counts), wanted_counts)]
 
-    def _load(self, checkpoint: Checkpoint) -> int:
+    def _load(self, checkpoint: Checkpoint, keeps_packed_file: bool) -> int:
         """Give the weights to the model; return how many of their bytes are in mapped files."""
-        weights = _Weights(checkpoint)
+        weights = _Weights(checkpoint, keeps_packed_file)
         head = EMBEDDING if self.config.tie_word_embeddings else HEAD
         layers = [_layer_names(index) for index in range(self.config.num_hidden_layers)]
         for names in ((EMBEDDING,), *(names for layer in layers for names in layer), (head,)):

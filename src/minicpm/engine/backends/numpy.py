@@ -35,7 +35,6 @@ from minicpm.engine.cache.blocks import SequenceCache
 from minicpm.engine.cache.sliding_window import MOST_POSITIONS, SlidingWindow
 from minicpm.engine.memory import free_memory_bytes
 from minicpm.formats.checkpoint import Checkpoint
-from minicpm.formats.config import DecoderConfig
 from minicpm.formats.llama import EMBEDDING, HEAD
 from minicpm.formats.tensor import TensorView
 from minicpm.quant.format import IntWeight, read_weight
@@ -175,14 +174,12 @@ class NumpyBackend:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        config: DecoderConfig | None = None,
         *,
         is_exact: bool | None = None,
         kv_dtype: str = "auto",
         window: SlidingWindow | None = None,
     ):
-        """`config` overrides the checkpoint's; it must have the same shapes."""
-        self.config = config = config or checkpoint.config
+        self.config = config = checkpoint.config
         self.is_exact = bool(checkpoint.packings) if is_exact is None else is_exact
         self._checkpoint = checkpoint
         self._keeps_expanded = 4 * config.num_parameters() <= MAX_KEPT_BYTES

@@ -37,12 +37,15 @@ _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
 _LOGGER = logging.getLogger(__name__)
 
 
-def packed_weights(checkpoint: Checkpoint, plan: str, nbytes: int, fill: Callable[[Bytes], None]) -> tuple[Bytes, bool]:
+def packed_weights(
+    checkpoint: Checkpoint, plan: str, nbytes: int, fill: Callable[[Bytes], None], *, keeps_file: bool = True
+) -> tuple[Bytes, bool]:
     """`nbytes` of packed weights, and whether they are mapped from a file.
 
-    `fill` writes all of them; `plan` describes their layout. If no file can be kept, they are held in memory.
+    `fill` writes all of them; `plan` describes their layout. If no file can be kept, they are held in memory. Without
+    `keeps_file` none is read or written: for weights that are not those of the checkpoint's files.
     """
-    if nbytes >= SMALLEST_FILE_BYTES:
+    if keeps_file and nbytes >= SMALLEST_FILE_BYTES:
         path, header = _path_of(checkpoint), _header(checkpoint, plan, nbytes)
         try:
             found = _mapped(path, header, nbytes)
