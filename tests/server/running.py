@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 
 from minicpm.engine.service import Engine
 from minicpm.server.addresses import bind
@@ -58,3 +60,13 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}, response.text
     assert body["error"]["message"] and "Traceback" not in response.text and "/src/" not in response.text
     return body["error"]
+
+
+def logged_line(caplog: pytest.LogCaptureFixture, request_id: str) -> str:
+    """The line that the server logs of a request. It comes when the client has its answer already."""
+    until = time.monotonic() + 30
+    while not (found := [r.getMessage() for r in caplog.records if f" {request_id}" in r.getMessage()]):
+        assert time.monotonic() < until, f"no line of {request_id}"
+        time.sleep(0.01)
+    (line,) = found
+    return line

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from minicpm.server import requests
 from minicpm.server.chat import conversation
 from minicpm.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest, ignored_fields
-from server.running import ASK, CHAT, Running
+from server.running import ASK, CHAT, Running, logged_line
 from server.stub import StubEngine
 
 USER = {"role": "user", "content": "Hi"}
@@ -174,7 +174,7 @@ def test_ignored_fields_are_in_the_requests_one_line_of_the_log(start: Callable[
     with start().client() as client:
         body = {**ASK, "messages": [{**USER, "id": "swordfish"}], "thinking": {"type": "disabled"}}
         client.post(CHAT, json=body, headers={"x-request-id": "mine-7"})
-    (line,) = [record.getMessage() for record in caplog.records if "mine-7" in record.getMessage()]
+    line = logged_line(caplog, "mine-7")
     assert "ignored=" in line and "messages.id" in line and "thinking" in line and "swordfish" not in line
 
 
