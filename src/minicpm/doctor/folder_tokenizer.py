@@ -27,7 +27,6 @@ from minicpm.tokenizer import (
 )
 from minicpm.tokenizer.loading import CONFIG_FILE as TOKENIZER_CONFIG
 from minicpm.tokenizer.loading import JSON_FILE as TOKENIZER_JSON
-from minicpm.tokenizer.loading import check_normalizer
 
 BOS, EOS = "<s>", "</s>"
 
@@ -81,10 +80,6 @@ def _pipeline(content: FolderContent) -> Fault | None:
         return None
     model = read_sentencepiece(content.folder.file("tokenizer.model"))
     path = content.folder.path
-    try:
-        check_normalizer(model, content.tokenizer_config, path / "tokenizer.model")
-    except FormatError:
-        return None  # only tokenizer.json can say how texts are split; `_readability` judges it
     library = build_from_sentencepiece(model, prepends_blank(content.tokenizer_config, path))
     if not content.folder.has(TOKENIZER_JSON):
         content.texts[TOKENIZER_JSON] = _written(library)

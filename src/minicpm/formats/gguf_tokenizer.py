@@ -32,7 +32,7 @@ from minicpm.tokenizer import (
     special_token,
 )
 from minicpm.tokenizer.added_tokens import listed_tokens
-from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE, check_normalizer
+from minicpm.tokenizer.loading import CONFIG_FILE, JSON_FILE
 
 TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 MODEL, PRE, MERGES = "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"
@@ -76,10 +76,7 @@ def tokenizer_fields(folder: Path, vocab_size: int, eos_token_ids: tuple[int, ..
     merges: tuple[tuple[str, str], ...]
     unknown: int | None
     if has_entry(folder, "tokenizer.model"):
-        source = file_in(folder, "tokenizer.model")
-        model = read_sentencepiece(source)
-        if not has_entry(folder, JSON_FILE):
-            check_normalizer(model, config, source)
+        model = read_sentencepiece(file_in(folder, "tokenizer.model"))
         kind, pre, merges, unknown = SENTENCEPIECE, "default", (), model.unk_id
         has_prefix = prepends_blank(config, folder)
         listed = listed_tokens(folder, config, set(model.pieces).__contains__)

@@ -42,9 +42,7 @@ def load_library_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[Any, P
         library_tokenizer = _load_json(source)
     elif has_entry(folder, SENTENCEPIECE_FILE):
         source = file_in(folder, SENTENCEPIECE_FILE)
-        model = read_sentencepiece(source)
-        check_normalizer(model, config, source)
-        library_tokenizer = build_from_sentencepiece(model, prepends_blank(config, folder))
+        library_tokenizer = build_from_sentencepiece(read_sentencepiece(source), prepends_blank(config, folder))
     else:
         raise FormatError(folder, "no tokenizer here; expected tokenizer.json or tokenizer.model")
     _add_configured_tokens(library_tokenizer, config, folder / CONFIG_FILE)
@@ -88,33 +86,6 @@ def prepends_blank(config: dict[str, Any], folder: Path) -> bool:
     if value is not None and not isinstance(value, bool):
         raise FormatError(folder / CONFIG_FILE, f"add_prefix_space must be true or false, got {brief(value)}")
     return value is not False
-
-
-def check_normalizer(model: SentencePieceModel, config: dict[str, Any], source: Path) -> None:
-    """Raise FormatError if SentencePiece would change or split texts in a way that the built pipeline does not.
-
-    The files of 2024 have neither flag. `add_dummy_prefix` is the pipeline's own blank, but SentencePiece also finds
-    the pieces that the user defined before all others; 2024's LlamaTokenizerFast merges them (`add_prefix_space`).
-    """
-    if model.remove_extra_whitespaces:
-        raise FormatError(
-            source,
-            f"its remove_extra_whitespaces is on, and blanks are never removed here; put the model's {JSON_FILE} "
-            "beside it, or train it with remove_extra_whitespaces=false",
-        )
-    if not model.add_dummy_prefix or config.get("add_prefix_space") is not None:
-        return
-    declared = config.get("added_tokens_decoder")
-    tokens = declared.values() if isinstance(declared, dict) else ()
-    named = {token.get("content") for token in tokens if isinstance(token, dict)}
-    own = [piece for piece, kind in zip(model.pieces, model.types) if kind == PieceType.USER_DEFINED]
-    if unnamed := [piece for piece in own if piece not in named]:
-        raise FormatError(
-            source,
-            f"it has add_dummy_prefix and user-defined pieces such as {brief(unnamed[0])}, which are not split off "
-            f"first here; put the model's {JSON_FILE} beside it, or set add_prefix_space in {CONFIG_FILE}: true merges "
-            "them like other pieces, false leaves the first blank out",
-        )
 
 
 def _load_json(path: Path) -> Any:
