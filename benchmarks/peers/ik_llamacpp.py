@@ -13,10 +13,17 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 # OpenMP reads these when the library is loaded: pinned threads.
 os.environ.setdefault("OMP_PROC_BIND", "true")
 os.environ.setdefault("OMP_PLACES", "cores")
+
+# A package that was compiled here looks for libggml.so in the system's folders only; once loaded, it is found by name.
+_spec = find_spec("ik_llama_cpp")
+assert _spec is not None and _spec.origin is not None
+ctypes.CDLL(str(Path(_spec.origin).parent / "lib" / "libggml.so"), mode=ctypes.RTLD_GLOBAL)
 
 import ik_llama_cpp._ctypes_api as ik
 from contexts import ContextRunner, TokenRow, filled
