@@ -317,6 +317,8 @@ def measure_group(group: Sequence[Entrant], paths: dict[str, Path], args: argpar
                 members.append(stack.enter_context(ready(entrant, paths, args)))
             except Gone as problem:  # the others continue
                 talk(str(problem))
+        if all(running.entrant.is_ours for running in members) and not all(entrant.is_ours for entrant in group):
+            return []  # its peers did not start: nothing to compare
         peaks = Peaks(native.isa(), args.threads)
         for repeat in range(args.repeats):
             for point in args.points:
