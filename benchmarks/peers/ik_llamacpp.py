@@ -25,9 +25,9 @@ _spec = find_spec("ik_llama_cpp")
 assert _spec is not None and _spec.origin is not None
 ctypes.CDLL(str(Path(_spec.origin).parent / "lib" / "libggml.so"), mode=ctypes.RTLD_GLOBAL)
 
-import ik_llama_cpp._ctypes_api as ik
-from contexts import ContextRunner, TokenRow, filled
-from protocol import serve
+import ik_llama_cpp._ctypes_api as ik  # noqa: E402
+from contexts import ContextRunner, TokenRow, filled  # noqa: E402
+from protocol import serve  # noqa: E402
 
 # The package does not bind these two.
 _library = ik.load_shared_library()
