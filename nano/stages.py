@@ -1,7 +1,7 @@
 """The long stages of MiniCPM-nano v2: data, two pilots, their comparison, and the stable phase.
 
     python nano/stages.py data            # a corpus for the pilots, and the tokenizer
-    python nano/stages.py pilot 8m        # one hour at most each; a repeated command continues
+    python nano/stages.py pilot 8m        # half an hour each; a repeated command continues
     python nano/stages.py pilot 12m
     python nano/stages.py compare         # held-out loss in both languages: runs/nano-v2/pilots.json
     python nano/stages.py stable 12m --background
@@ -45,8 +45,9 @@ SHAPES = ("8m", "12m", "28m")
 PILOT_SHAPES = ("8m", "12m")
 PILOT_PLANS, PILOT_SEED = 150_000, 1
 STABLE_PLANS, STABLE_SEED = 600_000, 100  # the seed of round 1 is 101
-# CPU time of a pilot for each of its threads: an hour in which they compute four fifths of the time.
-PILOT_CPU_S = 0.8 * 3600
+# CPU time of a pilot for each of its threads: half an hour in which they compute three fifths of the time, so that
+# both pilots take an hour on a machine that has other work.
+PILOT_CPU_S = 0.6 * 1800
 LENGTH, ROWS = 512, 8
 EVAL_RECORDS = 150  # of each kind and language
 
@@ -145,7 +146,7 @@ def train(out: Path, options: RunOptions, should_stop: Callable[[], bool], **sta
 
 
 def pilot(name: str) -> None:
-    """Train a shape for an hour by its CPU time, over all starts together, so that other work does not count."""
+    """Train a shape for half an hour by its CPU time, over all starts together, so that other work does not count."""
     run = WORK / f"pilot-{name}"
     clock = WORK / f"pilot-{name}.json"
     used = json.loads(clock.read_text()) if clock.is_file() else {"wall_s": 0.0, "cpu_s": 0.0}
@@ -163,7 +164,7 @@ def pilot(name: str) -> None:
         return spent()["cpu_s"] > allowed_s or stop()
 
     if used["cpu_s"] > allowed_s:
-        print(f"{run}: this pilot has had its hour")
+        print(f"{run}: this pilot has had its time")
         return
     tokenizer = make_tokenizer()
     prepare_stores(run, options, name, tokenizer)
@@ -396,7 +397,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(dest="stage", required=True)
     stages.add_parser("data", help="corpus of the pilots, and tokenizer")
-    stages.add_parser("pilot", help="train a shape for an hour").add_argument("shape", choices=SHAPES)
+    stages.add_parser("pilot", help="train a shape for half an hour").add_argument("shape", choices=SHAPES)
     stages.add_parser("compare", help="held-out loss of the pilots")
     long = stages.add_parser("stable", help="a round of the stable phase")
     long.add_argument("shape", choices=SHAPES)

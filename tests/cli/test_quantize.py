@@ -16,7 +16,7 @@ def test_quantize_shows_sizes_and_errors_and_writes_a_model_that_runs(minicpm, t
     lines = done.out.splitlines()
     assert lines[0].split() == ["weights", "elements", "size", "bits/weight", "error"]
     assert lines[-1].startswith("all ")
-    assert "int8 by rtn, 4.4 MB -> 1.1 MB, written and checked" in done.err
+    assert "int8 by rtn, 4.4 MB -> 1.2 MB, written and checked" in done.err
     answer = minicpm("run", "-m", tmp_path / "out", "hello", "--max-tokens", "5", "--temperature", "0")
     assert answer.code == 0
     with open_checkpoint(tmp_path / "out", allow_quantized=True) as checkpoint:

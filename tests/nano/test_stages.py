@@ -106,12 +106,12 @@ def test_the_next_round_goes_on_from_the_end_of_the_one_before(work: Path):
     assert steps == [7, 8, 9, 10, 11, 12]
 
 
-def test_pilots_have_an_hour_and_are_compared_by_language(work: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_pilots_have_their_time_and_are_compared_by_language(work: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(stages, "PILOT_SHAPES", ("tiny",))
     monkeypatch.setattr(stages, "PILOT_CPU_S", 0.3)
     stages.pilot("tiny")
     steps = [record["step"] for record in read_metrics(work / "pilot-tiny/metrics.jsonl") if "loss" in record]
-    stages.pilot("tiny")  # the hour is over
+    stages.pilot("tiny")  # its time is over
     assert steps == [record["step"] for record in read_metrics(work / "pilot-tiny/metrics.jsonl") if "loss" in record]
     stages.compare()
     found = json.loads((work / "pilots.json").read_text())

@@ -49,7 +49,7 @@ PRESETS = {
         Preset("int4", Packing(4, 64), Packing(8, 64)),
         Preset("int4-small", Packing(4, 128), Packing(4, 128), cost=_SMALL_COST),
         Preset("int4-hf", Packing(4, 128), None),
-        Preset("int8", Packing(8, 64), Packing(8, 64)),
+        Preset("int8", Packing(8, 32), Packing(8, 32)),
     )
 }
 

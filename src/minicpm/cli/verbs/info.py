@@ -27,11 +27,8 @@ from minicpm.formats.support import require_supported
 from minicpm.formats.text_sources import TOKENIZER_FILES
 from minicpm.hub import licences
 from minicpm.hub.previews import Preview
-from minicpm.quant.format import PRESETS
+from minicpm.quant.format import PRESETS, Preset
 
-# Bytes per weight, with a float16 scale per 64 weights (docs/numerics.md, section 2).
-SCALE_BYTES = 2 / 64
-INT8_BYTES, INT4_BYTES = 1 + SCALE_BYTES, 0.5 + SCALE_BYTES
 # (hidden_size, num_hidden_layers) of the text models of 2024, whatever their folder is called: 2B and 1B.
 RELEASE_SHAPES = {(2304, 40), (1536, 52)}
 MAX_CARD_BYTES = 1 << 20
@@ -204,9 +201,15 @@ def weight_memory(config: DecoderConfig) -> dict[str, int]:
         "float32": 4 * total,
         "bfloat16": 2 * total,
         "float16": 2 * total,
-        "int8": round((matrices + outer) * INT8_BYTES) + 2 * vectors,
-        "int4": round(matrices * INT4_BYTES + outer * INT8_BYTES) + 2 * vectors,
+        **{name: _quantized_bytes(PRESETS[name], matrices, outer) + 2 * vectors for name in ("int8", "int4")},
     }
+
+
+def _quantized_bytes(preset: Preset, matrices: int, outer: int) -> int:
+    """Bytes of the blocks' matrices and of embedding and head, with a float16 scale per group."""
+    assert preset.outer is not None  # 16 bits: not of these presets
+    parts = ((matrices, preset.linear), (outer, preset.outer))
+    return round(sum(count * (packing.bits / 8 + 2 / packing.group_size) for count, packing in parts))
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
