@@ -148,7 +148,7 @@ def commit_of(tree: Path) -> str:
     )
     if found.returncode:
         return "unknown"
-    code = ["--", ".", ":!benchmarks/results", ":!*.md"]
+    code = ["--", ".", ":!benchmarks/results", ":!tests/tiers.json", ":!*.md"]
     is_dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", *code], check=False).returncode
     return found.stdout.strip() + ("-dirty" if is_dirty else "")
 
