@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from minicpm.cli.calibration import DEFAULT_TOKENS, SAMPLE, calibration_text
 from minicpm.engine.backend import StepBackend
 from minicpm.engine.backends.native import NativeBackend
 from minicpm.eval.likelihood import logits_of
@@ -209,6 +210,15 @@ class Bench:
             nbytes = weight_bytes(folder)
         return {"engine": "native", "weights": label, "cache": "int8", "bytes": nbytes, **numbers(found)}
 
+    def calibrated(self, name: str) -> dict[str, object]:
+        """A preset by GPTQ on the packaged sample, as `minicpm quantize --method gptq` does it."""
+        folder = self.work / f"{name}-gptq"
+        text = calibration_text(self.work / "float", SAMPLE, DEFAULT_TOKENS)
+        quantize_folder(self.work / "float", folder, preset=name, method="gptq", calibration=text)
+        found = self.compare(logits_of(opened(folder), self.rows))
+        label = f"{name} by gptq"
+        return {"engine": "native", "weights": label, "cache": "int8", "bytes": weight_bytes(folder), **numbers(found)}
+
     def llamacpp_rows(self) -> Iterator[dict[str, object]]:
         source = self.work / "float.gguf"
         write_float_gguf(MODEL, source)
@@ -343,6 +353,7 @@ def run(work: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], str]:
             if name != "int4-hf":  # 128 divides no row of this model
                 add(bench.row(name, kv_dtype))
         add(bench.not_equalized("int4"))
+        add(bench.calibrated("int4"))
         for row in bench.llamacpp_rows():
             add(row)
         tokens = rows[0]["tokens"]

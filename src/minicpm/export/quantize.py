@@ -7,6 +7,8 @@ Writes the canonical compressed-tensors folder. Memory holds the largest weight 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from minicpm import __version__
 from minicpm.errors import ModelError
+from minicpm.export.calibrated import CalibratedWeights, Source, calibrate, work_folder
 from minicpm.export.dequantized import open_dequantized
-from minicpm.export.destination import check_places
+from minicpm.export.destination import check_places, require_disk
 from minicpm.export.hf_folder import FolderPlan, companion_files, write_folder
 from minicpm.export.small_files import small_files
 from minicpm.files import json_text
@@ -33,7 +37,8 @@ from minicpm.quant.equalize import block_scales
 from minicpm.quant.format import PRESETS, Floats, IntWeight, Preset
 from minicpm.quant.rescaling import BlockScales, block_of
 
-METHODS = ("rtn",)
+METHODS = ("rtn", "gptq")
+DATA_FREE = ("rtn",)  # the others need texts
 
 
 @dataclass
@@ -73,6 +78,25 @@ class Quantization:
     dequantized: str | None = None  # the kinds of weights of a source that was quantized already
 
 
+@dataclass(frozen=True)
+class CalibrationText:
+    """What a model is calibrated on."""
+
+    rows: Sequence[Sequence[int]]  # texts as token ids
+    origin: str  # in words, for reports
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row) for row in self.rows)
+
+    def digest(self) -> str:
+        """SHA-256 of all ids."""
+        whole = hashlib.sha256()
+        for row in self.rows:
+            whole.update(np.array([len(row), *row], "<i8").tobytes())
+        return whole.hexdigest()
+
+
 @dataclass
 class _Job:
     """The state of one run: the plan, and the results of weights that are quantized already."""
@@ -80,6 +104,7 @@ class _Job:
     checkpoint: Checkpoint
     plan: FolderPlan
     equalize: bool
+    calibrated: CalibratedWeights | None = None  # of the blocks
     scales: dict[str, memoryview] = field(default_factory=dict)
     rescalings: dict[int, BlockScales] = field(default_factory=dict)  # by block, made when its first weight is read
     kinds: dict[str, KindReport] = field(default_factory=dict)
@@ -95,6 +120,7 @@ def quantize_folder(
     *,
     preset: str = "int4",
     method: str = "rtn",
+    calibration: CalibrationText | None = None,
     equalize: bool = True,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
@@ -102,20 +128,37 @@ def quantize_folder(
 ) -> Quantization:
     """Write the model `source`, a folder or a GGUF file, to the new folder `destination` with the weights of a preset.
 
-    A source that is quantized already is rounded a second time; the reported errors do not include those of the first.
-    With `equalize`, outlier channels are first rescaled by powers of two, which leaves the model's results unchanged.
-    Raises ValueError for invalid arguments, ModelError and FormatError for other failures. Nothing half-written
-    remains.
+    The method `gptq` rounds the blocks' matrices for the inputs that they have on the texts of `calibration`, and needs
+    torch; `rtn` rounds to nearest. A source that is quantized already is rounded a second time; the reported errors do
+    not include those of the first. With `equalize`, outlier channels are first rescaled by powers of two, which leaves
+    the model's results unchanged.
+
+    Raises ValueError for invalid arguments, ModelError and FormatError for other failures, MissingExtra without torch.
+    Nothing half-written remains, but the blocks that were calibrated before a failure do, in a hidden folder beside
+    `destination`: the same call goes on behind them and then removes them.
     """
     source, destination = Path(source), Path(destination)
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if (calibration is None) != (method in DATA_FREE):
+        raise ValueError(f"method {method} takes {'no' if calibration else 'a'} text for calibration")
     check_places(source, destination, overwrite)
-    with open_dequantized(source) as checkpoint, small_files(checkpoint) as beside:
+    with (
+        open_dequantized(source) as checkpoint,
+        small_files(checkpoint) as beside,
+        contextlib.ExitStack() as until_written,
+    ):
         _require_finite_norms(checkpoint)
         job = _Job(checkpoint, _plan(checkpoint, PRESETS[preset], max_shard_bytes, companion_files(beside)), equalize)
+        if calibration is not None:
+            require_disk(destination, 2 * job.plan.weight_bytes, job.plan.copies)  # the blocks are there twice
+            folder = until_written.enter_context(
+                work_folder(destination, _key(checkpoint, preset, method, equalize, calibration))
+            )
+            of_model = Source(job.config, job.plan.packings, lambda name: _values(job, name))
+            job.calibrated = calibrate(of_model, calibration.rows, folder, progress)
 
         def content(info: TensorInfo) -> Iterable[memoryview]:
             yield _content(job, info)
@@ -135,6 +178,21 @@ def quantize_folder(
             files=written.files,
             dequantized=checkpoint.dequantized,
         )
+
+
+def _key(
+    checkpoint: Checkpoint, preset: str, method: str, equalize: bool, calibration: CalibrationText
+) -> dict[str, object]:
+    """What calibrated blocks depend on."""
+    files = [path for path in (checkpoint.path, *sorted(checkpoint.path.glob("*"))) if path.is_file()]
+    return {
+        "version": __version__,
+        "source": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
+        "preset": preset,
+        "method": method,
+        "equalize": equalize,
+        "calibration": calibration.digest(),
+    }
 
 
 def _require_finite_norms(checkpoint: Checkpoint) -> None:
@@ -246,7 +304,10 @@ def _quantized(job: _Job, name: str) -> IntWeight:
     values = _values(job, name)
     packing = job.plan.packings[name]
     try:
-        weight = rtn.quantize(values, packing)
+        if job.calibrated is not None and is_linear(name):
+            weight = job.calibrated.read(name)
+        else:
+            weight = rtn.quantize(values, packing)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     report = _report(job, name, weight.nbytes, packing.bits, values.size)

@@ -26,24 +26,32 @@ def quantize(weight: Floats, packing: Packing, importance: Floats | None = None)
     """
     N, K = weight.shape
     G = packing.group_size
-    largest = float(np.abs(weight).max(initial=0.0))
     kind = WEIGHT_TYPES[packing.bits]
-    if not largest <= LARGEST_SCALE * kind.high:
-        raise ModelError(f"its largest weight is {largest:.3g}; {packing.bits}-bit codes reach finite values only")
+    check_range(weight, packing)
     weighing = None if importance is None else np.pad(importance, (0, -K % G)).reshape(-1, G)
     codes = np.empty((N, -(-K // G), G), np.int8)
     scales = np.empty(codes.shape[:2], np.float16)
     step = max(1, BLOCK_ELEMENTS // K)
     for start in range(0, N, step):
         groups = np.pad(weight[start : start + step], ((0, 0), (0, -K % G))).reshape(-1, *codes.shape[1:])
-        best = _searched_scales(groups, packing.bits, weighing)
+        best = searched_scales(groups, packing.bits, weighing)
         scales[start : start + step] = best
         codes[start : start + step] = _codes(groups, best, kind.low, kind.high)
     return kind.pack(codes.reshape(N, -1)[:, :K], scales, G)
 
 
-def _searched_scales(groups: Floats, bits: int, weighing: Floats | None) -> npt.NDArray[np.float16]:
-    """The candidate of least error per group: (N, K / G) for groups (N, K / G, G)."""
+def check_range(weight: Floats, packing: Packing) -> None:
+    """Raise ModelError if a weight is not finite, or too large for a float16 scale."""
+    largest = float(np.abs(weight).max(initial=0.0))
+    if not largest <= LARGEST_SCALE * WEIGHT_TYPES[packing.bits].high:
+        raise ModelError(f"its largest weight is {largest:.3g}; {packing.bits}-bit codes reach finite values only")
+
+
+def searched_scales(groups: Floats, bits: int, weighing: Floats | None) -> npt.NDArray[np.float16]:
+    """The candidate of least error per group: (N, K / G) for groups (N, K / G, G).
+
+    `weighing` (K / G, G) >= 0 weighs the squared errors of input features.
+    """
     kind = WEIGHT_TYPES[bits]
     largest = np.abs(groups).max(axis=2)
     best = round_scales(largest / np.float32(kind.high))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from minicpm.cli import calibration
 from minicpm.cli.arguments import add_offline_argument
 from minicpm.cli.models import resolve_model
 from minicpm.cli.progress import TerminalProgress, format_bytes
-from minicpm.errors import counted
-from minicpm.export.quantize import METHODS, Quantization, quantize_folder
+from minicpm.errors import MiniCPMError, counted
+from minicpm.export.calibrated import work_place
+from minicpm.export.destination import check_places
+from minicpm.export.quantize import DATA_FREE, METHODS, Quantization, quantize_folder
 from minicpm.formats.hf import DEFAULT_SHARD_BYTES
 from minicpm.quant.format import PRESETS
 
@@ -31,8 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "int4-hf (groups of 128, head in 16 bits, for vLLM and transformers) or int8",
     )
     parser.add_argument(
-        "--method", choices=METHODS, default="rtn", help="method of quantization: rtn, round to nearest"
+        "--method",
+        choices=METHODS,
+        default="rtn",
+        help="rtn, round to nearest (the default), or gptq: calibrated on text, so that a weight makes up for the "
+        "rounding of others; needs torch",
     )
+    calibration.add_arguments(parser)
     parser.add_argument(
         "--no-equalize",
         dest="equalize",
@@ -46,16 +56,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress()
-    done = quantize_folder(
-        resolve_model(args, args.source),
-        Path(args.destination).expanduser(),
-        preset=args.preset,
-        method=args.method,
-        equalize=args.equalize,
-        max_shard_bytes=DEFAULT_SHARD_BYTES,
-        overwrite=args.force,
-        progress=progress,
-    )
+    source, destination = resolve_model(args, args.source), Path(args.destination).expanduser()
+    check_places(source, destination, args.force)  # before a model writes for minutes
+    text = None
+    if args.method not in DATA_FREE:
+        text = calibration.calibration_text(source, args.calibration, args.calibration_tokens)
+        print(f"calibrating on {text.tokens:,} tokens of {text.origin}", file=sys.stderr)
+    with _naming_kept_blocks(destination):
+        done = quantize_folder(
+            source,
+            destination,
+            preset=args.preset,
+            method=args.method,
+            calibration=text,
+            equalize=args.equalize,
+            max_shard_bytes=DEFAULT_SHARD_BYTES,
+            overwrite=args.force,
+            progress=progress,
+        )
     print(json.dumps(_record(done), indent=2) if args.json else "\n".join(_table(done)))
     sizes = f"{format_bytes(done.source_bytes)} -> {format_bytes(done.nbytes)}"
     if done.dequantized:
@@ -72,6 +90,17 @@ def run(args: argparse.Namespace) -> int:
         print(cost, file=sys.stderr)
     print(f"{done.destination}: {done.preset} by {done.method}, {sizes}, written and checked", file=sys.stderr)
     return 0
+
+
+@contextlib.contextmanager
+def _naming_kept_blocks(destination: Path) -> Iterator[None]:
+    """Say after a failure or Ctrl-C that what was calibrated is not lost."""
+    try:
+        yield
+    except (MiniCPMError, OSError, KeyboardInterrupt):
+        if (place := work_place(destination)).is_dir():
+            print(f"\n{place} keeps the blocks that are done; the same command goes on behind them", file=sys.stderr)
+        raise
 
 
 def _record(done: Quantization) -> dict[str, object]:
