@@ -13,7 +13,7 @@ from minicpm.errors import DataError
 from minicpm.export.dequantized import open_dequantized
 from minicpm.export.quantize import CalibrationText
 from minicpm.files import read_text
-from minicpm.formats.checkpoint import Checkpoint
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 
 SAMPLE, SELF = "sample", "self"
 SAMPLE_FILE = Path(__file__).resolve().parents[1] / "assets" / "calibration.jsonl.gz"
@@ -106,7 +106,9 @@ def written_by(model: Path, tokens: int) -> list[list[int]]:
     from minicpm.engine.llm import LLM
     from minicpm.sampling import SamplingParams
 
-    llm = LLM(model, offline=True)
+    with open_checkpoint(model, allow_quantized=True) as checkpoint:
+        is_wide = checkpoint.config.dtype == "float32" and not checkpoint.packings
+    llm = LLM(model, offline=True, dtype="bfloat16" if is_wide else "auto")  # half of the bytes to read per token
     length = min(ROW_TOKENS, llm.context_length)
     turn = llm.template.render([{"role": "user", "content": _MARK}]).partition(_MARK)[0]
     beginnings = [list(llm.tokenizer.encode(text, add_bos=True)) for text in ("", turn)]
