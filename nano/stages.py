@@ -4,7 +4,7 @@
     python nano/stages.py pilot 8m        # half an hour each; a repeated command continues
     python nano/stages.py pilot 12m
     python nano/stages.py compare         # held-out loss in both languages: runs/nano-v2/pilots.json
-    python nano/stages.py stable 12m --background
+    python nano/stages.py stable 8m --background
     python nano/stages.py status | stop | pause | continue
 
 All is kept under runs/nano-v2. Every stage computes at the lowest priority (the idle scheduling class where the system
